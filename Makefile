@@ -1,0 +1,24 @@
+# A thin layer over pip, pytest and the study runner. Everything runs from .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: scales test lint clean
+
+scales: .venv/ready
+	$(BIN)/python studies/run.py --grid scales
+
+test: .venv/ready
+	$(BIN)/python -m pytest
+
+lint: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# Rebuilt whenever the declared dependencies change.
+.venv/ready: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .hypothesis
