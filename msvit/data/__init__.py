@@ -1,0 +1,53 @@
+"""Data sets: a registry of option sets, each of which knows how to load its images.
+
+Importing this needs no torch: grids are checked before anything expensive starts. To add a
+data set, write a :class:`~msvit.data.options.DataOptions` subclass in a file of its own and
+list it in ``_DATASETS``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from msvit.data.digits import DigitsOptions
+from msvit.data.fashion_mnist import FashionMnistOptions
+from msvit.data.image_folder import Cifar10Options
+from msvit.data.options import DataOptions
+from msvit.options import ConfigError, unknown
+
+if TYPE_CHECKING:
+    from msvit.data.splits import Splits
+
+_DATASETS: dict[str, type[DataOptions]] = {
+    options.name: options for options in (DigitsOptions, FashionMnistOptions, Cifar10Options)
+}
+
+
+def list_datasets() -> list[str]:
+    """Names that ``data.name`` of a cell may have."""
+    return sorted(_DATASETS)
+
+
+def data_options(name: str, options: Mapping[str, Any], where: str) -> DataOptions:
+    """Options of data set ``name`` with every default filled in.
+
+    ``where`` opens error messages, such as ``"scales.yaml: base.data"``.
+
+    Raises:
+        ConfigError: for an unknown data set or option, or an impossible value.
+    """
+    if name not in _DATASETS:
+        message = f"{where}.name: unknown data set {name!r}"
+        raise ConfigError(unknown(name, _DATASETS, message))
+    return _DATASETS[name].parse(options, where)
+
+
+def load_splits(options: DataOptions, data_dir: Path | None = None) -> Splits:
+    """The train, validation and test images of a data set, in memory.
+
+    Raises:
+        DataError: where files are missing or broken; the message names them.
+    """
+    return options.load(data_dir)

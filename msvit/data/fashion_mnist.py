@@ -1,0 +1,127 @@
+"""Fashion-MNIST (Xiao et al. 2017, arXiv 1708.07747): the serious data set for a CPU.
+
+70,000 grey images of clothes in idx files, 28×28, padded here to 32×32.
+"""
+
+from __future__ import annotations
+
+import gzip
+import logging
+import zlib
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
+
+from msvit.data.files import cache_folder, locked
+from msvit.data.options import DataError, DataOptions
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from msvit.data.splits import Images, Splits
+
+DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
+
+_log = logging.getLogger("msvit")
+_FILES = {
+    "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
+    "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
+}
+_VALIDATION = 0.1
+
+
+class FashionMnistOptions(DataOptions):
+    """54,000 training, 6,000 validation and 10,000 test images."""
+
+    name: ClassVar[str] = "fashion_mnist"
+    num_classes: ClassVar[int] = 10
+    in_channels: ClassVar[int] = 1
+    image_size: ClassVar[int] = 32
+
+    train_per_class: int | None = Field(None, gt=0, le=5400)
+
+    def load(self, data_dir: Path | None) -> Splits:
+        from msvit.data.splits import Splits, split_train
+
+        folder = _find(data_dir)
+        train, validation = split_train(_read(folder, "train"), _VALIDATION, self.train_per_class)
+        # Mean and deviation of the 60,000 training images with their padding.
+        return Splits(train, validation, _read(folder, "test"), mean=(0.219,), std=(0.332,))
+
+
+def _find(data_dir: Path | None) -> Path:
+    """The folder that holds all four files, downloaded if need be."""
+    names = ("", "fashion-mnist", "FashionMNIST", "FashionMNIST/raw")
+    given = [data_dir / name for name in names] if data_dir else []
+    for folder in (*given, DEBIAN_FOLDER):
+        if _complete(folder):
+            return folder
+    target = data_dir or cache_folder()
+    try:
+        with locked(target / "FashionMNIST"):
+            folder = target / "FashionMNIST" / "raw"
+            if not _complete(folder):
+                _log.info("downloading Fashion-MNIST to %s", folder)
+                _download(target)
+            return folder
+    except (OSError, RuntimeError) as error:
+        place = f"in --data-dir ({data_dir})" if data_dir else "in --data-dir (not given)"
+        raise DataError(
+            f"Fashion-MNIST is not there: looked for {_FILES['train'][0]}.gz and three more "
+            f"{place}, in {DEBIAN_FOLDER} (Debian package dataset-fashion-mnist), "
+            f"and torchvision could not download it to {target} ({error})"
+        ) from error
+
+
+def _download(target: Path) -> None:
+    from torchvision.datasets import FashionMNIST
+
+    FashionMNIST(target, download=True)
+
+
+def _complete(folder: Path) -> bool:
+    return all(_file(folder, name) is not None for pair in _FILES.values() for name in pair)
+
+
+def _file(folder: Path, name: str) -> Path | None:
+    return next((p for p in (folder / f"{name}.gz", folder / name) if p.is_file()), None)
+
+
+def _read(folder: Path, split: str) -> Images:
+    from torch.nn.functional import pad
+
+    from msvit.data.splits import Images
+
+    image_file, label_file = (_file(folder, name) for name in _FILES[split])
+    images, labels = read_idx(image_file), read_idx(label_file)
+    if images.ndim != 3 or images.shape[1:] != (28, 28):
+        raise DataError(f"{image_file}: images of {tuple(images.shape[1:])}, expected (28, 28)")
+    if labels.ndim != 1 or len(labels) != len(images):
+        raise DataError(f"{label_file}: {len(labels)} labels for {len(images)} images")
+    if labels.max() > 9:
+        raise DataError(f"{label_file}: label {int(labels.max())}, expected 0 to 9")
+    return Images(pad(images[:, None], (2, 2, 2, 2)), labels.long())
+
+
+def read_idx(file: Path) -> Tensor:
+    """A uint8 idx file (plain or gzip): two zero bytes, type 8, rank, sizes, values.
+
+    Raises:
+        DataError: if the file is cut short or no such file.
+    """
+    import numpy as np
+    import torch
+
+    try:
+        content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{file}: cannot be read ({error})") from error
+    if len(content) < 4 or content[:3] != b"\0\0\x08":
+        raise DataError(f"{file}: not an idx file of bytes")
+    rank = content[3]
+    shape = [int(size) for size in np.frombuffer(content, ">u4", rank, 4)]
+    values = np.frombuffer(content, np.uint8, offset=4 + 4 * rank)
+    if len(values) != np.prod(shape, dtype=np.int64):
+        raise DataError(f"{file}: {len(values)} bytes for the shape {tuple(shape)}; is it cut off?")
+    return torch.from_numpy(values.reshape(shape).copy())

@@ -1,0 +1,95 @@
+"""Precision that says what it is: fp32 never silently rounds to less.
+
+``torch.set_float32_matmul_precision("medium")`` is free on some processors and rounds
+products to bf16 on others, so one set of products is compared with float64 first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch.nn.functional import conv2d
+
+MAX_ERROR = 1e-6
+"""Largest relative error of a product that may call itself fp32; bf16 is off by 2e-3."""
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Precision:
+    """``dtype`` that autocast computes products in, and a ``label`` for the record."""
+
+    dtype: torch.dtype
+    label: str
+
+    def autocast(self, device: torch.device) -> torch.autocast:
+        """Context for a forward pass and its loss; does nothing in fp32."""
+        enabled = self.dtype != torch.float32
+        return torch.autocast(device.type, self.dtype if enabled else None, enabled=enabled)
+
+
+def choose_precision(requested: str, device: torch.device) -> Precision:
+    """Set up the process for ``requested`` (``auto``, ``fp32``, ``bf16`` or ``fp16``).
+
+    ``auto`` is fp32 on a CPU, and on a GPU with bf16 units bf16, as in the published recipes.
+    """
+    if requested == "auto":
+        gpu = device.type == "cuda"
+        requested = "bf16" if gpu and bf16_is_native(device) else "fp32"
+    matmul = _set_matmul_precision(device)
+    label = f"fp32 (matmul {matmul})"
+    if requested != "fp32":
+        label = f"{requested} autocast over {label}"
+    return Precision(_DTYPES[requested], label)
+
+
+@cache
+def _set_matmul_precision(device: torch.device) -> str:
+    """The fastest setting under which fp32 products and convolutions are fp32."""
+    if device.type == "cuda":
+        torch.backends.cudnn.allow_tf32 = False
+    for setting in ("medium", "highest"):
+        torch.set_float32_matmul_precision(setting)
+        if product_error(device) < MAX_ERROR:
+            break
+    return setting
+
+
+def product_error(device: torch.device) -> float:
+    """Worst relative error of fp32 products and convolutions in use now, against float64.
+
+    Several shapes, because libraries choose a kernel by shape.
+    """
+    random = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=random).to(device)
+
+    products = [(512, 512, 512), (4096, 64, 64), (1024, 384, 256)]
+    pairs = [(draw(m, k), draw(k, n)) for m, k, n in products]
+    errors = [_relative_error(a @ b, a.double() @ b.double()) for a, b in pairs]
+    images, weight = draw(8, 64, 16, 16), draw(64, 64, 3, 3)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        x, w = images.to(memory_format=layout), weight.to(memory_format=layout)
+        exact = conv2d(x.double(), w.double(), padding=1)
+        errors.append(_relative_error(conv2d(x, w, padding=1), exact))
+    return max(errors)
+
+
+def _relative_error(value: torch.Tensor, exact: torch.Tensor) -> float:
+    return float((value.double() - exact).norm() / exact.norm())
+
+
+def bf16_is_native(device: torch.device) -> bool:
+    """Whether the device has bf16 product units, so that bf16 is faster than fp32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    try:
+        flags = Path("/proc/cpuinfo").read_text().split()
+    except OSError:
+        return False
+    return not {"amx_bf16", "avx512_bf16", "bf16"}.isdisjoint(flags)
