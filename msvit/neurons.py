@@ -150,4 +150,3 @@ def no_decay(module: nn.Module) -> set[str]:
         if isinstance(m, sj.base_node.BaseNode | sj.GatedLIFNode | sj.PSN)
         for p, _ in m.named_parameters(recurse=False)
     }
-

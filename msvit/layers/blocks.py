@@ -1,0 +1,106 @@
+"""Transformer blocks around an attention, patch embeddings, and the classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from msvit.layers.synapses import Linear
+from msvit.layers.units import ConvNormNeuron
+from msvit.neurons import Neuron, NeuronConfig
+
+
+def as_sequence(x: Tensor, timesteps: int) -> Tensor:
+    """Images ``[B, C, H, W]`` or events ``[T, B, C, H, W]`` → ``[T, B, H, W, C]``.
+
+    Images are not copied: all time steps are the same memory (stride 0), which the layers
+    behind recognise and compute once.
+
+    Raises:
+        ValueError: if ``x`` has neither 4 nor 5 dimensions.
+    """
+    if x.ndim == 4:
+        return x.permute(0, 2, 3, 1).expand(timesteps, -1, -1, -1, -1)
+    if x.ndim == 5:
+        return x.permute(0, 1, 3, 4, 2)
+    raise ValueError(
+        f"expected images [B, C, H, W] or events [T, B, C, H, W], got shape {tuple(x.shape)}"
+    )
+
+
+class MLP(nn.Module):
+    """Two 1×1 conv-norm-neuron units, spikes ``[T, B, H, W, C]`` → the same (+ shortcut)."""
+
+    def __init__(self, dim: int, hidden: int, neuron: NeuronConfig, bias: bool = True) -> None:
+        super().__init__()
+        self.fc1 = ConvNormNeuron(dim, hidden, neuron, bias=bias)
+        self.fc2 = ConvNormNeuron(hidden, dim, neuron, bias=bias)
+
+    def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
+        return self.fc2(self.fc1(x), shortcut)
+
+
+class SpikeBlock(nn.Module):
+    """Attention and MLP, each added to its input: sums of spikes, integers from here on."""
+
+    def __init__(self, attention: nn.Module, mlp: nn.Module) -> None:
+        super().__init__()
+        self.attention = attention
+        self.mlp = mlp
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.attention(x, shortcut=x)
+        return self.mlp(x, shortcut=x)
+
+
+class PatchEmbedding(nn.Module):
+    """A chain of 3×3 conv-norm-neuron units with a 1×1 shortcut around its end.
+
+    Unit ``i`` has ``widths[i]`` channels and, where ``pools[i]``, max pooling before its
+    neuron. The shortcut convolution starts from the output of unit ``shortcut_from - 1`` (0:
+    the input) and strides over as much as the pools behind that point.
+    Source: QKFormer (arXiv 2403.16552), fig. 2; MSVIT uses the same.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        widths: Sequence[int],
+        pools: Sequence[bool],
+        shortcut_from: int,
+        neuron: NeuronConfig,
+    ) -> None:
+        super().__init__()
+        inputs = (in_channels, *widths)
+        self.units = nn.ModuleList(
+            ConvNormNeuron(inputs[i], width, neuron, 3, pool="before" if pool else "none")
+            for i, (width, pool) in enumerate(zip(widths, pools, strict=True))
+        )
+        self.shortcut = ConvNormNeuron(
+            inputs[shortcut_from], widths[-1], neuron, stride=2 ** sum(pools[shortcut_from:])
+        )
+        self.shortcut_from = shortcut_from
+
+    def forward(self, x: Tensor) -> Tensor:
+        for unit in self.units[: self.shortcut_from]:
+            x = unit(x)
+        shortcut = self.shortcut(x)
+        for unit in self.units[self.shortcut_from : -1]:
+            x = unit(x)
+        return self.units[-1](x, shortcut)
+
+
+class Classifier(nn.Module):
+    """Mean over the image plane (→ neuron) → linear: ``[T, B, H, W, C]`` → logits per step."""
+
+    def __init__(self, dim: int, num_classes: int, neuron: NeuronConfig | None = None) -> None:
+        super().__init__()
+        self.neuron = Neuron(neuron) if neuron is not None else None
+        self.linear = Linear(dim, num_classes)
+        nn.init.trunc_normal_(self.linear.weight, std=0.02)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = x.mean(dim=(2, 3))
+        return self.linear(features if self.neuron is None else self.neuron(features))

@@ -1,0 +1,37 @@
+"""What every spiking model shares: its options, its neurons, its checkpoint map."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from msvit.checkpoints import OfficialMap
+from msvit.models.options import SpikingOptions
+from msvit.neurons import NeuronConfig
+
+
+def neuron_config(options: SpikingOptions) -> NeuronConfig:
+    return NeuronConfig(
+        kind=options.neuron,
+        tau=options.tau,
+        threshold=options.threshold,
+        surrogate=options.surrogate,
+        surrogate_alpha=options.surrogate_alpha,
+        hard_reset=options.hard_reset,
+        detach_reset=options.detach_reset,
+        timesteps=options.timesteps,
+    )
+
+
+class Model(nn.Module):
+    """Base of the zoo: images ``[B, C, H, W]`` or events ``[T, B, C, H, W]`` → ``[T, B, K]``."""
+
+    def __init__(self, options: SpikingOptions) -> None:
+        super().__init__()
+        self.options = options
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def official_map(self) -> OfficialMap:
+        """Where the official implementation keeps each of this model's tensors."""
+        raise NotImplementedError

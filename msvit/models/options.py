@@ -1,0 +1,171 @@
+"""Options of every architecture, with their defaults: each stands here and nowhere else.
+
+Torch-free, so that a grid is checked before anything expensive starts.
+"""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from msvit.options import Options
+
+Count = Annotated[int, Field(ge=1, le=65536)]
+Positive = Annotated[float, Field(gt=0, le=1e6)]
+Scale = Annotated[int, Field(ge=1, le=255)]
+NeuronName = Literal["lif", "if", "plif", "klif", "glif", "clif", "ilif", "psn"]
+SurrogateName = Literal["sigmoid", "atan", "erf", "piecewise_quadratic", "soft_sign", "rect"]
+Layout = Literal["cifar", "imagenet", "events"]
+
+
+class ModelOptions(Options):
+    """Options that every model has. Units: pixels, channels, time steps."""
+
+    num_classes: Count = 10
+    in_channels: Count = 3
+    image_size: Count = 32
+    timesteps: Annotated[int, Field(ge=1, le=1024)] = 4
+    dim: Count = 384
+    depths: tuple[Count, ...] = (4,)
+    heads: Count = 8
+    mlp_ratio: Positive = 4.0
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
+class SpikingOptions(ModelOptions):
+    """Options of the neurons: names are spikingjelly's, ``tau`` counts time steps.
+
+    ``surrogate_alpha`` is the slope of the surrogate; unset, spikingjelly's default.
+    """
+
+    neuron: NeuronName = "lif"
+    tau: Annotated[float, Field(gt=1, le=1e6)] = 2.0
+    threshold: Positive = 1.0
+    attn_threshold: Positive = 0.5
+    surrogate: SurrogateName = "sigmoid"
+    surrogate_alpha: Positive | None = None
+    hard_reset: bool = True
+    detach_reset: bool = True
+
+
+def check_heads(dim: int, heads: int, what: str = "dim") -> None:
+    if dim % heads:
+        raise ValueError(f"heads: {what} {dim} cannot be split into {heads} heads")
+
+
+def check_image(image_size: int, stride: int) -> None:
+    if image_size % stride:
+        raise ValueError(
+            f"image_size: {image_size} is no multiple of {stride}, by which the stages shrink it"
+        )
+
+
+class HierarchicalOptions(SpikingOptions):
+    """Stages of growing width: token attention first, self-attention in the last stage.
+
+    ``widths`` are the stages' widths as fractions of ``dim``. ``batch_coupled`` reproduces
+    the released code, whose self-attention lets membrane potential pass from one image of
+    the batch to the next.
+    """
+
+    layout: Layout = "cifar"
+    depths: tuple[Count, ...] = (1, 1, 2)
+    widths: tuple[Annotated[float, Field(gt=0, le=4)], ...] = (0.25, 0.5, 1.0)
+    batch_coupled: bool = False
+
+    @property
+    def stage_dims(self) -> list[int]:
+        return [round(self.dim * w) for w in self.widths]
+
+    @model_validator(mode="after")
+    def _check_geometry(self) -> HierarchicalOptions:
+        if len(self.depths) != len(self.widths):
+            raise ValueError(
+                f"depths: {len(self.depths)} stages, but widths names {len(self.widths)}"
+            )
+        divisor = 8 if self.layout == "events" else 2
+        for width, dim in zip(self.widths, self.stage_dims, strict=True):
+            if dim != self.dim * width or dim % divisor:
+                raise ValueError(
+                    f"widths: {width} of dim {self.dim} gives {self.dim * width:g} channels, "
+                    f"and a stage needs a multiple of {divisor}"
+                )
+            check_heads(dim, self.heads, "a stage of width")
+        first = {"cifar": 1, "imagenet": 4, "events": 8}[self.layout]
+        check_image(self.image_size, first * 2 ** (len(self.depths) - 1))
+        return self
+
+
+class QKFormerOptions(HierarchicalOptions):
+    pass
+
+
+class MSVITOptions(HierarchicalOptions):
+    """MSVIT's ablation axes; :class:`msvit.layers.attention.TokenAttention` explains them.
+
+    ``stages`` lists the stages (from 1) that carry multi-scale attention. An early stage that
+    is not listed has token attention with the first scale only, the last one self-attention.
+    """
+
+    widths: tuple[Annotated[float, Field(gt=0, le=4)], ...] = (0.5, 0.5, 1.0)
+    scales: Annotated[tuple[Scale, ...], Field(min_length=1, max_length=16)] = (1, 3)
+    fusion: Literal["token", "token_channel"] = "token"
+    branch_kernel: Literal["1d", "2d"] = "1d"
+    projections: Literal["separate", "shared"] = "separate"
+    stages: tuple[Count, ...] = (1, 2)
+
+    @model_validator(mode="after")
+    def _check_scales(self) -> MSVITOptions:
+        even = [s for s in self.scales if s % 2 == 0]
+        if even:
+            near = ", ".join(str(s + 1) for s in even)
+            raise ValueError(f"scales: kernel sizes are odd, not {even[0]} (nearest: {near})")
+        outside = [s for s in self.stages if s > len(self.depths)]
+        if outside:
+            raise ValueError(
+                f"stages: there is no stage {outside[0]}, only 1 to {len(self.depths)}"
+            )
+        return self
+
+
+class ColumnarOptions(SpikingOptions):
+    """A stem of four units that shrinks the image, then blocks of one width.
+
+    ``pools`` tells which of the stem's units pool (each halves the image).
+    """
+
+    pools: Annotated[tuple[bool, ...], Field(min_length=4, max_length=4)] = (
+        False,
+        False,
+        True,
+        True,
+    )
+    attn_scale: Positive = 0.125
+
+    @property
+    def depth(self) -> int:
+        return sum(self.depths)
+
+    @model_validator(mode="after")
+    def _check_geometry(self) -> ColumnarOptions:
+        if self.dim % 8:
+            raise ValueError(f"dim: the stem needs a multiple of 8, not {self.dim}")
+        check_heads(self.dim, self.heads)
+        check_image(self.image_size, prod(2 for pool in self.pools if pool))
+        return self
+
+
+class SpikformerOptions(ColumnarOptions):
+    """``qkv_bias`` is set in the released CIFAR code and unset in the ImageNet one."""
+
+    heads: Count = 12
+    qkv_bias: bool = True
+
+
+OPTIONS: dict[str, type[ModelOptions]] = {
+    "msvit": MSVITOptions,
+    "qkformer": QKFormerOptions,
+    "spikformer": SpikformerOptions,
+}

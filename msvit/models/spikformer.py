@@ -1,0 +1,91 @@
+"""Spikformer (Zhou et al., ICLR 2023, arXiv 2209.15425).
+
+A stem of four conv-norm-neuron units, pooling behind the neuron, with a convolution as
+relative position embedding; then blocks of spiking self-attention and MLP at one width.
+Spikes are added at shortcuts.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from msvit.checkpoints import OfficialMap
+from msvit.layers.attention import SelfAttention
+from msvit.layers.blocks import MLP, Classifier, SpikeBlock, as_sequence
+from msvit.layers.units import ConvNormNeuron
+from msvit.models.base import Model, neuron_config
+from msvit.models.options import SpikformerOptions
+
+
+class Spikformer(Model):
+    def __init__(self, options: SpikformerOptions) -> None:
+        super().__init__(options)
+        neuron = neuron_config(options)
+        dim = options.dim
+        widths = (options.in_channels, dim // 8, dim // 4, dim // 2, dim)
+        self.stem = nn.Sequential(
+            *(
+                ConvNormNeuron(
+                    widths[i], widths[i + 1], neuron, 3, pool="after" if pool else "none"
+                )
+                for i, pool in enumerate(options.pools)
+            )
+        )
+        self.position = ConvNormNeuron(dim, dim, neuron, 3)
+        self.blocks = nn.Sequential(
+            *(
+                SpikeBlock(
+                    SelfAttention(
+                        dim,
+                        options.heads,
+                        neuron,
+                        options.attn_threshold,
+                        options.attn_scale,
+                        qkv_bias=options.qkv_bias,
+                    ),
+                    MLP(dim, round(dim * options.mlp_ratio), neuron),
+                )
+                for _ in range(options.depth)
+            )
+        )
+        self.head = Classifier(dim, options.num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(as_sequence(x, self.options.timesteps))
+        x = self.position(x, shortcut=x)
+        return self.head(self.blocks(x))
+
+    def official_map(self) -> OfficialMap:
+        """Linear layers in the CIFAR code, 1×1 convolutions elsewhere; unused LayerNorms."""
+        names = OfficialMap(
+            tensors={f"head.linear.{t}": f"head.{t}" for t in ("weight", "bias")},
+            ignored=["block.*.norm1.*", "block.*.norm2.*"],
+        )
+
+        def place(ours: str, prefix: str, suffix: str = "", kind: str = "conv") -> None:
+            _place(names, ours, prefix, [""], suffix, kind)
+
+        for i in range(4):
+            place(f"stem.{i}", "patch_embed.proj_", str(i or ""))
+        place("position", "patch_embed.rpe_")
+        kind = "linear" if self.options.qkv_bias else "conv"
+        for b in range(self.options.depth):
+            ours, theirs = f"blocks.{b}", f"block.{b}"
+            attention = f"{theirs}.attn."
+            _place(names, f"{ours}.attention.qkv", attention, ["q_", "k_", "v_"], "", kind)
+            names.neurons[f"{ours}.attention.attend.neuron"] = [f"{attention}attn_lif"]
+            place(f"{ours}.attention.proj", f"{attention}proj_", kind=kind)
+            place(f"{ours}.mlp.fc1", f"{theirs}.mlp.fc1_", kind=kind)
+            place(f"{ours}.mlp.fc2", f"{theirs}.mlp.fc2_", kind=kind)
+        return names
+
+
+def _place(
+    names: OfficialMap, unit: str, prefix: str, parts: list[str], suffix: str, kind: str
+) -> None:
+    names.units[unit] = [(f"{prefix}{p}{kind}{suffix}", f"{prefix}{p}bn{suffix}") for p in parts]
+    names.neurons[f"{unit}.neuron"] = [f"{prefix}{p}lif{suffix}" for p in parts]
+
+
+def build(options: SpikformerOptions) -> Spikformer:
+    return Spikformer(options)
