@@ -27,7 +27,7 @@ class TrainingOptions(Options):
     """By timm's names; ``sgd`` has Nesterov momentum 0.9."""
     lr: float = Field(1e-3, gt=0, le=10)
     weight_decay: float = Field(0.06, ge=0, le=1)
-    """Not applied to biases and normalisation."""
+    """Not applied to biases, normalisation and the neurons' own parameters."""
     schedule: Literal["cosine", "constant"] = "cosine"
     """How the learning rate goes on after the warm-up, per step; ``cosine`` ends at ``min_lr``."""
     min_lr: float = Field(1e-5, ge=0, le=10)

@@ -1,0 +1,221 @@
+"""One cell from its configuration to its record."""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from msvit.cells import SCHEMA, Cell
+from msvit.data import data_options, load_splits
+from msvit.data.splits import Images, Splits
+from msvit.metrics import Meter
+from msvit.models import create_model
+from msvit.precision import choose_precision
+from msvit.process import peak_memory_gb, prepare_process, reset_peak_memory
+from msvit.recipes import TrainingOptions
+from msvit.training.batches import Normalise, eval_batches, steps_per_epoch, train_batches
+from msvit.training.checkpoint import load_checkpoint, save_checkpoint
+from msvit.training.environment import describe_environment
+from msvit.training.loop import Trainer, TrainingDiverged, evaluate
+from msvit.training.optimization import make_mixup, make_optimizer, make_schedule
+
+_log = logging.getLogger("msvit")
+
+
+def train_cell(
+    cell: Cell,
+    folder: Path,
+    *,
+    data_dir: Path | None = None,
+    report: Callable[[dict[str, Any]], None] = lambda progress: None,
+) -> dict[str, Any]:
+    """Train, select by validation accuracy, measure on the test images; returns the record.
+
+    After each epoch ``folder/checkpoint.pt`` is replaced and ``report`` is called with
+    ``epoch``, ``epochs``, ``train_loss``, ``val_accuracy`` and ``seconds``. A cell that was
+    stopped goes on after its last finished epoch and ends with the record it would have had:
+    on the same CPU with the same number of threads bit for bit, save times and memory.
+
+    Raises:
+        TrainingDiverged: when a loss is not finite.
+        DataError: when images are missing or broken.
+    """
+    prepare_process()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    _be_deterministic(device)
+    options = TrainingOptions.parse(cell.training, "training")
+    splits = _load_data(cell, data_dir, device)
+    precision = choose_precision(options.precision, device)
+    normalise = Normalise(splits.mean, splits.std, device)
+
+    _seed_everything(cell.seed, 0)
+    model = create_model(**cell.model).to(device)
+    steps = steps_per_epoch(len(splits.train), options)
+    optimizer = make_optimizer(model, options)
+    trainer = Trainer(
+        model=model,
+        options=options,
+        optimizer=optimizer,
+        set_rate=make_schedule(optimizer, options, steps).step_update,
+        normalise=normalise,
+        precision=precision,
+        mixup=make_mixup(options, cell.model["num_classes"]),
+        scaler=torch.amp.GradScaler(device.type, enabled=precision.dtype == torch.float16),
+    )
+    progress = _Progress.resume(folder / "checkpoint.pt", cell, trainer)
+
+    reset_peak_memory(device)
+    for epoch in range(progress.epoch + 1, options.epochs + 1):
+        # Everything random in an epoch follows from (seed, epoch): nothing to keep for resume.
+        generator = _seed_everything(cell.seed, epoch)
+        started = time.perf_counter()
+        batches = train_batches(splits.train, options, generator)
+        train_loss, train_accuracy = trainer.train_epoch(batches, epoch, steps)
+        trained = time.perf_counter()
+        validation = eval_batches(splits.validation, options.eval_batch_size)
+        val_loss, val_accuracy = evaluate(model, validation, normalise, precision)
+        if not math.isfinite(val_loss):
+            raise TrainingDiverged(f"epoch {epoch}, after step {steps}: validation loss {val_loss}")
+        row = {
+            "epoch": epoch,
+            "lr": optimizer.param_groups[0]["lr"],
+            "train_loss": train_loss,
+            "train_accuracy": train_accuracy,
+            "val_loss": val_loss,
+            "val_accuracy": val_accuracy,
+            "seconds": time.perf_counter() - started,
+        }
+        progress.add(row, trained - started, peak_memory_gb(device))
+        progress.save()
+        shown = ("epoch", "train_loss", "val_accuracy", "seconds")
+        report({"epochs": options.epochs, **{key: row[key] for key in shown}})
+
+    model.load_state_dict(progress.best)
+    with Meter(model) as meter:
+        test = eval_batches(splits.test, options.eval_batch_size)
+        test_loss, test_accuracy = evaluate(model, test, normalise, precision)
+    measured = meter.result()
+    images_trained = progress.epoch * steps * min(options.batch_size, len(splits.train))
+    return {
+        "schema": SCHEMA,
+        "id": cell.id,
+        "cell": cell.as_dict(),
+        "parameters": sum(weight.numel() for weight in model.parameters()),
+        "history": progress.history,
+        "selected_epoch": progress.selected["epoch"],
+        "test": {"images": len(splits.test), "loss": test_loss, "accuracy": test_accuracy},
+        "firing": measured.firing,
+        "firing_rate": measured.firing_rate,
+        "operations": measured.operations,
+        "energy_mj": measured.energy_mj,
+        "training_seconds": sum(row["seconds"] for row in progress.history),
+        "images_per_second": images_trained / progress.train_seconds,
+        "peak_memory_gb": progress.peak_memory_gb,
+        "precision": precision.label,
+        "kernels": "off",
+        "environment": describe_environment(device),
+    }
+
+
+class _Progress:
+    """How far a training has come; its checkpoint holds all that the next epoch needs."""
+
+    def __init__(self, path: Path, cell: str, trainer: Trainer):
+        self.path, self.cell, self.trainer = path, cell, trainer
+        self.history: list[dict[str, Any]] = []
+        self.best: dict[str, Tensor] = {}
+        self.selected: dict[str, Any] = {}
+        self.train_seconds = 0.0
+        self.peak_memory_gb = 0.0
+
+    @classmethod
+    def resume(cls, path: Path, cell: Cell, trainer: Trainer) -> _Progress:
+        progress = cls(path, cell.id, trainer)
+        state = load_checkpoint(path, cell.id)
+        if state is not None:
+            trainer.model.load_state_dict(state["model"])
+            trainer.optimizer.load_state_dict(state["optimizer"])
+            trainer.scaler.load_state_dict(state["scaler"])
+            for name in ("history", "best", "selected", "train_seconds", "peak_memory_gb"):
+                setattr(progress, name, state[name])
+            _log.info("resuming %s after epoch %d", cell.id, progress.epoch)
+        return progress
+
+    @property
+    def epoch(self) -> int:
+        """Epochs finished."""
+        return len(self.history)
+
+    def add(self, row: dict[str, Any], train_seconds: float, peak_memory_gb: float) -> None:
+        """Take in a finished epoch; keep its weights if it is the best by validation so far.
+
+        Accuracy decides, then the lower loss, then the earlier epoch.
+        """
+        self.history.append(row)
+        self.train_seconds += train_seconds
+        self.peak_memory_gb = max(self.peak_memory_gb, peak_memory_gb)
+        if not self.selected or _score(row) > _score(self.selected):
+            self.selected = row
+            weights = self.trainer.model.state_dict()
+            self.best = {name: value.detach().cpu().clone() for name, value in weights.items()}
+
+    def save(self) -> None:
+        trainer = self.trainer
+        state = {
+            "cell": self.cell,
+            "model": trainer.model.state_dict(),
+            "optimizer": trainer.optimizer.state_dict(),
+            "scaler": trainer.scaler.state_dict(),
+            "history": self.history,
+            "best": self.best,
+            "selected": self.selected,
+            "train_seconds": self.train_seconds,
+            "peak_memory_gb": self.peak_memory_gb,
+        }
+        save_checkpoint(self.path, state)
+
+
+def _score(row: dict[str, Any]) -> tuple[float, float]:
+    return row["val_accuracy"], -row["val_loss"]
+
+
+def _load_data(cell: Cell, data_dir: Path | None, device: torch.device) -> Splits:
+    options = {key: value for key, value in cell.data.items() if key != "name"}
+    splits = load_splits(data_options(cell.data["name"], options, "data"), data_dir)
+
+    def resident(images: Images) -> Images:
+        return images.to(device)
+
+    return Splits(
+        resident(splits.train),
+        resident(splits.validation),
+        resident(splits.test),
+        splits.mean,
+        splits.std,
+    )
+
+
+def _be_deterministic(device: torch.device) -> None:
+    """The same bits in every run, where that costs nothing."""
+    if device.type == "cpu":
+        torch.use_deterministic_algorithms(True)
+        # Filling fresh tensors would be one more pass over memory, and hides no difference.
+        torch.utils.deterministic.fill_uninitialized_memory = False
+
+
+def _seed_everything(seed: int, epoch: int) -> torch.Generator:
+    """Seed all generators in use for one epoch (0: initialisation); returns a fresh one."""
+    words = np.random.SeedSequence([seed, epoch]).generate_state(4)
+    random.seed(int(words[0]))
+    np.random.seed(words[1])  # noqa: NPY002 -- timm's mixup draws from the global generator
+    torch.manual_seed(int(words[2]))
+    return torch.Generator().manual_seed(int(words[3]))

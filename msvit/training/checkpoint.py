@@ -1,0 +1,60 @@
+"""Checkpoints that are complete or absent, and noticed when they are neither."""
+
+from __future__ import annotations
+
+import logging
+import os
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_log = logging.getLogger("msvit")
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Replace ``path`` atomically by ``state`` (tensors, numbers, strings, lists, dicts).
+
+    Raises:
+        OSError: if the folder cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(temporary, "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_checkpoint(path: Path, cell: str) -> dict[str, Any] | None:
+    """What :func:`save_checkpoint` wrote for this ``cell`` (its id), or None to start anew.
+
+    A file that is damaged or belongs to another cell is renamed, with a line in the log.
+    """
+    if not path.exists():
+        return None
+    try:
+        _verify(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if state["cell"] == cell:
+            return state
+        problem = f"is of cell {state['cell']}"
+    except Exception as error:
+        problem = f"is damaged ({error})"
+    aside = path.with_suffix(".damaged.pt")
+    os.replace(path, aside)
+    _log.warning("%s %s: kept as %s, training starts again", path, problem, aside.name)
+    return None
+
+
+def _verify(path: Path) -> None:
+    """torch.load does not compare checksums; zipfile does."""
+    with zipfile.ZipFile(path) as archive:
+        broken = archive.testzip()
+    if broken is not None:
+        raise ValueError(f"wrong checksum of {broken}")
