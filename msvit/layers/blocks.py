@@ -41,17 +41,38 @@ class MLP(nn.Module):
         return self.fc2(self.fc1(x), shortcut)
 
 
-class SpikeBlock(nn.Module):
-    """Attention and MLP, each added to its input: sums of spikes, integers from here on."""
+class Block(nn.Module):
+    """Attention (or another mixer) and MLP, each added to its input ``[T, B, H, W, C]``.
 
-    def __init__(self, attention: nn.Module, mlp: nn.Module) -> None:
+    In spike-shortcut models the sums of spikes are integers from here on; in membrane-shortcut
+    models potentials are added. ``drop_path`` is the probability that a branch is left out
+    for an image, in all its time steps alike (stochastic depth, arXiv 1603.09382).
+    """
+
+    def __init__(self, attention: nn.Module, mlp: nn.Module, drop_path: float = 0.0) -> None:
         super().__init__()
         self.attention = attention
         self.mlp = mlp
+        self.drop_path = drop_path
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.attention(x, shortcut=x)
-        return self.mlp(x, shortcut=x)
+        for branch in (self.attention, self.mlp):
+            if self.training and self.drop_path:
+                x = x + drop_images(branch(x), self.drop_path)
+            else:
+                x = branch(x, shortcut=x)
+        return x
+
+
+def drop_images(x: Tensor, probability: float) -> Tensor:
+    """Zero whole images of ``[T, B, ...]`` at random, scaling the others to keep the mean."""
+    keep = x.new_empty(1, x.shape[1], *(1,) * (x.ndim - 2)).bernoulli_(1 - probability)
+    return x * (keep / (1 - probability))
+
+
+def drop_rates(drop_path: float, depth: int) -> list[float]:
+    """Probabilities that rise linearly over ``depth`` blocks from 0 to ``drop_path``."""
+    return [drop_path * i / max(depth - 1, 1) for i in range(depth)]
 
 
 class PatchEmbedding(nn.Module):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from msvit.checkpoints import OfficialMap
 from msvit.layers.attention import SelfAttention, TokenAttention
-from msvit.layers.blocks import MLP, Classifier, PatchEmbedding, SpikeBlock, as_sequence
+from msvit.layers.blocks import MLP, Block, Classifier, PatchEmbedding, as_sequence, drop_rates
 from msvit.models.base import Model, neuron_config
 from msvit.models.options import HierarchicalOptions, QKFormerOptions
 from msvit.neurons import NeuronConfig
@@ -37,7 +37,9 @@ class QKFormer(Model):
         neuron = neuron_config(options)
         make_attention = token_attention or self._token_qk_attention
 
-        def block(stage: int, dim: int) -> SpikeBlock:
+        drops = iter(drop_rates(options.drop_path, sum(options.depths)))
+
+        def block(stage: int, dim: int) -> Block:
             attention = make_attention(stage, dim, neuron) or SelfAttention(
                 dim,
                 options.heads,
@@ -45,7 +47,8 @@ class QKFormer(Model):
                 options.attn_threshold,
                 coupled=options.batch_coupled,
             )
-            return SpikeBlock(attention, MLP(dim, round(dim * options.mlp_ratio), neuron))
+            mlp = MLP(dim, round(dim * options.mlp_ratio), neuron)
+            return Block(attention, mlp, next(drops))
 
         self.embeddings = nn.ModuleList()
         self.stages = nn.ModuleList()

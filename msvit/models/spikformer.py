@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from msvit.checkpoints import OfficialMap
 from msvit.layers.attention import SelfAttention
-from msvit.layers.blocks import MLP, Classifier, SpikeBlock, as_sequence
+from msvit.layers.blocks import MLP, Block, Classifier, as_sequence, drop_rates
 from msvit.layers.units import ConvNormNeuron
 from msvit.models.base import Model, neuron_config
 from msvit.models.options import SpikformerOptions
@@ -34,7 +34,7 @@ class Spikformer(Model):
         self.position = ConvNormNeuron(dim, dim, neuron, 3)
         self.blocks = nn.Sequential(
             *(
-                SpikeBlock(
+                Block(
                     SelfAttention(
                         dim,
                         options.heads,
@@ -44,8 +44,9 @@ class Spikformer(Model):
                         qkv_bias=options.qkv_bias,
                     ),
                     MLP(dim, round(dim * options.mlp_ratio), neuron),
+                    drop,
                 )
-                for _ in range(options.depth)
+                for drop in drop_rates(options.drop_path, options.depth)
             )
         )
         self.head = Classifier(dim, options.num_classes)
