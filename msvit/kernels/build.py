@@ -1,0 +1,119 @@
+"""Compile units.cpp at first use and keep the library in the user's cache folder.
+
+A library is named by a hash of source, flags, compiler and processor, written under another name
+and renamed when complete, so that any number of processes may start at once. What cannot be
+compiled or kept costs one log line, never an error: the plain path takes over.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+SOURCE = Path(__file__).with_name("units.cpp")
+# No -ffast-math: a NaN has to be seen in the loss, and sums are to keep their order.
+FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
+NATIVE = ("-march=native",)
+OPENMP = ("-fopenmp",)
+
+
+@cache
+def library(storage: str) -> ctypes.CDLL | None:
+    """The compiled passes for ``storage`` ("float", "double" or "bf16"), None if impossible."""
+    compiler = next(filter(None, map(shutil.which, _compilers())), None)
+    if compiler is None:
+        logger.warning("no C++ compiler found: spiking units run on the plain path")
+        return None
+    try:
+        return _load(compiler, storage)
+    except (OSError, subprocess.SubprocessError) as error:
+        logger.warning("spiking units run on the plain path: %s", error)
+        return None
+
+
+def _compilers() -> list[str]:
+    return [name for name in (os.environ.get("CXX"), "c++", "g++", "clang++") if name]
+
+
+def _load(compiler: str, storage: str) -> ctypes.CDLL:
+    name = f"units-{storage}-{_key(compiler, storage)}.so"
+    folder = _cache_folder()
+    kept = folder / name
+    if kept.exists():
+        try:
+            return ctypes.CDLL(str(kept))
+        except OSError:
+            logger.info("%s is damaged and is compiled again", kept)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            made = _compile(compiler, storage, Path(scratch) / name)
+            os.replace(made, kept)
+        return ctypes.CDLL(str(kept))
+    except OSError as error:
+        logger.info("%s cannot keep compiled kernels (%s)", folder, error)
+    # A loaded library outlives its file.
+    with tempfile.TemporaryDirectory() as scratch:
+        return ctypes.CDLL(str(_compile(compiler, storage, Path(scratch) / name)))
+
+
+def _cache_folder() -> Path:
+    if own := os.environ.get("MSVIT_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "msvit"
+
+
+def _compile(compiler: str, storage: str, target: Path) -> Path:
+    # Apple's compiler has no OpenMP, some have no "native": less speed, same results.
+    for optional in ((*NATIVE, *OPENMP), NATIVE, OPENMP, ()):
+        command = [compiler, *FLAGS, *optional, f"-DSTORAGE={storage}", str(SOURCE)]
+        command += ["-o", str(target)]
+        if optional[-1:] == OPENMP:
+            command += _openmp_runtime()
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        if done.returncode == 0:
+            return target
+    lines = done.stderr.strip().splitlines() or ["no message"]
+    raise subprocess.SubprocessError(f"{compiler} failed: {lines[0]}")
+
+
+def _openmp_runtime() -> list[str]:
+    """Link to the OpenMP runtime that torch has loaded.
+
+    Its name differs from the system's in torch's wheels. Two runtimes in one process would keep
+    two pools of threads that wait for work on the same cores.
+    """
+    try:
+        maps = Path("/proc/self/maps").read_text()
+    except OSError:
+        return []
+    loaded = {line.split(maxsplit=5)[-1] for line in maps.splitlines() if "libgomp" in line}
+    return ["-Wl,--as-needed", *sorted(loaded)] if len(loaded) == 1 else []
+
+
+def _key(compiler: str, storage: str) -> str:
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=60)
+    parts = (SOURCE.read_text(), storage, compiler, version.stdout, _processor())
+    parts += (*FLAGS, *NATIVE, *OPENMP, *_openmp_runtime())
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def _processor() -> str:
+    """Everything that decides what ``-march=native`` means."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return f"{platform.machine()} {platform.processor()}"
+    first = text.split("\n\n")[0].splitlines()
+    kept = ("model name", "flags", "Features", "CPU part", "CPU implementer")
+    return "\n".join(line for line in first if line.startswith(kept)) + platform.machine()

@@ -1,0 +1,177 @@
+"""The passes of units.cpp on CPU tensors.
+
+A backend is an object with these methods; the Triton one has the same. ``y``, ``shortcut`` and
+``grad`` are contiguous ``[t, R, C]`` with ``t`` the time steps or 1 (every step is the same),
+``R`` any number of axes. ``folded`` is ``[4, C]``: mean, 1/std, scale, shift.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from ctypes import POINTER, c_double, c_int, c_int32, c_int64, c_void_p
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from . import build
+from .spec import NeuronSpec
+
+STORAGE = {torch.float32: "float", torch.float64: "double", torch.bfloat16: "bf16"}
+
+
+class _Neuron(ctypes.Structure):
+    _fields_ = (
+        *((name, c_int32) for name in ("leaky", "decay_input", "divide")),
+        *((name, c_int32) for name in ("soft_reset", "detach_reset", "atan")),
+        *((name, c_double) for name in ("tau", "decay", "threshold", "reset", "alpha")),
+    )
+
+
+_P, _I, _D, _T, _N = c_void_p, c_int64, c_double, c_int, POINTER(_Neuron)
+_SIGNATURES = {
+    "unit_moments": (_P, _I, _I, _P, _T),
+    "unit_fold": (_P, _D, _P, _P, _D, _P, _P, _D, _P, _I),
+    "unit_fold_gradients": (_P, _P, _P, _D, _D, _P, _P, _I),
+    "unit_forward": (_P, _I, _P, _P, _P, _I, _P, _I, _I, _I, _N, _T),
+    "unit_backward": (*(_P, _I, _P, _P, _P, _P, _I, _P, _P, _P, _P), _I, _I, _I, _N, _P, _P, _T),
+    "unit_affine": (_P, _P, _P, _P, _P, _P, _I, _I, _T),
+    "unit_gradient_sums": (_P, _P, _P, _P, _I, _I, _T),
+}
+
+
+@cache
+def passes(dtype: torch.dtype) -> Passes | None:
+    """The passes for activations of ``dtype``, None where they cannot be compiled."""
+    library = build.library(STORAGE[dtype]) if dtype in STORAGE else None
+    return None if library is None else Passes(library, dtype)
+
+
+class Passes:
+    def __init__(self, library: ctypes.CDLL, dtype: torch.dtype) -> None:
+        self.real = torch.float64 if dtype == torch.float64 else torch.float32
+        for name, arguments in _SIGNATURES.items():
+            function = getattr(library, name)
+            function.argtypes, function.restype = arguments, None
+            setattr(self, "_" + name.removeprefix("unit_"), function)
+
+    def moments(self, y: Tensor) -> Tensor:
+        """Mean and biased variance ``[2, C]`` (float64) over all but the last axis."""
+        channels = y.shape[-1]
+        out = torch.empty(2, channels, dtype=torch.float64)
+        rows = y.numel() // channels
+        self._moments(y.data_ptr(), rows, channels, out.data_ptr(), _threads())
+        return out
+
+    def fold(self, moments, count, weight, bias, eps, running, momentum) -> Tensor:
+        """``[4, C]`` mean, 1/std, scale, shift; moves ``running`` (mean, var) where given."""
+        channels = moments.shape[-1]
+        out = torch.empty(4, channels, dtype=self.real)
+        mean, var = running or (None, None)
+        pointers = (_pointer(weight), _pointer(bias), eps, _pointer(mean), _pointer(var))
+        self._fold(moments.data_ptr(), count, *pointers, momentum, out.data_ptr(), channels)
+        return out
+
+    def fold_gradients(self, own, sums, folded, count, repeats) -> tuple[Tensor, Tensor]:
+        """Gradients of (weight, bias) ``[2, C]`` and the (a, b, d) ``[3, C]`` of a·g + b·y + d."""
+        channels = folded.shape[-1]
+        grads, coefficients = folded.new_empty(2, channels), folded.new_empty(3, channels)
+        pointers = (own.data_ptr(), sums.data_ptr(), folded.data_ptr())
+        outputs = (grads.data_ptr(), coefficients.data_ptr())
+        self._fold_gradients(*pointers, count, repeats, *outputs, channels)
+        return grads, coefficients
+
+    def forward(self, y, steps, folded, spec, decay, shortcut) -> Tensor:
+        """Norm (``folded`` None: none) → neuron → + shortcut (or None), ``[T, R, C]``."""
+        rows, channels = _sizes(y, folded)
+        out = y.new_empty(steps, *y.shape[1:])
+        _, _, scale, shift = _rows(folded, 4)
+        self._forward(
+            *(y.data_ptr(), _step(y), scale, shift),
+            *(_pointer(shortcut), 0 if shortcut is None else _step(shortcut)),
+            *(out.data_ptr(), steps, rows, channels, _neuron(spec, decay), _threads()),
+        )
+        return out
+
+    def backward(self, y, steps, folded, spec, decay, grad, coefficients, write, sums):
+        """Gradient of the neuron's input, through the norm where ``coefficients`` are given.
+
+        Returns it (None unless ``write``; summed over time where ``y`` has one step), the sums
+        over g and g·(y - mean) ``[2, C]`` (None unless ``sums``) and the gradient of the decay
+        (None unless ``plif``).
+        """
+        rows, channels = _sizes(y, folded)
+        out = torch.empty_like(y) if write else None
+        totals = torch.empty(2, channels, dtype=torch.float64) if sums else None
+        decay_grad = torch.empty(1, dtype=torch.float64) if spec.kind == "plif" else None
+        mean, _, scale, shift = _rows(folded, 4)
+        static = _step(y) if y.shape[0] == steps else 0
+        self._backward(
+            *(y.data_ptr(), static, scale, shift, mean),
+            *(grad.data_ptr(), _step(grad), *_rows(coefficients, 3), _pointer(out)),
+            *(steps, rows, channels, _neuron(spec, decay)),
+            *(_pointer(totals), _pointer(decay_grad), _threads()),
+        )
+        return out, totals, decay_grad
+
+    def affine(self, u, a, v, b, d, out) -> Tensor:
+        """``out = a·u + b·v + d`` per channel; ``b`` None: 1, ``v`` None: 0; ``out`` may be u."""
+        rows, channels = u.numel() // u.shape[-1], u.shape[-1]
+        pointers = (_pointer(p) for p in (u, a, v, b, d, out))
+        self._affine(*pointers, rows, channels, _threads())
+        return out
+
+    def gradient_sums(self, grad, y, mean) -> Tensor:
+        """Sums over g and g·(y - mean), ``[2, C]`` (float64)."""
+        rows, channels = y.numel() // y.shape[-1], y.shape[-1]
+        out = torch.empty(2, channels, dtype=torch.float64)
+        pointers = (_pointer(p) for p in (grad, y, mean, out))
+        self._gradient_sums(*pointers, rows, channels, _threads())
+        return out
+
+
+def _threads() -> int:
+    return torch.get_num_threads()
+
+
+def _pointer(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def _rows(table: Tensor | None, count: int) -> list[int | None]:
+    """Pointers to the rows of a ``[count, C]`` table."""
+    if table is None:
+        return [None] * count
+    step = table.shape[-1] * table.element_size()
+    return [table.data_ptr() + i * step for i in range(count)]
+
+
+def _step(x: Tensor) -> int:
+    """Elements from one time step to the next; 0 where all steps are the same."""
+    return x.numel() // x.shape[0] if x.shape[0] > 1 else 0
+
+
+def _sizes(y: Tensor, folded: Tensor | None) -> tuple[int, int]:
+    """Rows and channels; without a norm there are no channels to tell apart."""
+    elements = y.numel() // y.shape[0]
+    channels = elements if folded is None else y.shape[-1]
+    return elements // max(channels, 1), channels
+
+
+@cache
+def _neuron(spec: NeuronSpec, decay: float) -> _Neuron:
+    return _Neuron(
+        leaky=spec.kind != "if",
+        decay_input=spec.decay_input,
+        # 1 / tau is exact for powers of two only; spikingjelly divides.
+        divide=spec.kind == "lif" and math.frexp(spec.tau)[0] != 0.5,
+        soft_reset=spec.v_reset is None,
+        detach_reset=spec.detach_reset,
+        atan=spec.surrogate == "atan",
+        tau=spec.tau,
+        decay=decay,
+        threshold=spec.threshold,
+        reset=spec.v_reset or 0.0,
+        alpha=spec.alpha,
+    )
