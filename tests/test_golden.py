@@ -21,7 +21,7 @@ CASES = {
     "qkformer_cifar10": ("qkformer_cifar10", QK),
     "msvit_imagenet": ("msvit_10_384", QK | {"heads": 4, "depths": (1, 2, 2)}),
     "qkformer_imagenet": ("qkformer_10_384", QK | {"heads": 4, "depths": (1, 2, 2)}),
-    "qkformer_dvs128": ("qkformer_cifar10dvs", QK | {"num_classes": 11}),
+    "qkformer_dvs128": ("qkformer_cifar10dvs", QK | {"num_classes": 11, "heads": 16}),
     "spikformer_cifar10": ("spikformer_cifar10", {"heads": 4, "depths": (2,)}),
 }
 
