@@ -13,7 +13,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
+from msvit.data import data_options
+from msvit.data.options import DataOptions
+from msvit.models import model_options
+from msvit.models.options import ModelOptions
 from msvit.options import ConfigError, unknown
+from msvit.recipes import TrainingOptions, list_recipes, load_recipe
 
 SCHEMA = 1
 """Version of cells and records. It is part of every id: a change of meaning changes all ids."""
@@ -69,9 +74,6 @@ def resolve_cell(raw: Mapping[str, Any], where: str) -> Cell:
     data_name, data_values = _named(raw, "data", where)
     model_name, model_values = _named(raw, "model", where)
 
-    from msvit.data import data_options
-    from msvit.models import model_options
-
     data = data_options(data_name, data_values, f"{where}.data")
     model_values = {**_from_data(data), **model_values}
     model = model_options(model_name, model_values, f"{where}.model")
@@ -86,10 +88,6 @@ def resolve_cell(raw: Mapping[str, Any], where: str) -> Cell:
 
 def option_names(section: str, name: str | None, where: str) -> list[str]:
     """The keys that ``section`` takes for the model or data set ``name``, as written by users."""
-    from msvit.data import data_options
-    from msvit.models import model_options
-    from msvit.recipes import TrainingOptions
-
     if section == "training":
         return ["recipe", *TrainingOptions.model_fields]
     options = (model_options if section == "model" else data_options)(name, {}, where)
@@ -114,11 +112,11 @@ def _named(raw: Mapping[str, Any], section: str, where: str) -> tuple[str, dict[
     return name, values
 
 
-def _from_data(data: Any) -> dict[str, Any]:
+def _from_data(data: DataOptions) -> dict[str, Any]:
     return {key: getattr(data, key) for key in ("num_classes", "in_channels", "image_size")}
 
 
-def _check_fit(model: Any, data: Any, where: str) -> None:
+def _check_fit(model: ModelOptions, data: DataOptions, where: str) -> None:
     """A model told to expect other images than the data set has would fail only in training."""
     for key in ("in_channels", "image_size"):
         if getattr(model, key) != getattr(data, key):
@@ -134,8 +132,6 @@ def _check_fit(model: Any, data: Any, where: str) -> None:
 
 
 def _training(values: dict[str, Any], where: str) -> dict[str, Any]:
-    from msvit.recipes import TrainingOptions, list_recipes, load_recipe
-
     recipe = values.pop("recipe", None)
     if recipe is not None:
         if recipe not in list_recipes():

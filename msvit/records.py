@@ -307,10 +307,13 @@ def _check(content: Any, shape: TypeAdapter[Any], path: Path, remedy: str) -> No
     """Refuse what is not of this schema, naming the first field that is wrong."""
     if not isinstance(content, Mapping):
         raise RecordError(f"{path}: a JSON object is needed. {remedy}")
-    if content.get("schema") != SCHEMA:
+    schema = content.get("schema")
+    if not isinstance(schema, int):
+        raise RecordError(f"{path}: not a file of this program (no schema number). {remedy}")
+    if schema != SCHEMA:
         raise RecordError(
-            f"{path}: schema {content.get('schema')!r} is not the one that this version "
-            f"reads ({SCHEMA}). Use the version that wrote it, or another --results folder."
+            f"{path}: schema {schema} is not the one that this version reads ({SCHEMA}). "
+            "Use the version that wrote it, or another --results folder."
         )
     try:
         shape.validate_python(content, strict=True)

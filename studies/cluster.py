@@ -1,0 +1,138 @@
+"""Where cells run: a Ray of our own on this machine, or a running cluster.
+
+Ray reads its settings when it is imported. This module sets them first; nothing else in the
+harness imports Ray at module level.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from msvit.options import ConfigError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+PROBE_SECONDS = 3.0
+OBJECT_STORE_BYTES = 100 << 20  # cells exchange a few kilobytes
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where cells run and what each may use; without ``address``, a Ray of our own."""
+
+    address: str | None = None
+    cpus_per_cell: float = 1.0
+    gpus_per_cell: float | None = None  # None: one where the machines have any
+
+
+@contextlib.contextmanager
+def connected(place: Place) -> Iterator[None]:
+    """Ray, started or joined, and left again.
+
+    Raises:
+        ConfigError: where no cluster answers at ``place.address``.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no reports over the network
+    try:
+        if place.address is None:
+            _start()
+        else:
+            _join(place.address)
+        yield
+    except KeyboardInterrupt:
+        print("\nStopping (Ctrl-C again stops at once) ...", flush=True)
+        signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+        raise
+    finally:
+        if "ray" in sys.modules:
+            sys.modules["ray"].shutdown()
+
+
+def gpus_per_cell(place: Place) -> float:
+    """The GPUs that each cell gets; by default one of its own where there are any."""
+    if place.gpus_per_cell is not None:
+        return place.gpus_per_cell
+    return 1.0 if any(node.get("GPU") for node in _nodes()) else 0.0
+
+
+def slots(cpus: float, gpus: float) -> int:
+    """How many cells fit at once; a cell does not stretch over two machines."""
+    return sum(
+        min(
+            int(node.get("CPU", 0) // cpus),
+            int(node.get("GPU", 0) // gpus) if gpus else sys.maxsize,
+        )
+        for node in _nodes()
+    )
+
+
+def resources() -> str:
+    """What the machines have, in words."""
+    nodes = [f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in _nodes()]
+    return "; ".join(nodes) or "no machine"
+
+
+def _start() -> None:
+    # A token for this run only: Ray would else want to keep one in the home folder.
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    # Workers inherit this, and so find the packages wherever the command was started.
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    os.environ["PYTHONPATH"] = os.pathsep.join(paths)
+
+    import ray
+
+    # "local" and not the default, which would try to join what a dead cluster left behind.
+    ray.init(
+        address="local",
+        include_dashboard=False,
+        object_store_memory=OBJECT_STORE_BYTES,
+        logging_level="WARNING",
+        log_to_driver=False,
+    )
+
+
+def _join(address: str) -> None:
+    if address != "auto":
+        _probe(address)
+
+    import ray
+
+    # Only the packages travel: a working folder would take data and results along.
+    packages = [str(ROOT / name) for name in ("msvit", "studies")]
+    try:
+        ray.init(
+            address=address,
+            runtime_env={"py_modules": packages},
+            logging_level="WARNING",
+            log_to_driver=False,
+        )
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(f"--address {address}: {reason}") from None
+
+
+def _probe(address: str) -> None:
+    """Ray waits minutes for an address where nobody answers; a socket knows at once."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise ConfigError(f"--address {address}: 'auto' or HOST:PORT is needed")
+    try:
+        socket.create_connection((host, int(port)), PROBE_SECONDS).close()
+    except OSError as error:
+        reason = error.strerror or "no answer"
+        raise ConfigError(f"--address {address}: no Ray cluster there ({reason})") from None
+
+
+def _nodes() -> list[dict[str, float]]:
+    import ray
+
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]

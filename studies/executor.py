@@ -1,0 +1,188 @@
+"""Runs cells as Ray tasks, one fresh process each, and decides what each ending means.
+
+Retries are ours, not Ray's: a process that died (crash, lost node) is started again and goes
+on from the cell's checkpoint, at most :data:`RESUBMISSIONS` times; an exception or an
+out-of-memory kill would come again and is recorded as the cell's failure. Other cells go on.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from msvit.options import ConfigError
+from msvit.records import (
+    RecordError,
+    cell_folder,
+    clear_failure,
+    read_failure,
+    read_record,
+    write_failure,
+    write_record,
+)
+from studies.cluster import Place, connected, gpus_per_cell, resources, slots
+from studies.grids import StudyCell
+from studies.progress import Display, Tail
+from studies.worker import Train, failure_of, is_locked, run_cell
+
+RESUBMISSIONS = 2
+BACKLOG = 1  # tasks that wait in Ray, so that their processes start ahead of time
+POLL_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class _Task:
+    entry: StudyCell
+    attempt: int
+
+
+def run_cells(
+    entries: Sequence[StudyCell],
+    results: Path,
+    place: Place,
+    display: Display,
+    *,
+    data_dir: Path | None = None,
+    train: Train | None = None,
+) -> None:
+    """Run cells until each has a record or a failure under ``results``.
+
+    ``train`` is by default :func:`msvit.training.train_cell`.
+
+    Raises:
+        ConfigError: where Ray cannot be reached or no machine is large enough for a cell.
+        RecordError: where the results cannot be written.
+        KeyboardInterrupt: on Ctrl-C; what was running has kept its last checkpoint.
+    """
+    with connected(place):
+        gpus = gpus_per_cell(place)
+        if not slots(place.cpus_per_cell, gpus):
+            raise ConfigError(
+                f"no machine has the {place.cpus_per_cell:g} CPUs and {gpus:g} GPUs that one "
+                f"cell is to get; Ray sees {resources()}"
+            )
+        with display:
+            _Loop(entries, results.resolve(), place, gpus, display, data_dir, train).run()
+
+
+class _Loop:
+    """The driver's side of all cells: waiting, running here, or running elsewhere."""
+
+    def __init__(
+        self,
+        entries: Sequence[StudyCell],
+        results: Path,
+        place: Place,
+        gpus: float,
+        display: Display,
+        data_dir: Path | None,
+        train: Train | None,
+    ) -> None:
+        self._waiting = deque(_Task(entry, 1) for entry in entries)
+        self._running: dict[Any, tuple[_Task, Tail]] = {}
+        self._elsewhere: list[_Task] = []
+        self._results = results
+        self._display = display
+        self._arguments = (str(data_dir.resolve()) if data_dir else None, train)
+        self._needs = (place.cpus_per_cell, gpus)
+        import ray
+
+        self._remote = ray.remote(
+            num_cpus=place.cpus_per_cell, num_gpus=gpus, max_calls=1, max_retries=0
+        )(run_cell)
+
+    def run(self) -> None:
+        import ray
+
+        while self._waiting or self._running or self._elsewhere:
+            self._submit()
+            if self._running:
+                ready, _ = ray.wait(list(self._running), timeout=POLL_SECONDS)
+            else:
+                ready = []
+                time.sleep(POLL_SECONDS)
+            for task, tail in self._running.values():
+                for progress in tail.lines():
+                    self._display.epoch(task.entry, progress)
+            for reference in ready:
+                task, _ = self._running.pop(reference)
+                self._settle(task, reference)
+            self._revisit()
+            self._display.update()
+
+    def _submit(self) -> None:
+        # Asked each time: nodes of a cluster come and go.
+        limit = max(1, slots(*self._needs)) + BACKLOG
+        while self._waiting and len(self._running) < limit:
+            task = self._waiting.popleft()
+            cell = task.entry.cell
+            folder = cell_folder(self._results, cell.id)
+            if is_locked(folder):
+                self._elsewhere.append(task)
+                continue
+            clear_failure(self._results, cell.id)
+            tail = Tail(folder / "progress.jsonl")
+            reference = self._remote.remote(
+                cell.as_dict(), str(self._results), *self._arguments, task.attempt
+            )
+            self._running[reference] = (task, tail)
+
+    def _settle(self, task: _Task, reference: Any) -> None:
+        """Decide what the end of a task means for its cell."""
+        import ray
+        from ray import exceptions
+
+        try:
+            outcome = ray.get(reference)
+        except RecordError:
+            raise
+        except (
+            exceptions.WorkerCrashedError,
+            exceptions.NodeDiedError,
+            exceptions.ObjectLostError,
+        ) as error:
+            if task.attempt <= RESUBMISSIONS:
+                self._display.note(task.entry, "its process died; going on from its checkpoint")
+                self._waiting.appendleft(_Task(task.entry, task.attempt + 1))
+                return
+            outcome = {"failure": _failure(task, error)}
+        except exceptions.RayError as error:
+            outcome = {"failure": _failure(task, error)}
+        if "busy" in outcome:
+            self._elsewhere.append(task)
+            return
+        cell_id = task.entry.cell.id
+        # The worker has written these, unless it has no disk in common with us.
+        if "record" in outcome:
+            if read_record(self._results, cell_id) is None:
+                write_record(self._results, outcome["record"])
+            self._display.finished(task.entry, outcome["record"])
+        else:
+            if read_failure(self._results, cell_id) is None:
+                write_failure(self._results, outcome["failure"])
+            self._display.failed(task.entry, outcome["failure"])
+
+    def _revisit(self) -> None:
+        """See what became of the cells that another driver's processes are running."""
+        still = []
+        for task in self._elsewhere:
+            cell_id = task.entry.cell.id
+            if is_locked(cell_folder(self._results, cell_id)):
+                still.append(task)
+            elif record := read_record(self._results, cell_id):
+                self._display.finished(task.entry, record)
+            elif failure := read_failure(self._results, cell_id):
+                self._display.failed(task.entry, failure)
+            else:
+                self._waiting.append(task)
+        self._elsewhere = still
+
+
+def _failure(task: _Task, error: Exception) -> dict[str, Any]:
+    message = str(error).strip()
+    first = message.splitlines()[0] if message else type(error).__name__
+    return failure_of(task.entry.cell, type(error).__name__, first, message, task.attempt)

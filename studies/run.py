@@ -1,0 +1,250 @@
+"""Run a study: a grid of cells on Ray, then its tables and figures.
+
+python studies/run.py --grid scales
+python studies/run.py --grid my.yaml --set training.epochs=3 --seeds 5
+
+A cell that has a record is not run again. Exit code: 0 all cells done, 1 some cell failed,
+2 something in the command, a file or the machine is not as it must be, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+if not __package__:
+    # As a script: this folder's modules are found as studies.*, wherever it is started.
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from msvit.cells import SECTIONS
+from msvit.options import ConfigError
+from msvit.records import RecordError, cell_folder, read_failure, read_record, write_study
+from studies.grids import Study, list_grids, load_study, show_value
+
+DEFAULT_RESULTS = Path("results")
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message} (--help lists the options)\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        if options.list:
+            return _list()
+        if options.grid is None:
+            raise ConfigError("which grid? --grid NAME or --grid FILE.yaml; --list shows the names")
+        study = load_study(options.grid, options.set, options.seeds)
+        if options.data_dir is not None and not options.data_dir.is_dir():
+            raise ConfigError(f"--data-dir {options.data_dir}: no such folder")
+        if options.dry_run:
+            return _dry_run(study, options.results)
+        return _run(study, options)
+    except (ConfigError, RecordError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nInterrupted; the same command goes on where this one stopped.")
+        return 130
+
+
+def _run(study: Study, options: argparse.Namespace) -> int:
+    results = options.results
+    states = _states(study, results)
+    again = {"failed"} if options.retry_failed else set()
+    entries = [c for c in study.cells if states[c.cell.id] in {"to do", "started"} | again]
+    write_study(results, study.manifest())
+    print(f"{study.name}: {study.question}")
+    print(f"{_size(study)}, {_counts(states)}; in {results}", flush=True)
+    for note in study.notes:
+        print(f"note: {note}")
+    if entries:
+        # Neither Ray nor the worker's modules are loaded where there is nothing to train.
+        from studies.cluster import Place
+        from studies.executor import run_cells
+        from studies.progress import display_for
+
+        place = Place(options.address, options.cpus_per_cell, options.gpus_per_cell)
+        where = "on this machine" if place.address is None else f"at {place.address}"
+        print(f"running {len(entries)} cells with Ray {where} ...", flush=True)
+        display = display_for(entries, len(study.cells) - len(entries), len(study.cells))
+        run_cells(entries, results, place, display, data_dir=options.data_dir)
+    return _report(study, results)
+
+
+def _report(study: Study, results: Path) -> int:
+    """Tables, figures and the summary; the exit code tells whether all cells are done."""
+    from analysis.report import print_summary, write_report
+
+    states = _states(study, results)
+    if "done" in states.values():
+        write_report(results, study.name)
+    print()
+    print_summary(results, study.name)
+    failed = sum(state == "failed" for state in states.values())
+    if failed:
+        print(f"{failed} of {len(study.cells)} cells failed; --retry-failed runs them again")
+    return 0 if set(states.values()) == {"done"} else 1
+
+
+def _list() -> int:
+    for name in list_grids():
+        study = load_study(name)
+        print(f"{name:12} {len(study.cells):3} cells  {study.question}")
+    return 0
+
+
+def _dry_run(study: Study, results: Path) -> int:
+    """Print every resolved cell: what all share once, then what each configuration adds."""
+    states = _states(study, results)
+    configurations = {c.group: c.cell.as_dict() for c in study.cells}
+    print(f"{study.name}: {study.question}")
+    print(f"{_size(study)}, {_counts(states)}; in {results}")
+    for note in study.notes:
+        print(f"note: {note}")
+    shared = _shared(list(configurations.values()))
+    print("\nall configurations")
+    _print_sections(shared)
+    for group, cell in configurations.items():
+        print(f"\n{group}")
+        own = {
+            section: {k: v for k, v in cell[section].items() if k not in shared[section]}
+            for section in SECTIONS
+        }
+        _print_sections(own)
+        for entry in study.cells:
+            if entry.group == group:
+                print(f"  {entry.cell.id}  seed {entry.cell.seed}  {states[entry.cell.id]}")
+    return 0
+
+
+def _shared(cells: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The options, by section, on which all cells agree."""
+    first, *others = cells
+    return {
+        section: {
+            key: value
+            for key, value in first[section].items()
+            if all(key in cell[section] and cell[section][key] == value for cell in others)
+        }
+        for section in SECTIONS
+    }
+
+
+def _print_sections(sections: dict[str, dict[str, Any]]) -> None:
+    for section, options in sections.items():
+        if options:
+            text = " ".join(f"{key}={show_value(value)}" for key, value in options.items())
+            indents = {"initial_indent": f"  {section:9}", "subsequent_indent": " " * 11}
+            print(textwrap.fill(text, 100, break_long_words=False, **indents))
+
+
+def _states(study: Study, results: Path) -> dict[str, str]:
+    """Cell id → done, failed, started (it has a checkpoint) or to do."""
+    return {entry.cell.id: _state(results, entry.cell.id) for entry in study.cells}
+
+
+def _state(results: Path, cell_id: str) -> str:
+    if read_record(results, cell_id) is not None:
+        return "done"
+    if read_failure(results, cell_id) is not None:
+        return "failed"
+    return "started" if (cell_folder(results, cell_id) / "checkpoint.pt").exists() else "to do"
+
+
+def _size(study: Study) -> str:
+    configurations = len({entry.group for entry in study.cells})
+    seeds = len({entry.cell.seed for entry in study.cells})
+    return f"{len(study.cells)} cells ({configurations} configurations × {seeds} seeds)"
+
+
+def _counts(states: dict[str, str]) -> str:
+    values = list(states.values())
+    failed = values.count("failed")
+    return f"{values.count('done')} done" + (f", {failed} failed" if failed else "")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        description="Run a study: a grid of cells on Ray, then its tables and figures.",
+        epilog="Exit code: 0 all cells done, 1 some cell failed, 2 wrong input, 130 interrupted.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--grid", metavar="NAME|FILE.yaml", help="the study to run")
+    add("--list", action="store_true", help="show the grids that come with the harness, and stop")
+    add("--dry-run", action="store_true", help="show the resolved cells and their ids, and stop")
+    add(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override an option everywhere, such as training.epochs=3; repeatable",
+    )
+    add(
+        "--seeds", type=_positive(int), metavar="N", help="run seeds 0 to N-1 instead of the grid's"
+    )
+    add(
+        "--results",
+        type=Path,
+        default=DEFAULT_RESULTS,
+        metavar="DIR",
+        help="where records, tables and figures are kept (default: %(default)s)",
+    )
+    add("--data-dir", type=Path, metavar="DIR", help="where data sets are, or are downloaded to")
+    add("--retry-failed", action="store_true", help="run cells again that failed earlier")
+    add("--address", metavar="auto|HOST:PORT", help="run on this Ray cluster, not here")
+    add(
+        "--cpus-per-cell",
+        type=_positive(float),
+        default=1.0,
+        metavar="N",
+        help="CPUs, and so threads, of each cell (default: 1)",
+    )
+    add(
+        "--gpus-per-cell",
+        type=_share,
+        metavar="N",
+        help="GPUs of each cell; 0.5 lets two share one (default: 1 where there are any)",
+    )
+    return parser
+
+
+def _positive(kind: type) -> Any:
+    def parse(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = 0
+        if not 0 < value < math.inf:
+            what = "a whole number from 1 on" if kind is int else "a number above 0"
+            raise argparse.ArgumentTypeError(f"{what} is needed (got {text!r})")
+        return value
+
+    return parse
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < math.inf or (value > 1 and value != int(value)):
+        raise argparse.ArgumentTypeError(
+            f"0, a fraction of one or a whole number is needed (got {text!r})"
+        )
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())
