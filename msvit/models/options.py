@@ -142,7 +142,6 @@ class ColumnarOptions(SpikingOptions):
         True,
         True,
     )
-    attn_scale: Positive = 0.125
 
     @property
     def depth(self) -> int:
@@ -161,11 +160,32 @@ class SpikformerOptions(ColumnarOptions):
     """``qkv_bias`` is set in the released CIFAR code and unset in the ImageNet one."""
 
     heads: Count = 12
+    attn_scale: Positive = 0.125
     qkv_bias: bool = True
+
+
+class SpikingformerOptions(ColumnarOptions):
+    """``heads`` is 12 in the released CIFAR-10 code, 8 in the CIFAR-100 and ImageNet ones."""
+
+    heads: Count = 12
+    attn_scale: Positive = 0.125
+
+
+class SDTOptions(ColumnarOptions):
+    """``attn_pool`` spreads the spikes of the attention, as the released code does on CIFAR10-DVS.
+
+    The attention works channel by channel: ``heads`` matters only where spikes are spread.
+    """
+
+    dim: Count = 512
+    depths: tuple[Count, ...] = (2,)
+    attn_pool: bool = False
 
 
 OPTIONS: dict[str, type[ModelOptions]] = {
     "msvit": MSVITOptions,
     "qkformer": QKFormerOptions,
     "spikformer": SpikformerOptions,
+    "spikingformer": SpikingformerOptions,
+    "sdt": SDTOptions,
 }
