@@ -1,0 +1,249 @@
+"""Data sets: read from files in their real formats, divided once and for all."""
+
+import gzip
+import multiprocessing
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from msvit.data import data_options, list_datasets, load_splits
+from msvit.data import fashion_mnist as fashion_mnist_module
+from msvit.data.options import DataError
+from msvit.options import ConfigError
+from msvit.recipes import TrainingOptions
+from msvit.training.batches import Normalise, augment, eval_batches, train_batches
+
+
+def load(name, data_dir=None, **options):
+    return load_splits(data_options(name, options, "test"), data_dir)
+
+
+def rows(images):
+    """Images as a set of byte strings."""
+    return {image.numpy().tobytes() for image in images}
+
+
+def write_idx(path: Path, values: np.ndarray) -> None:
+    header = struct.pack(">BBBB", 0, 0, 8, values.ndim)
+    header += struct.pack(f">{values.ndim}I", *values.shape)
+    path.write_bytes(gzip.compress(header + values.tobytes()))
+
+
+@pytest.fixture
+def fashion_mnist(tmp_path):
+    random = np.random.default_rng(0)
+    for split, per_class in (("train", 20), ("t10k", 4)):
+        labels = np.repeat(np.arange(10, dtype=np.uint8), per_class)
+        random.shuffle(labels)
+        images = random.integers(0, 256, (len(labels), 28, 28), dtype=np.uint8)
+        write_idx(tmp_path / f"{split}-images-idx3-ubyte.gz", images)
+        write_idx(tmp_path / f"{split}-labels-idx1-ubyte.gz", labels)
+    return tmp_path
+
+
+@pytest.fixture
+def cifar10(tmp_path):
+    """Ten classes of plain colours; the green of a pixel is 20 times its class."""
+    for split, per_class in (("train", 10), ("test", 2)):
+        for label in range(10):
+            folder = tmp_path / "cifar10" / split / f"class{label}"
+            folder.mkdir(parents=True)
+            for i in range(per_class):
+                pixels = np.full((32, 32, 3), (i * 20, label * 20, 128), np.uint8)
+                suffix = "png" if i % 2 else "jpg"
+                Image.fromarray(pixels).save(folder / f"{i:04}.{suffix}")
+    return tmp_path
+
+
+def test_options_are_checked_by_name_and_range():
+    assert list_datasets() == ["cifar10", "digits", "fashion_mnist"]
+    with pytest.raises(ConfigError, match=r"g\.data\.name: unknown data set 'digit'.*'digits'"):
+        data_options("digit", {}, "g.data")
+    with pytest.raises(ConfigError, match=r"g\.data\.train_per_clas: unknown.*train_per_class"):
+        data_options("cifar10", {"train_per_clas": 3}, "g.data")
+    for name, bad in (
+        ("digits", {"image_size": 0}),
+        ("digits", {"image_size": 4096}),
+        ("digits", {"train_per_class": -1}),
+        ("cifar10", {"train_per_class": 4501}),
+        ("fashion_mnist", {"image_size": 28}),
+    ):
+        with pytest.raises(ConfigError, match=r"^g\.data\."):
+            data_options(name, bad, "g.data")
+
+
+def test_digits_are_divided_into_disjoint_balanced_sets():
+    splits = load("digits")
+    train, validation, test = splits.train, splits.validation, splits.test
+    assert (len(train), len(validation), len(test)) == (1247, 210, 340)
+    assert train.images.shape[1:] == (1, 16, 16)
+    assert train.images.dtype == torch.uint8
+    assert validation.labels.bincount().tolist() == [21] * 10
+    assert test.labels.bincount().tolist() == [34] * 10
+    sets = [rows(part.images) for part in (train, validation, test)]
+    assert len(set.union(*sets)) == 1797, "an image is in two sets, or lost"
+
+
+def test_digits_are_the_same_images_at_any_size_and_in_every_load():
+    first, again, small = load("digits"), load("digits"), load("digits", image_size=8)
+    for name in ("train", "validation", "test"):
+        assert torch.equal(getattr(first, name).images, getattr(again, name).images)
+        assert torch.equal(getattr(first, name).labels, getattr(small, name).labels)
+    assert small.test.images.shape[1:] == (1, 8, 8)
+
+
+def test_normalised_training_images_have_mean_0_and_deviation_1():
+    splits = load("digits")
+    pixels = torch.cat([splits.train.images, splits.validation.images])
+    normalised = Normalise(splits.mean, splits.std, torch.device("cpu"))(pixels)
+    assert normalised.mean().abs() < 1e-3
+    assert abs(normalised.std() - 1) < 1e-3
+
+
+def test_a_subset_is_stratified_and_leaves_the_other_sets_alone():
+    whole, part = load("digits"), load("digits", train_per_class=7)
+    assert part.train.labels.bincount().tolist() == [7] * 10
+    assert rows(part.train.images) < rows(whole.train.images)
+    assert torch.equal(part.validation.images, whole.validation.images)
+    assert torch.equal(part.test.images, whole.test.images)
+    assert part.mean == whole.mean
+    with pytest.raises(DataError, match="class 8 has 119 images, 120 were asked for"):
+        load("digits", train_per_class=120)
+
+
+def test_fashion_mnist_is_read_from_idx_files_and_padded(fashion_mnist):
+    splits = load("fashion_mnist", fashion_mnist, train_per_class=5)
+    assert (len(splits.train), len(splits.validation), len(splits.test)) == (50, 20, 40)
+    assert splits.train.labels.bincount().tolist() == [5] * 10
+    assert splits.validation.labels.bincount().tolist() == [2] * 10
+    raw = gzip.decompress((fashion_mnist / "t10k-images-idx3-ubyte.gz").read_bytes())[16:]
+    image = splits.test.images[3, 0]
+    assert image.shape == (32, 32)
+    assert image[2:30, 2:30].numpy().tobytes() == raw[3 * 784 : 4 * 784]
+    assert image.sum() == image[2:30, 2:30].sum(), "the padding is not black"
+
+
+@pytest.mark.parametrize("damage", ["cut", "not_gzip", "labels_missing"])
+def test_a_broken_idx_file_is_named(fashion_mnist, damage):
+    file = fashion_mnist / "train-images-idx3-ubyte.gz"
+    if damage == "cut":
+        file.write_bytes(file.read_bytes()[:-500])
+    elif damage == "not_gzip":
+        file.write_bytes(b"<html>not found</html>")
+    else:
+        file = fashion_mnist / "train-labels-idx1-ubyte.gz"
+        write_idx(file, np.zeros(7, np.uint8))
+    with pytest.raises(DataError, match=file.name):
+        load("fashion_mnist", fashion_mnist)
+
+
+def test_missing_fashion_mnist_names_all_three_places(tmp_path, monkeypatch):
+    def no_network(target):
+        raise RuntimeError("no route to host")
+
+    monkeypatch.setattr(fashion_mnist_module, "DEBIAN_FOLDER", tmp_path / "debian")
+    monkeypatch.setattr(fashion_mnist_module, "_download", no_network)
+    with pytest.raises(DataError) as error:
+        load("fashion_mnist", tmp_path / "mine")
+    for place in (f"--data-dir ({tmp_path / 'mine'})", str(tmp_path / "debian"), "torchvision"):
+        assert place in str(error.value)
+    assert "dataset-fashion-mnist" in str(error.value)
+
+
+def test_cifar10_is_read_from_folders_and_cached(cifar10):
+    first = load("cifar10", cifar10)
+    assert (len(first.train), len(first.validation), len(first.test)) == (90, 10, 20)
+    assert first.train.images.shape == (90, 3, 32, 32)
+    green = first.test.images[:, 1].float().mean((1, 2))
+    assert torch.allclose(green, first.test.labels * 20.0, atol=4), "labels do not match folders"
+
+    (cache,) = cifar10.glob("cifar10/.msvit-cache/*.pt")
+    again = load("cifar10", cifar10 / "cifar10")
+    assert torch.equal(first.train.images, again.train.images)
+    cache.write_bytes(cache.read_bytes()[:1000])  # cut off by a full disk, say
+    repaired = load("cifar10", cifar10)
+    assert torch.equal(first.train.images, repaired.train.images)
+
+
+def test_a_changed_folder_is_decoded_again(cifar10):
+    before = load("cifar10", cifar10)
+    Image.new("RGB", (32, 32)).save(cifar10 / "cifar10" / "test" / "class3" / "new.png")
+    assert len(load("cifar10", cifar10).test) == len(before.test) + 1
+
+
+def _load_in_process(data_dir, queue):
+    splits = load("cifar10", data_dir)
+    queue.put(int(splits.train.images.sum(dtype=torch.int64)))
+
+
+def test_several_processes_may_decode_at_once(cifar10):
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    processes = [context.Process(target=_load_in_process, args=(cifar10, queue)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    sums = {queue.get(timeout=60) for _ in processes}
+    for process in processes:
+        process.join()
+    assert sums == {int(load("cifar10", cifar10).train.images.sum(dtype=torch.int64))}
+    assert len(list(cifar10.glob("cifar10/.msvit-cache/*.pt"))) == 1
+
+
+def test_cifar10_says_what_is_wrong_with_the_folders(cifar10, tmp_path):
+    with pytest.raises(DataError, match="needs --data-dir"):
+        load("cifar10")
+    with pytest.raises(DataError, match=r"neither .*nowhere nor .*nowhere.cifar10"):
+        load("cifar10", tmp_path / "nowhere")
+    wrong = cifar10 / "cifar10" / "train" / "class0" / "wrong.png"
+    Image.new("RGB", (30, 32)).save(wrong)
+    with pytest.raises(DataError, match=r"wrong\.png: 30×32 pixels, expected 32×32"):
+        load("cifar10", cifar10)
+    wrong.write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"wrong\.png: cannot be decoded"):
+        load("cifar10", cifar10)
+    wrong.unlink()
+    (cifar10 / "cifar10" / "test" / "class10").mkdir()
+    with pytest.raises(DataError, match="11 class folders, expected 10"):
+        load("cifar10", cifar10)
+
+
+def test_an_epoch_holds_every_image_at_most_once_in_an_order_of_its_own():
+    splits = load("digits")
+    options = TrainingOptions(batch_size=100)
+
+    def epoch(seed):
+        random = torch.Generator().manual_seed(seed)
+        return torch.cat([b.images for b in train_batches(splits.train, options, random)])
+
+    first, again, other = epoch(1), epoch(1), epoch(2)
+    assert len(first) == 1200
+    assert len(rows(first)) == 1200
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    seen = torch.cat([batch.images for batch in eval_batches(splits.test, 64)])
+    assert torch.equal(seen, splits.test.images)
+
+
+def test_augmentation_moves_and_mirrors_each_image_as_a_whole():
+    random = torch.Generator().manual_seed(0)
+    images = torch.randint(1, 256, (400, 3, 6, 6), generator=random, dtype=torch.uint8)
+    moved = augment(images, hflip=True, shift=1, random=random)
+    assert moved.shape == images.shape
+
+    found = set()
+    for image, result in zip(images, moved, strict=True):
+        padded = torch.nn.functional.pad(image, (1, 1, 1, 1))
+        matches = [
+            (mirrored, dy, dx)
+            for mirrored, source in ((False, padded), (True, padded.flip(-1)))
+            for dy in range(3)
+            for dx in range(3)
+            if torch.equal(source[:, dy : dy + 6, dx : dx + 6], result)
+        ]
+        assert len(matches) == 1
+        found.update(matches)
+    assert len(found) == 18, "some of the 2·3·3 ways never occur"
