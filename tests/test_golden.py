@@ -23,6 +23,11 @@ CASES = {
     "qkformer_imagenet": ("qkformer_10_384", QK | {"heads": 4, "depths": (1, 2, 2)}),
     "qkformer_dvs128": ("qkformer_cifar10dvs", QK | {"num_classes": 11, "heads": 16}),
     "spikformer_cifar10": ("spikformer_cifar10", {"heads": 4, "depths": (2,)}),
+    "spikformer_imagenet": ("spikformer_8_384", {"heads": 4, "depths": (2,)}),
+    "spikingformer_cifar10": ("spikingformer_cifar10", {"heads": 4, "depths": (2,)}),
+    "spikingformer_imagenet": ("spikingformer_8_384", {"heads": 4, "depths": (2,)}),
+    "sdt_cifar10": ("sdt_cifar10", {}),
+    "sdt_imagenet": ("sdt_8_384", {"depths": (2,)}),
 }
 
 

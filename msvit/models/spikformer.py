@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from msvit.checkpoints import OfficialMap
 from msvit.layers.attention import SelfAttention
 from msvit.layers.blocks import MLP, Block, Classifier, as_sequence, drop_rates
+from msvit.layers.synapses import Conv
 from msvit.layers.units import ConvNormNeuron
 from msvit.models.base import Model, neuron_config
 from msvit.models.options import SpikformerOptions
@@ -50,6 +51,10 @@ class Spikformer(Model):
             )
         )
         self.head = Classifier(dim, options.num_classes)
+        if options.qkv_bias:  # Linear layers in the released code, initialised as such
+            for module in self.blocks.modules():
+                if isinstance(module, Conv):
+                    nn.init.trunc_normal_(module.weight, std=0.02)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(as_sequence(x, self.options.timesteps))
@@ -57,10 +62,13 @@ class Spikformer(Model):
         return self.head(self.blocks(x))
 
     def official_map(self) -> OfficialMap:
-        """Linear layers in the CIFAR code, 1×1 convolutions elsewhere; unused LayerNorms."""
+        """Linear layers in the CIFAR code, 1×1 convolutions elsewhere.
+
+        LayerNorms, and in the event code a position embedding, are built there and never used.
+        """
         names = OfficialMap(
             tensors={f"head.linear.{t}": f"head.{t}" for t in ("weight", "bias")},
-            ignored=["block.*.norm1.*", "block.*.norm2.*"],
+            ignored=["block.*.norm1.*", "block.*.norm2.*", "norm.*", "pos_embed"],
         )
 
         def place(ours: str, prefix: str, suffix: str = "", kind: str = "conv") -> None:
