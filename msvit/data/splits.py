@@ -21,7 +21,7 @@ class Images:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, indices: Tensor | np.ndarray) -> Images:
+    def __getitem__(self, indices: Tensor | slice) -> Images:
         return Images(self.images[indices], self.labels[indices])
 
     def to(self, device: torch.device) -> Images:

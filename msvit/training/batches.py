@@ -47,7 +47,7 @@ def train_batches(data: Images, options: TrainingOptions, random: Generator) -> 
 def eval_batches(data: Images, batch_size: int) -> Iterator[Images]:
     """All images once, in order."""
     for start in range(0, len(data), batch_size):
-        yield data[torch.arange(start, min(start + batch_size, len(data)))]
+        yield data[start : start + batch_size]
 
 
 def augment(images: Tensor, hflip: bool, shift: int, random: Generator) -> Tensor:
