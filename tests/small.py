@@ -1,0 +1,54 @@
+"""Small versions of every registry entry, for tests that run all of them."""
+
+from __future__ import annotations
+
+import torch
+
+from msvit import create_model
+from msvit.layers.norm import BatchNorm
+from msvit.models import model_options, zoo
+
+#: Options per architecture that shrink any of its sizes but keep their structure.
+SMALL = {
+    "msvit": {"dim": 32, "heads": 4},
+    "qkformer": {"dim": 32, "heads": 4},
+    "spikformer": {"dim": 32, "heads": 4, "depths": (2,)},
+    "spikingformer": {"dim": 32, "heads": 4, "depths": (2,)},
+    "sdt": {"dim": 32, "heads": 4, "depths": (2,)},
+}
+
+
+def small_model(name: str, timesteps: int = 4, **options) -> torch.nn.Module:
+    """Registry entry ``name`` at a width of 16 to 32 and on the smallest images it takes."""
+    published = model_options(name, {})
+    shrunk = SMALL[zoo()[name]["architecture"]] | {"timesteps": timesteps}
+    if hasattr(published, "stage_dims") and len(published.depths) > 1:
+        shrunk["depths"] = (1,) * (len(published.depths) - 1) + (2,)
+    shrunk["image_size"] = 32
+    return create_model(name, **(shrunk | options))
+
+
+def small_input(model: torch.nn.Module, batch: int, dtype=torch.float64) -> torch.Tensor:
+    """Images ``[B, C, H, W]``, or events ``[T, B, C, H, W]`` where the model has 2 channels."""
+    options = model.options
+    shape = (batch, options.in_channels, options.image_size, options.image_size)
+    if options.in_channels == 2:
+        shape = (options.timesteps, *shape)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(3), dtype=dtype)
+
+
+def fire(model: torch.nn.Module) -> None:
+    """Make the neurons of a fresh model fire in evaluation mode, where it would be silent.
+
+    The norms take the statistics of one batch, and biases that reach the threshold.
+    """
+    generator = torch.Generator().manual_seed(5)
+    norms = [m for m in model.modules() if isinstance(m, BatchNorm)]
+    for norm in norms:
+        norm.momentum = 1.0
+        torch.nn.init.uniform_(norm.bias, 0.2, 1.2, generator=generator)
+    with torch.no_grad():
+        model.train()(small_input(model, 8, next(model.parameters()).dtype))
+    for norm in norms:
+        norm.momentum = 0.1
+    model.eval()
