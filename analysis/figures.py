@@ -1,0 +1,198 @@
+"""The figures of a study, as functions of its data frames.
+
+Each function returns a matplotlib Figure; :func:`save_figures` writes them all. A figure that
+could mislead (one seed, cells missing, nothing finished) says so in its title.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from analysis.canvas import canvas, say, slug, style
+from analysis.collect import Study
+from analysis.heatmaps import firing_maps
+from analysis.labels import Mark, label_marks, label_right
+from analysis.series import axis_series
+from analysis.statistics import CONFIDENCE, summarize
+from analysis.tables import ENERGY_UNITS, unit_for
+
+MARKERS = "osD^vPX*"
+DASHES = ("--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))
+
+
+def save_figures(study: Study, folder: Path) -> list[Path]:
+    """Draw all figures of a study and write each as PNG and PDF.
+
+    Figures of earlier calls that this study no longer has are removed from ``folder``.
+
+    Returns:
+        The PNG files, in reading order; the PDF files stand beside them.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    figures = {"accuracy_energy": accuracy_energy(study)}
+    for axis in study.axes:
+        figures[f"accuracy_{slug(axis.split('.', 1)[-1])}"] = accuracy_over_axis(study, axis)
+    figures |= {f"firing_{name}": figure for name, figure in firing_maps(study).items()}
+    for old in (*folder.glob("accuracy_*.p[nd]*"), *folder.glob("firing_*.p[nd]*")):
+        if old.stem not in figures:
+            old.unlink()
+    with style():
+        for name, figure in figures.items():
+            figure.draw_without_rendering()
+            figure.set_layout_engine("none")  # laid out once, not once more for each format
+            for suffix in (".pdf", ".png"):
+                # Without a creation date the same records give the same bytes.
+                metadata = {"CreationDate": None} if suffix == ".pdf" else None
+                figure.savefig(folder / (name + suffix), metadata=metadata)
+    return [folder / f"{name}.png" for name in figures]
+
+
+def accuracy_energy(study: Study) -> Figure:
+    """Mean test accuracy (%) against energy per image, one point per configuration.
+
+    Error bars are standard deviations over seeds on both axes; a hollow point has one seed and
+    no bars. The dashed steps are the Pareto front of the means.
+    """
+    accuracy = 100 * summarize(study, "test_accuracy")[["mean", "std"]].dropna(how="all")
+    energy = summarize(study, "energy_mj")[["mean", "std"]].loc[accuracy.index]
+    unit = unit_for(energy["mean"], ENERGY_UNITS)
+    energy *= ENERGY_UNITS[unit]
+    with style():
+        figure, axes = canvas()
+        axes.set_xlabel(f"energy per image ({unit}, computed)")
+        axes.set_ylabel("test accuracy (%)")
+        looks, marks = _looks(study), []
+        for group in accuracy.index:
+            (x, xerr), (y, yerr) = energy.loc[group], accuracy.loc[group]
+            _point(axes, x, y, xerr, yerr, looks[group])
+            bars = (0.0, 0.0) if math.isnan(yerr) else (xerr, yerr)
+            marks.append(Mark(group, x, y, *bars, color=looks[group]["color"]))
+        axes.margins(0.22, 0.18)
+        axes.set_xlim(left=max(0, axes.get_xlim()[0]))
+        remarks, corners = ["mean ± std"], []
+        for group in pareto_front(energy["mean"], accuracy["mean"]):
+            x, y = energy["mean"][group], accuracy["mean"][group]
+            corners += [(x, corners[-1][1]), (x, y)] if corners else [(x, y)]
+        if len(corners) > 1:
+            axes.plot(*zip(*corners, strict=True), color="0.6", ls="--", lw=0.9, zorder=1)
+            remarks.append("dashed: Pareto front")
+        say(axes, study, "accuracy against energy", *remarks)
+        if marks:
+            label_marks(axes, marks, corners)
+    return figure
+
+
+def pareto_front(cost: pd.Series, value: pd.Series) -> list[str]:
+    """The labels that no other one beats (cheaper and at least as good), by rising cost."""
+    front: list[str] = []
+    order = pd.DataFrame({"cost": cost, "value": -value}).sort_values(["cost", "value"]).index
+    for label in order:
+        if not front or value[label] > value[front[-1]]:
+            front.append(label)
+    return front
+
+
+def accuracy_over_axis(study: Study, axis: str) -> Figure:
+    """Mean test accuracy (%) over one axis of the grid, with intervals of the mean.
+
+    Tuples such as scales are placed at their length. Configurations that do not lie on the
+    axis are horizontal lines with a band, named at the right.
+    """
+    accuracy = 100 * summarize(study, "test_accuracy")[["mean", "low", "high"]]
+    series, baselines = axis_series(study, axis)
+    option = axis.removesuffix(".name").split(".", 1)[-1].replace("_", " ")
+    values = list(dict.fromkeys(value for line in series for value in line.values))
+    counted = _counted(values)
+    option = f"number of {option}" if counted else option
+    with style():
+        figure, axes = canvas()
+        axes.set_xlabel(option)
+        axes.set_ylabel("test accuracy (%)")
+        places, span = _ticks(axes, values, counted)
+        looks, marks = iter(_cycle()), []
+        for number, (line, look) in enumerate(zip(series, looks, strict=False)):
+            ordered = sorted(zip(line.values, line.groups, strict=True), key=lambda p: places[p[0]])
+            # Beside each other, so that no error bar hides another.
+            shift = 0.015 * span * (number - (len(series) - 1) / 2)
+            xs = [places[value] + shift for value, _ in ordered]
+            rows = accuracy.loc[[group for _, group in ordered]]
+            if counted or _numeric(values):
+                axes.plot(xs, rows["mean"], color=look["color"])
+            for x, (mean, low, high) in zip(xs, rows.to_numpy(), strict=True):
+                _point(axes, x, mean, math.nan, (high - low) / 2, look)
+            marks.append(Mark(line.label, 1, rows["mean"].iloc[-1], color=look["color"]))
+        for dash, group, look in zip(itertools.cycle(DASHES), baselines, looks, strict=False):
+            row = accuracy.loc[group]
+            axes.axhline(row["mean"], color=look["color"], ls=dash, lw=1)
+            if not math.isnan(row["low"]):
+                axes.axhspan(row["low"], row["high"], color=look["color"], alpha=0.1, lw=0)
+            marks.append(Mark(group, 1, row["mean"], color=look["color"]))
+        low, high = axes.get_ylim()
+        axes.set_ylim(low, min(high, 100 + 0.02 * (100 - low)))  # an interval may pass 100 %
+        say(axes, study, f"accuracy over {option}", f"mean with {CONFIDENCE:.0%} t interval")
+        label_right(axes, marks)
+    return figure
+
+
+def _point(axes: Axes, x: float, y: float, xerr: float, yerr: float, look: dict[str, str]) -> None:
+    """A point with error bars of these half-lengths where they are known; hollow without."""
+    bars = [None if math.isnan(bar) else bar for bar in (yerr, xerr)]
+    filled = "white" if bars[0] is None else look["color"]
+    axes.errorbar(x, y, *bars, **look, mfc=filled, ls="none", elinewidth=0.9)
+
+
+def _cycle() -> list[dict[str, str]]:
+    """Colour and marker for one thing after another."""
+    colors = mpl.rcParams["axes.prop_cycle"].by_key()["color"]
+    pairs = zip(colors * len(MARKERS), MARKERS * len(colors), strict=True)
+    return [{"color": color, "marker": marker} for color, marker in pairs]
+
+
+def _looks(study: Study) -> dict[str, dict[str, str]]:
+    """Colour and marker of each configuration: one of both per model, in grid order."""
+    models = study.cells.dropna(subset="model").drop_duplicates("group").set_index("group")["model"]
+    looks = dict(zip(dict.fromkeys(models), _cycle(), strict=False))
+    return {group: looks[model] for group, model in models.items()}
+
+
+def _counted(values: Sequence[Any]) -> bool:
+    """Whether the values are tuples of different lengths, so that the length says it all."""
+    return (
+        bool(values)
+        and all(isinstance(value, tuple) for value in values)
+        and len({len(value) for value in values}) == len(values)
+    )
+
+
+def _numeric(values: Sequence[Any]) -> bool:
+    return all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
+
+
+def _ticks(axes: Axes, values: Sequence[Any], counted: bool) -> tuple[dict[Any, float], float]:
+    """Place of each value on the x axis, and the width of all; the ticks are set.
+
+    A place is a count, the number itself, or for anything else its turn.
+    """
+    numeric = _numeric(values)
+    if counted:
+        places = {value: float(len(value)) for value in values}
+        names = [f"{len(value)}\n{value}".replace(",)", ")") for value in values]
+    else:
+        places = {v: float(v) if numeric else float(i) for i, v in enumerate(values)}
+        names = [f"{v:g}" if numeric else str(v) for v in values]
+    axes.set_xticks(list(places.values()), names)
+    if not places:
+        return places, 1.0
+    first, last = min(places.values()), max(places.values())
+    span = last - first or 1.0
+    axes.set_xlim(first - 0.12 * span, last + 0.12 * span)
+    return places, span

@@ -1,0 +1,84 @@
+"""Firing rates as heat maps: layers in network order down, time steps across."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import pandas as pd
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from analysis.canvas import canvas, say, slug, style
+from analysis.collect import Study
+from analysis.statistics import summarize
+
+MANY_LAYERS = 16  # more than this and a configuration gets a figure of its own
+
+
+def firing_maps(study: Study) -> dict[str, Figure]:
+    """Heat maps of the firing rate, layers in network order down, time steps across.
+
+    Rates are means over seeds, on one colour scale for the study, from 0 to its highest rate.
+
+    Returns:
+        Figures by name: ``rates`` with all configurations, or one per configuration where
+        layers are many.
+    """
+    firing = study.firing
+    maps = {}
+    for group in firing["group"].drop_duplicates():
+        rows = firing[firing["group"] == group]
+        rates = rows.pivot_table(index=["position", "layer"], columns="timestep", values="rate")
+        maps[group] = rates.droplevel("position")
+    maps = {group: maps[group] for group in study.groups if group in maps}
+    with style():
+        if not maps:
+            figure, axes = canvas()
+            say(axes, study, "firing rate")
+            return {"rates": figure}
+        highest = max(float(rates.to_numpy().max()) for rates in maps.values()) or 1.0
+        if max(len(rates) for rates in maps.values()) > MANY_LAYERS:
+            return {
+                f"{number:02d}_{slug(group)}": _firing_figure(study, {group: rates}, highest)
+                for number, (group, rates) in enumerate(maps.items(), 1)
+            }
+        return {"rates": _firing_figure(study, maps, highest)}
+
+
+def _firing_figure(study: Study, maps: dict[str, pd.DataFrame], highest: float) -> Figure:
+    columns = min(3, len(maps))
+    rows = math.ceil(len(maps) / columns)
+    layers = max(len(rates) for rates in maps.values())
+    steps = max(len(rates.columns) for rates in maps.values())
+    width = 1.7 + 0.22 * min(steps, 16) if columns > 1 else 3.4
+    figure = Figure(figsize=(width * columns + 0.6, rows * (0.5 + 0.125 * layers) + 0.7))
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(rows, columns, squeeze=False)
+    panels = [axes for row in grid for axes in row]
+    for axes, (group, rates) in zip(panels, maps.items(), strict=False):
+        image = axes.imshow(rates, aspect="auto", vmin=0, vmax=highest, interpolation="nearest")
+        axes.grid(False)
+        axes.set_xlabel("time step")
+        every = math.ceil(len(rates.columns) / 8)
+        axes.set_xticks(range(0, len(rates.columns), every), rates.columns[::every] + 1)
+        axes.set_yticks(range(len(rates)), _short(list(rates.index)), size=6)
+        axes.tick_params(length=0)
+        axes.set_title(f"{group}{_seeds_of(study, group)}")
+    for axes in panels[len(maps) :]:
+        axes.remove()
+    figure.colorbar(image, ax=panels[: len(maps)], label="spikes per neuron and time step")
+    return figure
+
+
+def _seeds_of(study: Study, group: str) -> str:
+    seeds = int(summarize(study, "firing_rate")["n"][group])
+    return "\none seed" if seeds == 1 else f"\nmean over {seeds} seeds"
+
+
+def _short(layers: Sequence[str]) -> list[str]:
+    """Layer names without the last part if that is the same in all."""
+    ends = {layer.rpartition(".")[2] for layer in layers}
+    if len(ends) == 1 and all("." in layer for layer in layers):
+        return [layer.rpartition(".")[0] for layer in layers]
+    return list(layers)

@@ -1,0 +1,56 @@
+"""Figures from papers, for the columns marked † beside our own.
+
+They stand in ``published.csv`` with their source. A row belongs to a configuration only if
+architecture and data set are the same and nothing that the row states contradicts it: image
+size, time steps, and the number of parameters within ``TOLERANCE``, which tells an ablation
+from the published model.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+TOLERANCE = 0.01  # share; counts in papers are rounded and leave out unused modules
+
+
+def read_published() -> pd.DataFrame:
+    """One row per published result.
+
+    Returns:
+        Columns model (``architecture-size``), dataset, image_size (pixels), timesteps,
+        parameters_m (million), energy_mj (millijoule per image), top1 (%), source. Empty where
+        the source does not say.
+    """
+    return pd.read_csv(Path(__file__).with_name("published.csv"))
+
+
+def find_published(cell: pd.Series, published: pd.DataFrame) -> pd.Series | None:
+    """The published result of exactly this configuration, if there is one.
+
+    ``cell`` is a finished row of ``Study.cells``.
+    """
+    model, data = str(cell["model"]), _plain(cell["data"])
+    for _, row in published.iterrows():
+        architecture = row["model"].split("-")[0]
+        if (
+            (model == architecture or model.startswith(f"{architecture}_"))
+            and data == _plain(row["dataset"])
+            and _agrees(row["image_size"], cell.get("model.image_size"))
+            and _agrees(row["timesteps"], cell.get("model.timesteps"))
+            and _agrees(row["parameters_m"], cell["parameters"] / 1e6, TOLERANCE)
+        ):
+            return row
+    return None
+
+
+def _plain(name: str) -> str:
+    """``cifar10-dvs`` and ``CIFAR10_DVS`` are one data set."""
+    return "".join(c for c in str(name).lower() if c.isalnum())
+
+
+def _agrees(stated: float, ours: float | None, tolerance: float = 0.0) -> bool:
+    if pd.isna(stated):
+        return True
+    return ours is not None and abs(ours - stated) <= tolerance * stated

@@ -1,0 +1,109 @@
+"""Tables and figures of a study from its records, without training anything.
+
+python analysis/report.py --grid scales [--results DIR]
+
+Works at any moment of a study: what is not finished is shown as missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+if not __package__:
+    # As a script, this folder would come first on the path and hide the standard `statistics`.
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from analysis.collect import Study, collect
+from analysis.formats import latex, markdown, terminal
+from analysis.tables import compare
+from msvit.records import RecordError
+
+DEFAULT_RESULTS = Path("results")
+
+
+def write_report(results: Path, grid: str) -> Path:
+    """Write ``table.md``, ``table.csv``, ``table.tex`` and ``figures/`` of a study.
+
+    Returns:
+        The study's folder, ``<results>/studies/<grid>``.
+
+    Raises:
+        RecordError: if the study cannot be read or its folder cannot be written.
+    """
+    study = collect(results, grid)
+    table = compare(study)
+    from analysis.figures import save_figures  # matplotlib takes a second to load
+
+    try:
+        (study.folder / "table.md").write_text(markdown(table), encoding="utf-8")
+        (study.folder / "table.tex").write_text(latex(table), encoding="utf-8")
+        table.numbers.to_csv(study.folder / "table.csv", index=False)
+        save_figures(study, study.folder / "figures")
+    except OSError as error:
+        where = error.filename or study.folder
+        raise RecordError(f"{where}: cannot be written ({error.strerror})") from None
+    return study.folder
+
+
+def print_summary(results: Path, grid: str) -> None:
+    """Print the table of a study, its failed and missing cells, and where its files are.
+
+    Raises:
+        RecordError: if the study cannot be read.
+    """
+    from rich.console import Console
+
+    study = collect(results, grid)
+    table = compare(study)
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, markup=False, width=120)  # files have no width
+    console.print(terminal(table))
+    for note in table.notes:
+        console.print(note)
+    for line in (*study.warnings, *_unfinished_lines(study)):
+        console.print(line, soft_wrap=True)
+    files = sorted(path for path in study.folder.glob("table.*"))
+    names = ", ".join(path.name for path in files)
+    console.print(f"\n{study.folder}: {names or 'no table yet'}, figures/", soft_wrap=True)
+
+
+def _unfinished_lines(study: Study) -> list[str]:
+    """One line per failed cell with its log, one per configuration with missing cells."""
+    failed = study.cells[study.cells["status"] == "failed"]
+    missing = study.cells[study.cells["status"] == "missing"]
+    lines = [
+        f"failed: {cell.label}: {cell.problem}" + (f" (log: {cell.log})" if cell.log else "")
+        for cell in failed.itertuples()
+    ]
+    for group, seeds in missing.groupby("group", sort=False)["seed"]:
+        lines.append(f"missing: {group}, seeds: {', '.join(map(str, seeds))}")
+    return lines
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--grid", required=True, help="name of the study")
+    parser.add_argument(
+        "--results",
+        type=Path,
+        default=DEFAULT_RESULTS,
+        help="results folder (default: %(default)s)",
+    )
+    options = parser.parse_args(arguments)
+    # A study is named by its grid file.
+    grid = Path(options.grid).stem if options.grid.endswith((".yaml", ".yml")) else options.grid
+    try:
+        write_report(options.results, grid)
+        print_summary(options.results, grid)
+    except RecordError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,60 @@
+"""Which configurations of a study form a line over one of its axes, and which stand beside it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from analysis.collect import Study
+
+
+@dataclass(frozen=True)
+class Series:
+    """Configurations that differ in the axis only, in grid order."""
+
+    label: str
+    groups: tuple[str, ...]
+    values: tuple[Any, ...]
+
+
+def axis_series(study: Study, axis: str) -> tuple[list[Series], list[str]]:
+    """Lines over ``axis`` (a dotted option name), and the finished configurations on none.
+
+    Two configurations are on one line if all their other options are equal, or, where that
+    connects nothing, if they have the same model (options may depend on the axis). Those with
+    a value of their own but nothing to connect to are baselines, like those without a value.
+    """
+    finished = study.finished.drop_duplicates("group").set_index("group")
+    axis = axis.removesuffix(".name")  # cells call model.name "model"
+    if axis not in finished:
+        return [], list(finished.index)
+    valued = finished[finished[axis].notna()]
+    names = [column for column in ("model", "data") if column != axis]
+    others = [column for column in finished if "." in column and column != axis]
+    series = _connected(valued, [*names, *others], axis)
+    if not any(len(line.groups) > 1 for line in series):
+        series = _connected(valued, names, axis)
+    if any(len(line.groups) > 1 for line in series):
+        series = [line for line in series if len(line.groups) > 1]
+    on_lines = {group for line in series for group in line.groups}
+    return series, [group for group in finished.index if group not in on_lines]
+
+
+def _connected(valued: pd.DataFrame, same: list[str], axis: str) -> list[Series]:
+    lines: dict[tuple[str, ...], list[str]] = {}
+    for group, row in valued.iterrows():
+        lines.setdefault(tuple(str(row[column]) for column in same), []).append(str(group))
+    return [
+        Series(_common(groups), tuple(groups), tuple(valued.loc[groups, axis]))
+        for groups in lines.values()
+        if valued.loc[groups, axis].is_unique
+    ]
+
+
+def _common(labels: list[str]) -> str:
+    """The words that all labels share: ``msvit`` of ``msvit scales=1`` and ``msvit scales=1,3``."""
+    words = labels[0].split()
+    shared = [word for word in words if all(word in label.split() for label in labels)]
+    return " ".join(shared) or labels[0]

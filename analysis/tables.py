@@ -1,0 +1,213 @@
+"""The comparison table of a study: one row per configuration, in grid order.
+
+:func:`compare` computes and rounds once; :mod:`analysis.formats` only dresses the result.
+The numbers themselves, unrounded, are ``Table.numbers`` (and ``table.csv``).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import pandas as pd
+
+from analysis.collect import ENERGY_MODEL, Study
+from analysis.published import find_published, read_published
+from analysis.statistics import CONFIDENCE, best_and_ties, summarize
+
+ENERGY_UNITS = {"mJ": 1.0, "µJ": 1e3, "nJ": 1e6}  # factors from millijoule
+TIME_UNITS = {"h": 1 / 3600, "min": 1 / 60, "s": 1.0}  # factors from seconds
+NOTHING = "—"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One field as shown: ``98.43`` with the detail ``± 0.21``; rank 1 is the best, 2 second."""
+
+    text: str
+    detail: str = ""
+    rank: int = 0
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table ready to be shown.
+
+    Attributes:
+        name: of the study.
+        caption: one sentence.
+        numbers: one row per configuration, full precision; the columns name their units.
+        headers: one per column, with units.
+        rows: one per configuration, one entry per header.
+        notes: sentences that belong under the table.
+    """
+
+    name: str
+    caption: str
+    numbers: pd.DataFrame
+    headers: tuple[str, ...]
+    rows: tuple[tuple[Entry, ...], ...]
+    notes: tuple[str, ...]
+
+
+def compare(study: Study) -> Table:
+    """The main comparison of a study, from its finished cells."""
+    numbers, sources = comparison_numbers(study)
+    energy_unit = unit_for(numbers["energy_mj_mean"], ENERGY_UNITS)
+    time_unit = unit_for(numbers["training_seconds_mean"], TIME_UNITS)
+    energy = numbers["energy_mj_mean"] * ENERGY_UNITS[energy_unit]
+    columns = {
+        "configuration": [Entry(group) for group in numbers["configuration"]],
+        "accuracy (%)": _accuracy(numbers),
+        "firing rate": _entries(numbers["firing_rate_mean"], 3),
+        f"energy ({energy_unit}/image)": _entries(energy, None, best=min),
+        "parameters (M)": _entries(numbers["parameters"].astype(float) / 1e6),
+        f"training ({time_unit})": _entries(
+            numbers["training_seconds_mean"] * TIME_UNITS[time_unit]
+        ),
+        "seeds": [
+            Entry(f"{done}/{planned}")
+            for done, planned in zip(numbers["seeds"], numbers["seeds_planned"], strict=True)
+        ],
+    }
+    if sources:
+        columns["top-1† (%)"] = _entries(numbers["published_top1_percent"], 2)
+        published = numbers["published_energy_mj"] * ENERGY_UNITS[energy_unit]
+        if published.notna().any():
+            columns[f"energy† ({energy_unit}/image)"] = _entries(published)
+    return Table(
+        name=study.name,
+        caption=study.question,
+        numbers=numbers,
+        headers=tuple(columns),
+        rows=tuple(zip(*columns.values(), strict=True)),
+        notes=tuple(_notes(study, sources)),
+    )
+
+
+def comparison_numbers(study: Study) -> tuple[pd.DataFrame, dict[str, str]]:
+    """The numbers of the table, and the source of each published figure by configuration.
+
+    Returns:
+        A frame with configuration, model, data, timesteps, seeds (finished), seeds_planned;
+        ``*_mean`` and ``*_std`` of accuracy_percent, firing_rate (spikes per neuron and time
+        step), energy_mj (per image), training_seconds; accuracy_percent_low and _high (interval
+        of the mean at level ``CONFIDENCE``); parameters; published_top1_percent and
+        published_energy_mj. Empty where there is no number.
+    """
+    finished = study.finished.drop_duplicates("group").set_index("group")
+    planned = study.cells.groupby("group").size()
+    accuracy = summarize(study, "test_accuracy")
+    published, sources = read_published(), {}
+    rows = []
+    for group in study.groups:
+        row = {"configuration": group, "model": None, "data": None, "timesteps": None}
+        row |= {"seeds": accuracy["n"][group], "seeds_planned": planned[group]}
+        if group in finished.index:
+            cell = finished.loc[group]
+            row |= {"model": cell["model"], "data": cell["data"]}
+            row |= {"timesteps": cell.get("model.timesteps"), "parameters": cell["parameters"]}
+            known = find_published(cell, published)
+            if known is not None:
+                sources[group] = f"{known['model']} ({known['source']})"
+                row["published_top1_percent"] = known["top1"]
+                row["published_energy_mj"] = known["energy_mj"]
+        rows.append(row)
+    numbers = pd.DataFrame(rows)
+    for statistic in ("mean", "std", "low", "high"):
+        numbers[f"accuracy_percent_{statistic}"] = 100 * accuracy[statistic].to_numpy()
+    for column in ("firing_rate", "energy_mj", "training_seconds"):
+        summary = summarize(study, column)
+        for statistic in ("mean", "std"):
+            numbers[f"{column}_{statistic}"] = summary[statistic].to_numpy()
+    late = ["parameters", "published_top1_percent", "published_energy_mj"]
+    numbers = numbers.reindex(columns=[*(c for c in numbers if c not in late), *late])
+    types = dict.fromkeys(late, float) | {"parameters": "Int64", "timesteps": "Int64"}
+    return numbers.astype(types), sources
+
+
+def unit_for(values: pd.Series, units: dict[str, float]) -> str:
+    """The largest unit in which the largest value is at least 1; the last one if none is.
+
+    Without any value, the unit that ``values`` are in.
+    """
+    largest = values.max()
+    if math.isnan(largest):
+        return next(unit for unit, factor in units.items() if factor == 1)
+    return next((unit for unit, factor in units.items() if largest * factor >= 1), list(units)[-1])
+
+
+def _accuracy(numbers: pd.DataFrame) -> list[Entry]:
+    entries = _entries(numbers["accuracy_percent_mean"], 2, best=max)
+    details = []
+    for seeds, std in zip(numbers["seeds"], numbers["accuracy_percent_std"], strict=True):
+        details.append(f"± {std:.2f}" if seeds > 1 else "(one seed)" if seeds else "")
+    return [Entry(e.text, d, e.rank) for e, d in zip(entries, details, strict=True)]
+
+
+def _entries(
+    values: pd.Series, decimals: int | None = None, best: type[max] | None = None
+) -> list[Entry]:
+    """``values`` as text; with ``best`` (min or max) the first two ranks are marked.
+
+    Without ``decimals``, as many as give the smallest value three digits. Ranks are those of
+    what is shown: what looks equal ranks equal.
+    """
+    if decimals is None:
+        smallest = values[values > 0].min()
+        decimals = (
+            0 if math.isnan(smallest) else min(4, max(0, 2 - math.floor(math.log10(smallest))))
+        )
+    shown = [NOTHING if pd.isna(value) else f"{value:.{decimals}f}" for value in values]
+    distinct = sorted({float(text) for text in shown if text != NOTHING}, reverse=best is max)
+    ranks = {value: rank for rank, value in enumerate(distinct[:2], 1)}
+    if best is None or len(distinct) < 2:
+        ranks = {}
+    return [Entry(t, "", 0 if t == NOTHING else ranks.get(float(t), 0)) for t in shown]
+
+
+def _notes(study: Study, sources: dict[str, str]) -> list[str]:
+    finished, unfinished = study.finished, study.unfinished
+    notes = []
+    if len(unfinished):
+        failed = int((unfinished["status"] == "failed").sum())
+        notes.append(
+            f"Unfinished: {len(unfinished)} of {len(study.cells)} cells have no result "
+            f"({failed} failed, {len(unfinished) - failed} missing)."
+        )
+    if study.overrides:
+        settings = ", ".join(study.overrides)
+        notes.append(f"Run with {settings} in place of the grid's own settings.")
+    if finished.empty:
+        return notes
+    notes.append(_verdict(study))
+    images = ", ".join(f"{int(n):,}" for n in sorted(finished["test_images"].unique()))
+    smallest = 100 / finished["test_images"].min()
+    several = finished["group"].duplicated().any()
+    how = "mean ± standard deviation over seeds" if several else "of one seed each"
+    notes.append(f"Accuracy: {how}, on {images} test images (one image is {smallest:.2g} points).")
+    notes.append(
+        "Firing rate: spikes per neuron and time step. Energy: computed from operation counts "
+        f"by the model {ENERGY_MODEL}, not measured on hardware."
+    )
+    if sources:
+        which = "; ".join(f"{group}: {source}" for group, source in sources.items())
+        notes.append(f"† published figure, not measured here. {which}.")
+    return notes
+
+
+def _verdict(study: Study) -> str:
+    """What the seeds allow to say about the order of the configurations."""
+    seeds = summarize(study, "test_accuracy")["n"]
+    best, ties = best_and_ties(study)
+    if (seeds > 0).sum() < 2:
+        return "Only one configuration is finished: nothing to compare yet."
+    if seeds.max() < 2:
+        return "One seed per configuration: no spread is known, the order may be chance."
+    how = f"{CONFIDENCE:.0%} t intervals of the differences by seed, each for itself"
+    if not ties:
+        return f"{best} has the highest accuracy, apart from every other ({how})."
+    if len(ties) == (seeds > 0).sum() - 1:
+        return f"No configuration can be told apart from the best, {best} ({how})."
+    named = (f"{group} (one seed)" if seeds[group] == 1 else group for group in ties)
+    return f"Cannot be told apart from the best, {best}: {'; '.join(named)} ({how})."
