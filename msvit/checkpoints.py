@@ -28,12 +28,14 @@ class OfficialMap:
     """Where the official implementation keeps a model's tensors.
 
     ``units`` maps the path of a conv-norm unit to the official ``(convolution, norm)``
-    prefixes that it joins along its output channels; ``tensors`` maps single tensors;
+    prefixes that it joins along its output channels; ``layers`` maps the path of a layer
+    that stands alone to the prefixes that it joins; ``tensors`` maps single tensors;
     ``ignored`` are patterns of official tensors without any use; ``neurons`` maps the path of
     a neuron to the official names of the neurons that it joins, in the order of its parts.
     """
 
     units: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
+    layers: dict[str, list[str]] = field(default_factory=dict)
     tensors: dict[str, str] = field(default_factory=dict)
     ignored: list[str] = field(default_factory=list)
     neurons: dict[str, list[str]] = field(default_factory=dict)
@@ -41,9 +43,23 @@ class OfficialMap:
     def add(self, prefix: str, other: OfficialMap) -> None:
         """Take over ``other``, its own paths standing below ``prefix``."""
         self.units |= {f"{prefix}.{k}": v for k, v in other.units.items()}
+        self.layers |= {f"{prefix}.{k}": v for k, v in other.layers.items()}
         self.tensors |= {f"{prefix}.{k}": v for k, v in other.tensors.items()}
         self.neurons |= {f"{prefix}.{k}": v for k, v in other.neurons.items()}
         self.ignored += other.ignored
+
+    def sources(self, target: str) -> list[str] | None:
+        """Official names of the tensors that ours, ``target``, joins; None where it has none."""
+        if target in self.tensors:
+            return [self.tensors[target]]
+        path, _, tensor = target.rpartition(".")
+        if path in self.layers:
+            return [f"{layer}.{tensor}" for layer in self.layers[path]]
+        unit, _, layer = path.rpartition(".")
+        if unit in self.units:
+            index = 0 if layer == "conv" else 1
+            return [f"{pair[index]}.{tensor}" for pair in self.units[unit]]
+        return None
 
 
 @dataclass
@@ -118,7 +134,7 @@ def load_official(
     used: set[str] = set()
     converted: dict[str, Tensor] = {}
     for target, expected in model.state_dict().items():
-        keys = _official_keys(target, names)
+        keys = names.sources(target)
         if keys is None:  # such as the time constant of a PLIF, where the official has a LIF
             report.missing.append(f"a counterpart of {target}")
             continue
@@ -150,16 +166,6 @@ def load_official(
             "batch_coupled=True reproduces the released code"
         )
     return report
-
-
-def _official_keys(target: str, names: OfficialMap) -> list[str] | None:
-    if target in names.tensors:
-        return [names.tensors[target]]
-    unit, layer, tensor = target.rsplit(".", 2)
-    if unit in names.units:
-        index = 0 if layer == "conv" else 1
-        return [f"{pair[index]}.{tensor}" for pair in names.units[unit]]
-    return None
 
 
 def _join(target: str, expected: Tensor, keys: list[str], official: Mapping[str, Tensor]) -> Tensor:
