@@ -6,6 +6,7 @@ import torch
 
 from msvit import create_model
 from msvit.layers.norm import BatchNorm
+from msvit.layers.units import ConvNorm
 from msvit.models import model_options, zoo
 
 #: Options per architecture that shrink any of its sizes but keep their structure.
@@ -15,6 +16,7 @@ SMALL = {
     "spikformer": {"dim": 32, "heads": 4, "depths": (2,)},
     "spikingformer": {"dim": 32, "heads": 4, "depths": (2,)},
     "sdt": {"dim": 32, "heads": 4, "depths": (2,)},
+    "spikingresformer": {"dim": 32, "first_dim": 16, "heads": 4, "group_size": 8},
 }
 
 
@@ -25,6 +27,7 @@ def small_model(name: str, timesteps: int = 4, **options) -> torch.nn.Module:
     if hasattr(published, "stage_dims") and len(published.depths) > 1:
         shrunk["depths"] = (1,) * (len(published.depths) - 1) + (2,)
     shrunk["image_size"] = 32
+    torch.manual_seed(0)
     return create_model(name, **(shrunk | options))
 
 
@@ -40,13 +43,16 @@ def small_input(model: torch.nn.Module, batch: int, dtype=torch.float64) -> torc
 def fire(model: torch.nn.Module) -> None:
     """Make the neurons of a fresh model fire in evaluation mode, where it would be silent.
 
-    The norms take the statistics of one batch, and biases that reach the threshold.
+    The norms take the statistics of one batch, and biases that reach the threshold; where
+    potential adds up over blocks, biases around zero, so that late neurons do not fire always.
     """
     generator = torch.Generator().manual_seed(5)
     norms = [m for m in model.modules() if isinstance(m, BatchNorm)]
+    adding = {m.norm for m in model.modules() if isinstance(m, ConvNorm)}
     for norm in norms:
         norm.momentum = 1.0
-        torch.nn.init.uniform_(norm.bias, 0.2, 1.2, generator=generator)
+        low, high = (-0.5, 0.5) if norm in adding else (0.2, 1.2)
+        torch.nn.init.uniform_(norm.bias, low, high, generator=generator)
     with torch.no_grad():
         model.train()(small_input(model, 8, next(model.parameters()).dtype))
     for norm in norms:

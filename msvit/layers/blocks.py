@@ -115,12 +115,15 @@ class PatchEmbedding(nn.Module):
 class Classifier(nn.Module):
     """Mean over the image plane (→ neuron) → linear: ``[T, B, H, W, C]`` → logits per step."""
 
-    def __init__(self, dim: int, num_classes: int, neuron: NeuronConfig | None = None) -> None:
+    def __init__(
+        self, dim: int, num_classes: int, neuron: NeuronConfig | None = None, bias: bool = True
+    ) -> None:
         super().__init__()
         self.neuron = Neuron(neuron) if neuron is not None else None
-        self.linear = Linear(dim, num_classes)
+        self.linear = Linear(dim, num_classes, bias=bias)
         nn.init.trunc_normal_(self.linear.weight, std=0.02)
-        nn.init.zeros_(self.linear.bias)
+        if bias:
+            nn.init.zeros_(self.linear.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         features = x.mean(dim=(2, 3))

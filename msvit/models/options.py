@@ -62,25 +62,28 @@ def check_image(image_size: int, stride: int) -> None:
         )
 
 
-class HierarchicalOptions(SpikingOptions):
-    """Stages of growing width: token attention first, self-attention in the last stage.
+class StagedOptions(SpikingOptions):
+    """Stages of growing width: ``widths`` are their widths as fractions of ``dim``.
 
-    ``widths`` are the stages' widths as fractions of ``dim``. ``batch_coupled`` reproduces
-    the released code, whose self-attention lets membrane potential pass from one image of
-    the batch to the next.
+    ``layout`` is the published stem for a kind of data, which keeps the resolution or divides
+    it by 4 (ImageNet) or 8 (events); every later stage halves it.
     """
 
     layout: Layout = "cifar"
     depths: tuple[Count, ...] = (1, 1, 2)
     widths: tuple[Annotated[float, Field(gt=0, le=4)], ...] = (0.25, 0.5, 1.0)
-    batch_coupled: bool = False
 
     @property
     def stage_dims(self) -> list[int]:
         return [round(self.dim * w) for w in self.widths]
 
+    @property
+    def headed_dims(self) -> list[int]:
+        """Widths of the stages whose attention has heads."""
+        return self.stage_dims
+
     @model_validator(mode="after")
-    def _check_geometry(self) -> HierarchicalOptions:
+    def _check_geometry(self) -> StagedOptions:
         if len(self.depths) != len(self.widths):
             raise ValueError(
                 f"depths: {len(self.depths)} stages, but widths names {len(self.widths)}"
@@ -92,10 +95,21 @@ class HierarchicalOptions(SpikingOptions):
                     f"widths: {width} of dim {self.dim} gives {self.dim * width:g} channels, "
                     f"and a stage needs a multiple of {divisor}"
                 )
+        for dim in self.headed_dims:
             check_heads(dim, self.heads, "a stage of width")
         first = {"cifar": 1, "imagenet": 4, "events": 8}[self.layout]
         check_image(self.image_size, first * 2 ** (len(self.depths) - 1))
         return self
+
+
+class HierarchicalOptions(StagedOptions):
+    """Token attention in early stages, self-attention in the last one.
+
+    ``batch_coupled`` reproduces the released code, whose self-attention lets membrane
+    potential pass from one image of the batch to the next.
+    """
+
+    batch_coupled: bool = False
 
 
 class QKFormerOptions(HierarchicalOptions):
@@ -182,10 +196,53 @@ class SDTOptions(ColumnarOptions):
     attn_pool: bool = False
 
 
+class SpikingResformerOptions(SpikingOptions):
+    """Three stages of widths ``first_dim``, half of ``dim``, and ``dim``.
+
+    ``heads`` are those of the last stage; heads have the same width in every stage.
+    ``group_size`` is the number of channels of a group in the group-wise feed-forward part.
+    """
+
+    layout: Literal["cifar", "imagenet"] = "cifar"
+    first_dim: Count = 64
+    depths: Annotated[tuple[Count, ...], Field(min_length=3, max_length=3)] = (1, 2, 3)
+    heads: Count = 6
+    group_size: Count = 64
+    attn_threshold: Positive = 1.0
+    surrogate: SurrogateName = "atan"
+
+    @property
+    def stage_dims(self) -> list[int]:
+        return [self.first_dim, self.dim // 2, self.dim]
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.heads
+
+    @model_validator(mode="after")
+    def _check_geometry(self) -> SpikingResformerOptions:
+        check_heads(self.dim, self.heads)
+        for dim in self.stage_dims:
+            if dim % self.head_dim:
+                raise ValueError(
+                    f"heads: {self.heads} heads give them {self.head_dim} channels, "
+                    f"into which a stage of width {dim} cannot be split"
+                )
+            inner = round(dim * self.mlp_ratio)
+            if inner % self.group_size:
+                raise ValueError(
+                    f"group_size: {inner} channels (mlp_ratio {self.mlp_ratio:g} of width {dim}) "
+                    f"cannot be split into groups of {self.group_size}"
+                )
+        check_image(self.image_size, 4 * (4 if self.layout == "imagenet" else 1))
+        return self
+
+
 OPTIONS: dict[str, type[ModelOptions]] = {
     "msvit": MSVITOptions,
     "qkformer": QKFormerOptions,
     "spikformer": SpikformerOptions,
     "spikingformer": SpikingformerOptions,
     "sdt": SDTOptions,
+    "spikingresformer": SpikingResformerOptions,
 }
