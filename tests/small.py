@@ -17,6 +17,7 @@ SMALL = {
     "spikingformer": {"dim": 32, "heads": 4, "depths": (2,)},
     "sdt": {"dim": 32, "heads": 4, "depths": (2,)},
     "spikingresformer": {"dim": 32, "first_dim": 16, "heads": 4, "group_size": 8},
+    "maxformer": {"dim": 32, "heads": 4},
 }
 
 

@@ -32,6 +32,7 @@ CASES = {
         "spikingresformer_cifar10",
         {"first_dim": 16, "heads": 4, "group_size": 16, "depths": (1, 1, 1)},
     ),
+    "maxformer_cifar10": ("maxformer_cifar10", {}),
 }
 
 

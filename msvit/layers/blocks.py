@@ -47,9 +47,10 @@ class Block(nn.Module):
     In spike-shortcut models the sums of spikes are integers from here on; in membrane-shortcut
     models potentials are added. ``drop_path`` is the probability that a branch is left out
     for an image, in all its time steps alike (stochastic depth, arXiv 1603.09382).
+    ``attention`` is None in stages that mix no tokens.
     """
 
-    def __init__(self, attention: nn.Module, mlp: nn.Module, drop_path: float = 0.0) -> None:
+    def __init__(self, attention: nn.Module | None, mlp: nn.Module, drop_path: float = 0.0) -> None:
         super().__init__()
         self.attention = attention
         self.mlp = mlp
@@ -57,6 +58,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         for branch in (self.attention, self.mlp):
+            if branch is None:
+                continue
             if self.training and self.drop_path:
                 x = x + drop_images(branch(x), self.drop_path)
             else:

@@ -238,6 +238,37 @@ class SpikingResformerOptions(SpikingOptions):
         return self
 
 
+class MaxFormerOptions(StagedOptions):
+    """``mixers`` names what mixes the tokens of each stage.
+
+    ``"dwc3"``, ``"dwc5"`` and ``"dwc7"`` are depthwise convolutions of that size,
+    ``"identity"`` is nothing, ``"attention"`` is spiking self-attention.
+    """
+
+    mixers: tuple[Literal["identity", "dwc3", "dwc5", "dwc7", "attention"], ...] = (
+        "identity",
+        "dwc3",
+        "attention",
+    )
+
+    @property
+    def headed_dims(self) -> list[int]:
+        # Not strict: a wrong number of mixers is reported below.
+        return [
+            dim
+            for dim, mixer in zip(self.stage_dims, self.mixers, strict=False)
+            if mixer == "attention"
+        ]
+
+    @model_validator(mode="after")
+    def _check_mixers(self) -> MaxFormerOptions:
+        if len(self.mixers) != len(self.depths):
+            raise ValueError(
+                f"mixers: {len(self.mixers)} named for {len(self.depths)} stages of depths"
+            )
+        return self
+
+
 OPTIONS: dict[str, type[ModelOptions]] = {
     "msvit": MSVITOptions,
     "qkformer": QKFormerOptions,
@@ -245,4 +276,5 @@ OPTIONS: dict[str, type[ModelOptions]] = {
     "spikingformer": SpikingformerOptions,
     "sdt": SDTOptions,
     "spikingresformer": SpikingResformerOptions,
+    "maxformer": MaxFormerOptions,
 }

@@ -57,8 +57,7 @@ class SpikingResformer(Model):
         else:
             self.prologue = ConvNorm(options.in_channels, first, 3)
         self.downsamplings = nn.ModuleList(
-            NeuronConvNorm(narrow, wide, neuron, 3, stride=2)
-            for narrow, wide in pairwise(dims)
+            NeuronConvNorm(narrow, wide, neuron, 3, stride=2) for narrow, wide in pairwise(dims)
         )
         # Patches shrink with the image: y of DSSA has as many tokens in every stage.
         self.stages = nn.ModuleList(
