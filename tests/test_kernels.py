@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from msvit import kernels
 from msvit.kernels import NeuronSpec, build, plain
+from msvit.kernels.spec import SURROGATES
 
 pytestmark = pytest.mark.skipif(
     build.library("float") is None, reason="this machine has no C++ compiler"
@@ -26,7 +27,7 @@ SPECS = st.builds(
     decay_input=st.booleans(),
     threshold=st.sampled_from([0.5, 1.0]),
     v_reset=st.sampled_from([None, 0.0, -0.3]),
-    surrogate=st.sampled_from(["sigmoid", "atan"]),
+    surrogate=st.sampled_from(SURROGATES),
     alpha=st.sampled_from([2.0, 4.0]),
     detach_reset=st.booleans(),
 )
@@ -39,6 +40,7 @@ class Case(NamedTuple):
     spec: NeuronSpec
     plif_w: Tensor | None
     shortcut: Tensor | None
+    offset: Tensor | None
     grad_out: Tensor
 
 
@@ -63,18 +65,19 @@ def cases(draw, dtype=torch.float64, least_rows=1) -> Case:
     spec = draw(SPECS)
     plif_w = torch.tensor(0.4, dtype=norm.weight.dtype) if spec.kind == "plif" else None
     shortcut = normal(*shape) if draw(st.booleans()) else None
-    return Case(2 * y + 0.5, norm, spec, plif_w, shortcut, normal(*shape))
+    offset = normal(shape[-1]).to(norm.weight) if draw(st.booleans()) else None
+    return Case(2 * y + 0.5, norm, spec, plif_w, shortcut, offset, normal(*shape))
 
 
 def outcome(unit, case: Case) -> dict[str, Tensor]:
-    """Output, gradients and running statistics of ``unit(y, norm, spec, plif_w, shortcut)``."""
+    """Output, gradients and running statistics of ``unit(y, norm, spec, plif_w, ...)``."""
     # A static input stays one step in memory, and its gradient is that step's.
     static = case.y.stride(0) == 0 and len(case.y) > 1
     source = (case.y[:1] if static else case.y).clone().requires_grad_()
     norm = copy.deepcopy(case.norm)
     plif_w = case.plif_w.clone().requires_grad_() if case.plif_w is not None else None
     shortcut = case.shortcut.clone().requires_grad_() if case.shortcut is not None else None
-    out = unit(source.expand(case.y.shape), norm, case.spec, plif_w, shortcut)
+    out = unit(source.expand(case.y.shape), norm, case.spec, plif_w, shortcut, case.offset)
     out.backward(case.grad_out)
     found = {
         "out": out.detach(),
@@ -105,11 +108,11 @@ def norm_neuron(module):
 
 
 def neuron(module):
-    return lambda y, norm, spec, plif_w, shortcut: module.neuron(y, spec, plif_w)
+    return lambda y, norm, spec, plif_w, *_: module.neuron(y, spec, plif_w)
 
 
 def norm_add(module):
-    return lambda y, norm, spec, plif_w, shortcut: module.norm_add(y, norm, shortcut)
+    return lambda y, norm, spec, plif_w, *rest: module.norm_add(y, norm, *rest)
 
 
 @pytest.mark.parametrize("unit", [norm_neuron, neuron, norm_add])

@@ -15,12 +15,11 @@ import os
 
 import torch
 from torch import Tensor
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from . import cpp, fused, plain
-from .spec import NeuronSpec
+from .spec import NeuronSpec, Norm
 
-__all__ = ["NeuronSpec", "available", "neuron", "norm_add", "norm_neuron"]
+__all__ = ["NeuronSpec", "Norm", "available", "neuron", "norm_add", "norm_neuron"]
 
 
 def available(device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> bool:
@@ -30,27 +29,30 @@ def available(device: str | torch.device = "cpu", dtype: torch.dtype = torch.flo
 
 def norm_neuron(
     y: Tensor,
-    norm: _BatchNorm,
+    norm: Norm,
     spec: NeuronSpec,
     plif_w: Tensor | None = None,
     shortcut: Tensor | None = None,
+    offset: Tensor | None = None,
 ) -> Tensor:
     """Norm → neuron (→ + shortcut).
 
     Args:
         y: output of a convolution or product, ``[T, ..., C]``.
-        norm: any BatchNorm module of C channels; its running statistics move as in ``norm(y)``.
+        norm: a BatchNorm of C channels; its running statistics move as in ``norm(y)``.
         spec: the neuron.
         plif_w: scalar, learnable, where ``spec.kind`` is ``"plif"``: decay = sigmoid(w).
         shortcut: added to the spikes, ``[T, ..., C]``.
+        offset: bias ``[C]`` of the layer in front that y lacks. It only moves the running mean
+            (and is known to eval mode); batch statistics cancel it, it receives no gradient.
 
     Returns:
         spikes (+ shortcut), ``[T, ..., C]`` of y's dtype.
     """
     passes = _for_units(y, norm)
     if passes is None:
-        return plain.norm_neuron(y, norm, spec, plif_w, shortcut)
-    return fused.norm_neuron(passes, y, norm, spec, plif_w, shortcut)
+        return plain.norm_neuron(y, norm, spec, plif_w, shortcut, offset)
+    return fused.norm_neuron(passes, y, norm, spec, plif_w, shortcut, offset)
 
 
 def neuron(x: Tensor, spec: NeuronSpec, plif_w: Tensor | None = None) -> Tensor:
@@ -61,12 +63,14 @@ def neuron(x: Tensor, spec: NeuronSpec, plif_w: Tensor | None = None) -> Tensor:
     return fused.neuron(passes, x, spec, plif_w)
 
 
-def norm_add(y: Tensor, norm: _BatchNorm, shortcut: Tensor | None = None) -> Tensor:
+def norm_add(
+    y: Tensor, norm: Norm, shortcut: Tensor | None = None, offset: Tensor | None = None
+) -> Tensor:
     """Norm (→ + shortcut) without a neuron: membrane potentials, ``[T, ..., C]``."""
     passes = _for_units(y, norm)
     if passes is None:
-        return plain.norm_add(y, norm, shortcut)
-    return fused.norm_add(passes, y, norm, shortcut)
+        return plain.norm_add(y, norm, shortcut, offset)
+    return fused.norm_add(passes, y, norm, shortcut, offset)
 
 
 def _backend(device: torch.device, dtype: torch.dtype):
@@ -75,7 +79,7 @@ def _backend(device: torch.device, dtype: torch.dtype):
     return cpp.passes(dtype)
 
 
-def _for_units(y: Tensor, norm: _BatchNorm | None = None):
+def _for_units(y: Tensor, norm: Norm | None = None):
     """The backend that can run a unit on ``y``, None for the plain path."""
     passes = _backend(y.device, y.dtype)
     if passes is None or y.numel() == 0:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from . import build
-from .spec import NeuronSpec
+from .spec import SURROGATES, NeuronSpec
 
 STORAGE = {torch.float32: "float", torch.float64: "double", torch.bfloat16: "bf16"}
 
@@ -24,7 +24,7 @@ STORAGE = {torch.float32: "float", torch.float64: "double", torch.bfloat16: "bf1
 class _Neuron(ctypes.Structure):
     _fields_ = (
         *((name, c_int32) for name in ("leaky", "decay_input", "divide")),
-        *((name, c_int32) for name in ("soft_reset", "detach_reset", "atan")),
+        *((name, c_int32) for name in ("soft_reset", "detach_reset", "surrogate")),
         *((name, c_double) for name in ("tau", "decay", "threshold", "reset", "alpha")),
     )
 
@@ -32,7 +32,7 @@ class _Neuron(ctypes.Structure):
 _P, _I, _D, _T, _N = c_void_p, c_int64, c_double, c_int, POINTER(_Neuron)
 _SIGNATURES = {
     "unit_moments": (_P, _I, _I, _P, _T),
-    "unit_fold": (_P, _D, _P, _P, _D, _P, _P, _D, _P, _I),
+    "unit_fold": (_P, _D, _P, _P, _P, _D, _P, _P, _D, _P, _I),
     "unit_fold_gradients": (_P, _P, _P, _D, _D, _P, _P, _I),
     "unit_forward": (_P, _I, _P, _P, _P, _I, _P, _I, _I, _I, _N, _T),
     "unit_backward": (*(_P, _I, _P, _P, _P, _P, _I, _P, _P, _P, _P), _I, _I, _I, _N, _P, _P, _T),
@@ -64,13 +64,20 @@ class Passes:
         self._moments(y.data_ptr(), rows, channels, out.data_ptr(), _threads())
         return out
 
-    def fold(self, moments, count, weight, bias, eps, running, momentum) -> Tensor:
-        """``[4, C]`` mean, 1/std, scale, shift; moves ``running`` (mean, var) where given."""
-        channels = moments.shape[-1]
-        out = torch.empty(4, channels, dtype=self.real)
+    def fold(self, moments, count, norm, offset, running, momentum) -> Tensor:
+        """``[4, C]`` mean, 1/std, scale, shift of ``norm``.
+
+        From ``moments``, towards which ``running`` (mean, variance; None: neither) moves, or,
+        where they are None, from ``running``.
+        """
         mean, var = running or (None, None)
-        pointers = (_pointer(weight), _pointer(bias), eps, _pointer(mean), _pointer(var))
-        self._fold(moments.data_ptr(), count, *pointers, momentum, out.data_ptr(), channels)
+        channels = (mean if moments is None else moments).shape[-1]
+        out = torch.empty(4, channels, dtype=self.real)
+        self._fold(
+            *(_pointer(moments), count),
+            *(_pointer(norm.weight), _pointer(norm.bias), _pointer(offset), norm.eps),
+            *(_pointer(mean), _pointer(var), momentum, out.data_ptr(), channels),
+        )
         return out
 
     def fold_gradients(self, own, sums, folded, count, repeats) -> tuple[Tensor, Tensor]:
@@ -168,7 +175,7 @@ def _neuron(spec: NeuronSpec, decay: float) -> _Neuron:
         divide=spec.kind == "lif" and math.frexp(spec.tau)[0] != 0.5,
         soft_reset=spec.v_reset is None,
         detach_reset=spec.detach_reset,
-        atan=spec.surrogate == "atan",
+        surrogate=SURROGATES.index(spec.surrogate),
         tau=spec.tau,
         decay=decay,
         threshold=spec.threshold,

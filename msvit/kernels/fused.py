@@ -15,32 +15,38 @@ import torch.distributed
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from .spec import NeuronSpec
+from .spec import NeuronSpec, Norm
 
 
-def norm_neuron(passes, y, norm, spec, plif_w, shortcut) -> Tensor:
+def norm_neuron(passes, y, norm, spec, plif_w, shortcut, offset) -> Tensor:
     if shortcut is not None:
         shortcut = shortcut.to(y.dtype)
-    return _NormNeuron.apply(y, norm.weight, norm.bias, plif_w, shortcut, passes, norm, spec)
+    return _NormNeuron.apply(
+        y, norm.weight, norm.bias, plif_w, shortcut, passes, norm, spec, _detached(offset)
+    )
 
 
 def neuron(passes, x, spec, plif_w) -> Tensor:
     return _Neuron.apply(x, plif_w, passes, spec)
 
 
-def norm_add(passes, y, norm, shortcut) -> Tensor:
+def norm_add(passes, y, norm, shortcut, offset) -> Tensor:
     if shortcut is not None:
         shortcut = shortcut.to(y.dtype)
-    return _NormAdd.apply(y, norm.weight, norm.bias, shortcut, passes, norm)
+    return _NormAdd.apply(y, norm.weight, norm.bias, shortcut, passes, norm, _detached(offset))
+
+
+def _detached(offset: Tensor | None) -> Tensor | None:
+    # Batch statistics cancel it, so that it has no gradient.
+    return None if offset is None else offset.detach()
 
 
 class _NormNeuron(Function):
     @staticmethod
-    def forward(ctx: Any, y, weight, bias, plif_w, shortcut, passes, norm, spec):
+    def forward(ctx: Any, y, weight, bias, plif_w, shortcut, passes, norm, spec, offset):
         steps, y = len(y), time_major(y)
-        folded, count = fold(passes, y, steps, norm)
+        folded, count = fold(passes, y, steps, norm, offset)
         decay = decay_of(spec, plif_w, passes)
         ctx.save_for_backward(y, folded)
         ctx.passes, ctx.spec, ctx.decay = passes, spec, decay
@@ -80,7 +86,7 @@ class _NormNeuron(Function):
             grads[1] if needs_bias else None,
             plif_gradient(decay_grad, ctx.decay, folded.dtype),
             grad_out if needs_shortcut else None,
-            *(None, None, None),
+            *(None, None, None, None),
         )
 
 
@@ -108,9 +114,9 @@ class _Neuron(Function):
 
 class _NormAdd(Function):
     @staticmethod
-    def forward(ctx: Any, y, weight, bias, shortcut, passes, norm):
+    def forward(ctx: Any, y, weight, bias, shortcut, passes, norm, offset):
         steps, y = len(y), time_major(y)
-        folded, count = fold(passes, y, steps, norm)
+        folded, count = fold(passes, y, steps, norm, offset)
         ctx.save_for_backward(y, folded)
         ctx.passes, ctx.steps, ctx.count, ctx.group = passes, steps, count, _workers(norm)
         _, _, scale, shift = folded
@@ -141,7 +147,7 @@ class _NormAdd(Function):
             grads[0] if needs_weight else None,
             grads[1] if needs_bias else None,
             grad_out if needs_shortcut else None,
-            *(None, None),
+            *(None, None, None),
         )
 
 
@@ -159,7 +165,7 @@ def spread(grad: Tensor | None, steps: int) -> Tensor | None:
     return grad if grad is None or len(grad) == steps else grad.expand(steps, *grad.shape[1:])
 
 
-def fold(passes, y: Tensor, steps: int, norm: _BatchNorm) -> tuple[Tensor, int]:
+def fold(passes, y: Tensor, steps: int, norm: Norm, offset: Tensor | None) -> tuple[Tensor, int]:
     """Scale and shift of ``norm`` for ``y``, and how many values a batch statistic stands for.
 
     Does to the running statistics what ``norm(y)`` would; the count is 0 where they are used.
@@ -167,22 +173,20 @@ def fold(passes, y: Tensor, steps: int, norm: _BatchNorm) -> tuple[Tensor, int]:
     Raises:
         ValueError: one value per channel has no variance to learn from.
     """
-    affine = (norm.weight, norm.bias, norm.eps)
-    if not norm.training and norm.running_mean is not None:
-        moments = torch.stack((norm.running_mean, norm.running_var)).double()
-        return passes.fold(moments, 0, *affine, None, 0.0), 0
+    running = None if norm.running_mean is None else (norm.running_mean, norm.running_var)
+    if not norm.training and running:
+        return passes.fold(None, 0, norm, offset, running, 0.0), 0
     moments = passes.moments(y)
     count = steps * y[0].numel() // y.shape[-1]
     moments, count = _moments_over_workers(moments, count, _workers(norm))
     if count == 1:
-        raise ValueError(f"one value per channel in training: input {tuple(y.shape)}")
-    running, momentum = None, norm.momentum
-    if norm.training and norm.track_running_stats:
+        raise ValueError("batch statistics need more than one value per channel")
+    momentum = norm.momentum
+    if running:
         norm.num_batches_tracked.add_(1)
         if momentum is None:
             momentum = 1.0 / float(norm.num_batches_tracked)
-        running = (norm.running_mean, norm.running_var)
-    return passes.fold(moments, count, *affine, running, momentum or 0.0), count
+    return passes.fold(moments, count, norm, offset, running, momentum or 0.0), count
 
 
 def decay_of(spec: NeuronSpec, plif_w: Tensor | None, passes) -> float:
@@ -198,7 +202,7 @@ def plif_gradient(decay_grad: Tensor | None, decay: float, dtype: torch.dtype) -
     return (decay_grad * (decay * (1.0 - decay))).to(dtype).reshape(())
 
 
-def _workers(norm: _BatchNorm):
+def _workers(norm: Norm):
     """The process group that shares the statistics of a SyncBatchNorm, None if there is none."""
     distributed = torch.distributed
     if not (isinstance(norm, torch.nn.SyncBatchNorm) and norm.training):

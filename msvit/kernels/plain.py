@@ -12,27 +12,29 @@ import torch
 import torch.nn.functional as F
 from spikingjelly.activation_based import functional, surrogate
 from torch import Tensor
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from .spec import NeuronSpec
+from .spec import NeuronSpec, Norm
 
 
 def norm_neuron(
     y: Tensor,
-    norm: _BatchNorm,
+    norm: Norm,
     spec: NeuronSpec,
     plif_w: Tensor | None = None,
     shortcut: Tensor | None = None,
+    offset: Tensor | None = None,
 ) -> Tensor:
-    return _add(_fire(_normalise(y, norm), spec, plif_w), shortcut, y.dtype)
+    return _add(_fire(_normalise(y, norm, offset), spec, plif_w), shortcut, y.dtype)
 
 
 def neuron(x: Tensor, spec: NeuronSpec, plif_w: Tensor | None = None) -> Tensor:
     return _fire(_exact(x), spec, plif_w).to(x.dtype)
 
 
-def norm_add(y: Tensor, norm: _BatchNorm, shortcut: Tensor | None = None) -> Tensor:
-    return _add(_normalise(y, norm), shortcut, y.dtype)
+def norm_add(
+    y: Tensor, norm: Norm, shortcut: Tensor | None = None, offset: Tensor | None = None
+) -> Tensor:
+    return _add(_normalise(y, norm, offset), shortcut, y.dtype)
 
 
 def _exact(x: Tensor) -> Tensor:
@@ -43,31 +45,27 @@ def _add(out: Tensor, shortcut: Tensor | None, dtype: torch.dtype) -> Tensor:
     return (out if shortcut is None else out + _exact(shortcut)).to(dtype)
 
 
-def _normalise(y: Tensor, norm: _BatchNorm) -> Tensor:
-    """Normalise ``[T, ..., C]`` over everything but the last axis, as ``norm(...)`` would."""
-    batch = norm.training or norm.running_mean is None
-    momentum = norm.momentum
-    if norm.training and norm.num_batches_tracked is not None:
+def _normalise(y: Tensor, norm: Norm, offset: Tensor | None) -> Tensor:
+    """Normalise ``[T, ..., C]`` over all axes but the last, as ``norm(y + offset)`` would."""
+    rows = _exact(y).reshape(-1, y.shape[-1])
+    if offset is not None:
+        rows = rows + offset.detach()
+    tracked, momentum = norm.running_mean is not None, norm.momentum
+    if norm.training and tracked:
         norm.num_batches_tracked.add_(1)
         if momentum is None:
             momentum = 1.0 / float(norm.num_batches_tracked)
-    rows = _exact(y).reshape(-1, y.shape[-1])
     normalised = F.batch_norm(
-        rows,
-        norm.running_mean if not norm.training or norm.track_running_stats else None,
-        norm.running_var if not norm.training or norm.track_running_stats else None,
-        norm.weight,
-        norm.bias,
-        batch,
-        0.0 if momentum is None else momentum,
-        norm.eps,
+        *(rows, norm.running_mean, norm.running_var, norm.weight, norm.bias),
+        *(norm.training or not tracked, momentum or 0.0, norm.eps),
     )
     return normalised.view(y.shape)
 
 
 @cache
 def _surrogate(spec: NeuronSpec) -> surrogate.SurrogateFunctionBase:
-    return {"sigmoid": surrogate.Sigmoid, "atan": surrogate.ATan}[spec.surrogate](alpha=spec.alpha)
+    name = {"atan": "ATan"}.get(spec.surrogate, spec.surrogate.title().replace("_", ""))
+    return getattr(surrogate, name)(alpha=spec.alpha)
 
 
 def _fire(x: Tensor, spec: NeuronSpec, plif_w: Tensor | None) -> Tensor:

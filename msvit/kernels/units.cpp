@@ -89,40 +89,39 @@ template <bool FULL> inline void store_spikes(S* p, M fired, i64 n) {
     else partial(p, n, [&](S* lanes) { store_spikes(lanes, fired); });
 }
 
-// exp(-a) for a >= 0, relative error 1e-7 (float) or 1e-15 (double); NaN stays NaN.
-// The integer part of a / ln 2 is read from the low bits left by adding a large constant.
-inline vf exp_negative(vf a) {
-    a = a > 87.0f ? vf{} + 87.0f : a;
-    const float magic = 12582912.0f;  // 1.5 * 2^23, bits 0x4B400000
-    vf t = a * 1.44269504f + magic;
-    vf n = t - magic;
-    vf r = (n * 0.693359375f - a) + n * -2.12194440e-4f;
-    vf p = 1.9875691500e-4f * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
-    return p * (vf)((0x4B400000 + 127 - (vi)t) << 23);
+// 2^-u for u >= 0, relative error 1e-7 (float) or 1e-16 (double); NaN stays NaN. Subtracting u from
+// a large constant leaves the exponent of the result in the low bits, the minimax polynomial does
+// the fraction in [-1/2, 1/2].
+template <class F, class I, int N>
+inline F exp2_negative(F u, decltype(F{}[0] + 0) magic, decltype(F{}[0] + 0) most, int mantissa,
+                       const decltype(F{}[0] + 0) (&c)[N]) {
+    u = u > most ? F{} + most : u;
+    F t = magic - u, fraction = u + (t - magic), p = F{} + c[N - 1];
+    for (int i = N - 2; i >= 0; --i) p = p * fraction + c[i];
+    return p * (F)((I)t << mantissa);
 }
-inline vd exp_negative(vd a) {
-    a = a > 708.0 ? vd{} + 708.0 : a;
-    const double magic = 6755399441055744.0;  // 1.5 * 2^52, bits 0x4338000000000000
-    vd t = a * 1.4426950408889634 + magic;
-    vd n = t - magic;
-    vd r = (n * 0.693147180369123816490 - a) + n * 1.90821492927058770002e-10;
-    vd p = r * (1.0 / 6227020800.0) + 1.0 / 479001600.0;
-    for (double c : {1.0 / 39916800, 1.0 / 3628800, 1.0 / 362880, 1.0 / 40320, 1.0 / 5040, 1.0 / 720,
-                     1.0 / 120, 1.0 / 24, 1.0 / 6, 0.5, 1.0, 1.0})
-        p = p * r + c;
-    return p * (vd)((0x4338000000000000 + 1023 - (vl)t) << 52);
+inline vf exp2_negative(vf u) {
+    static constexpr float c[] = {1.000000072f, -0.6931469671f, 0.2402211972f, -0.05550713273f,
+                                  0.009675541331f, -0.001327647217f};
+    return exp2_negative<vf, vi>(u, 12582912.0f + 127, 126.0f, 23, c);  // 1.5 * 2^23 + bias
 }
+inline vd exp2_negative(vd u) {
+    static constexpr double c[] = {
+        1.0, -0.6931471805599453305, 0.240226506959101562, -0.05550410866481992148,
+        0.009618129107588335083, -0.001333355814678995032, 0.0001540353046251461303,
+        -0.0000152527334899608046, 1.321543308959462904e-6, -1.017819803332852766e-7,
+        7.074105626245659371e-9, -4.435280944610336161e-10};
+    return exp2_negative<vd, vl>(u, 6755399441055744.0 + 1023, 1022.0, 52, c);
+}
+inline vf absolute(vf x) { return (vf)((vi)x & 0x7fffffff); }
+inline vd absolute(vd x) { return (vd)((vl)x & 0x7fffffffffffffff); }
 
 }  // namespace
 
-// Mirrored by cpp.py.
+// Both mirrored by cpp.py.
+enum Surrogate { SIGMOID, ATAN, ERF, PIECEWISE_QUADRATIC, SOFT_SIGN, RECT };
 struct Neuron {
-    int32_t leaky, decay_input, divide, soft_reset, detach_reset, atan;
+    int32_t leaky, decay_input, divide, soft_reset, detach_reset, surrogate;
     double tau, decay, threshold, reset, alpha;
 };
 
@@ -130,13 +129,15 @@ namespace {
 
 // One time step of IF, LIF and PLIF as spikingjelly computes it, and its gradient.
 struct Dynamics {
-    const bool leaky, decay_input, divide, soft, detach, atan;
-    const R tau, decay, threshold, reset, alpha;
+    const bool leaky, decay_input, divide, soft, detach;
+    const Surrogate shape;
+    const R tau, decay, threshold, reset, alpha, slope;
 
     explicit Dynamics(const Neuron& n)
         : leaky(n.leaky), decay_input(n.decay_input), divide(n.divide), soft(n.soft_reset),
-          detach(n.detach_reset), atan(n.atan), tau(n.tau), decay(n.decay), threshold(n.threshold),
-          reset(n.soft_reset ? 0 : n.reset), alpha(n.alpha) {}
+          detach(n.detach_reset), shape(Surrogate(n.surrogate)), tau(n.tau), decay(n.decay), threshold(n.threshold),
+          reset(n.soft_reset ? 0 : n.reset), alpha(n.alpha),
+          slope(n.alpha * (shape == SIGMOID ? M_LOG2E : shape == ATAN ? M_PI_2 : std::sqrt(M_LOG2E))) {}
 
     V rest() const { return V{} + reset; }
     V charge(V v, V x) const {
@@ -150,22 +151,26 @@ struct Dynamics {
         if (soft) return fired ? h - threshold : h;
         return fired ? h * R(0) + reset : h;
     }
-    V surrogate(V z) const {
-        if (atan) {
-            V u = z * (R(M_PI_2) * alpha);
-            return (alpha / 2) / (u * u + R(1));
+    V surrogate(V h) const {
+        V x = h - threshold;
+        switch (shape) {
+            case SIGMOID: {  // alpha s (1 - s) with s = 1 / (1 + e)
+                V e = exp2_negative(absolute(x * slope));
+                return e / ((e * (1 / alpha) + 2 / alpha) * e + 1 / alpha);
+            }
+            case ATAN: x *= slope; return (alpha / 2) / (x * x + R(1));
+            case ERF: x *= slope; return exp2_negative(x * x) * (alpha * R(M_2_SQRTPI / 2));
+            case PIECEWISE_QUADRATIC: x = absolute(x); return x > 1 / alpha ? V{} : alpha - alpha * alpha * x;
+            case SOFT_SIGN: x = absolute(x) + 1 / alpha; return R(1) / (2 * alpha * x * x);
+            default: return absolute(x) < R(0.5) / alpha ? V{} + alpha : V{};
         }
-        V u = z * alpha;
-        V e = exp_negative(u < 0 ? -u : u);
-        V d = R(1) / (e + R(1));
-        return e * alpha * d * d;
     }
     // Gradient of the charged potential h from that of the spike and of the potential after reset.
     V back(V h, V grad_spike, V grad_v) const {
         M fired = fires(h);
         if (!detach) grad_spike = grad_spike + grad_v * (soft ? V{} - threshold : reset - h);
         V kept = soft ? grad_v : (fired ? V{} : grad_v);
-        return grad_spike * surrogate(h - threshold) + kept;
+        return grad_spike * surrogate(h) + kept;
     }
     R input_gain() const { return leaky && decay_input ? decay : R(1); }
     R state_gain() const { return leaky ? R(1) - decay : R(1); }
@@ -437,21 +442,23 @@ void gradient_sums(const S* g, const S* y, const R* mean, double* out, i64 rows,
 }
 
 // What one norm does to a channel: mean, 1/std, and the scale and shift that they fold into with
-// weight and bias (null: 1 and 0). moments: [mean, biased variance] of `count` values; running
-// statistics (null: none) move towards them by `momentum`.
-void fold(const double* moments, double count, const R* weight, const R* bias, double eps,
-          R* running_mean, R* running_var, double momentum, R* out, i64 channels) {
+// weight and bias (null: 1 and 0). moments: [mean, biased variance] of `count` values, towards
+// which the running statistics (null: none) move by `momentum`; null: the running ones are used.
+// offset (null: 0): what the layer in front has not added to its output.
+void fold(const double* moments, double count, const R* weight, const R* bias, const R* offset,
+          double eps, R* running_mean, R* running_var, double momentum, R* out, i64 channels) {
     for (i64 c = 0; c < channels; ++c) {
-        double mean = moments[c], variance = moments[channels + c];
+        double added = offset ? offset[c] : 0;
+        double mean = moments ? moments[c] : running_mean[c] - added;
+        double variance = moments ? moments[channels + c] : running_var[c];
         double invstd = 1 / std::sqrt(variance + eps), scale = (weight ? weight[c] : 1) * invstd;
         out[c] = mean;
         out[channels + c] = invstd;
         out[2 * channels + c] = scale;
         out[3 * channels + c] = (bias ? bias[c] : 0) - mean * scale;
-        if (!running_mean) continue;
-        double unbiased = variance * (count / (count - 1));
-        running_mean[c] = (1 - momentum) * running_mean[c] + momentum * mean;
-        running_var[c] = (1 - momentum) * running_var[c] + momentum * unbiased;
+        if (!moments || !running_mean) continue;
+        running_mean[c] += momentum * (mean + added - running_mean[c]);
+        running_var[c] += momentum * (variance * (count / (count - 1)) - running_var[c]);
     }
 }
 
@@ -488,10 +495,11 @@ void unit_moments(const void* y, i64 rows, i64 channels, double* out, int thread
     moments(in<S>(y), rows, channels, out, threads);
 }
 
-void unit_fold(const double* moments, double count, const void* weight, const void* bias, double eps,
-               void* running_mean, void* running_var, double momentum, void* out, i64 channels) {
-    fold(moments, count, in<R>(weight), in<R>(bias), eps, to<R>(running_mean), to<R>(running_var),
-         momentum, to<R>(out), channels);
+void unit_fold(const double* moments, double count, const void* weight, const void* bias,
+               const void* offset, double eps, void* running_mean, void* running_var,
+               double momentum, void* out, i64 channels) {
+    fold(moments, count, in<R>(weight), in<R>(bias), in<R>(offset), eps, to<R>(running_mean),
+         to<R>(running_var), momentum, to<R>(out), channels);
 }
 
 void unit_fold_gradients(const double* own, const double* sums, const void* folded, double count,
