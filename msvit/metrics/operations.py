@@ -76,7 +76,7 @@ class Operand:
 
 
 def inspect(x: Tensor) -> tuple[str, float]:
-    """What ``x`` ``[T, B, ...]`` carries, and the sum of its magnitudes; no copy of it is made."""
+    """What ``x`` ``[T, B, ...]`` carries, and the sum of its magnitudes."""
     if x.dtype == torch.bool:
         x = x.view(torch.uint8)
     low, high = (float(end) for end in torch.aminmax(x))
@@ -86,12 +86,18 @@ def inspect(x: Tensor) -> tuple[str, float]:
         # Image by image: sums of whole numbers below 2²⁴ are exact in float32.
         total = float(x.flatten(2).sum(-1, dtype=torch.float32).double().sum())
         # Values within [0, 1] sum up to their number of non-zeros only if all are 0 or 1.
-        if high <= 1 and total == int(x.count_nonzero()):
+        if high <= 1 and total == _count_nonzero(x):
             return "spikes", total
     else:
         total = sum(float(step.abs().sum(dtype=torch.float64)) for step in x)
-    whole = not x.is_floating_point() or all(bool((step == step.round()).all()) for step in x)
-    return ("integer", total) if whole else ("analog", 0.0)
+    if x.is_floating_point() and any(_count_nonzero(step.frac()[None]) for step in x):
+        return "analog", 0.0
+    return "integer", total
+
+
+def _count_nonzero(x: Tensor) -> int:
+    """Values of ``x`` ``[T, ...]`` other than 0; several times faster than torch's own count."""
+    return sum(int(step.bool().view(torch.uint8).sum(dtype=torch.int32)) for step in x)
 
 
 @dataclass
