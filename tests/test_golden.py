@@ -28,6 +28,7 @@ CASES = {
     "spikingformer_imagenet": ("spikingformer_8_384", {"heads": 4, "depths": (2,)}),
     "sdt_cifar10": ("sdt_cifar10", {}),
     "sdt_imagenet": ("sdt_8_384", {"depths": (2,)}),
+    "metaspikformer_imagenet": ("metaspikeformer_31m", {}),
     "spikingresformer_cifar10": (
         "spikingresformer_cifar10",
         {"first_dim": 16, "heads": 4, "group_size": 16, "depths": (1, 1, 1)},

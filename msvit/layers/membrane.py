@@ -16,12 +16,14 @@ from msvit.neurons import Neuron, NeuronConfig
 
 
 class MembraneMLP(nn.Module):
-    """Two 1×1 neuron-conv-norm units (+ shortcut)."""
+    """Two neuron-conv-norm units (+ shortcut), with kernels of 1×1 unless told otherwise."""
 
-    def __init__(self, dim: int, hidden: int, neuron: NeuronConfig, bias: bool = True) -> None:
+    def __init__(
+        self, dim: int, hidden: int, neuron: NeuronConfig, bias: bool = True, kernel: int = 1
+    ) -> None:
         super().__init__()
-        self.fc1 = NeuronConvNorm(dim, hidden, neuron, bias=bias)
-        self.fc2 = NeuronConvNorm(hidden, dim, neuron, bias=bias)
+        self.fc1 = NeuronConvNorm(dim, hidden, neuron, kernel, bias=bias)
+        self.fc2 = NeuronConvNorm(hidden, dim, neuron, kernel, bias=bias)
 
     def forward(self, membrane: Tensor, shortcut: Tensor | None = None) -> Tensor:
         return self.fc2(self.fc1(membrane), shortcut)

@@ -269,12 +269,38 @@ class MaxFormerOptions(StagedOptions):
         return self
 
 
+class MetaSpikeFormerOptions(SpikingOptions):
+    """Five stages of widths dim/8, dim/4, dim/2, ``dim`` and ``last_dim`` (unset: 5/4 of dim).
+
+    The first three are convolution blocks, the last two have attention.
+    """
+
+    depths: Annotated[tuple[Count, ...], Field(min_length=5, max_length=5)] = (1, 1, 2, 6, 2)
+    last_dim: Count | None = None
+    attn_scale: Positive = 0.125
+
+    @property
+    def stage_dims(self) -> list[int]:
+        last = self.last_dim or self.dim * 5 // 4
+        return [self.dim // 8, self.dim // 4, self.dim // 2, self.dim, last]
+
+    @model_validator(mode="after")
+    def _check_geometry(self) -> MetaSpikeFormerOptions:
+        if self.dim % 8:
+            raise ValueError(f"dim: the stages need a multiple of 8, not {self.dim}")
+        check_heads(self.dim, self.heads)
+        check_heads(self.stage_dims[-1], self.heads, "last_dim")
+        check_image(self.image_size, 16)
+        return self
+
+
 OPTIONS: dict[str, type[ModelOptions]] = {
     "msvit": MSVITOptions,
     "qkformer": QKFormerOptions,
     "spikformer": SpikformerOptions,
     "spikingformer": SpikingformerOptions,
     "sdt": SDTOptions,
+    "metaspikeformer": MetaSpikeFormerOptions,
     "spikingresformer": SpikingResformerOptions,
     "maxformer": MaxFormerOptions,
 }
