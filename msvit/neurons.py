@@ -11,9 +11,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from spikingjelly.activation_based import neuron as sj
 from spikingjelly.activation_based import surrogate as sj_surrogate
 from torch import Tensor, nn
+
+from msvit import kernels
+from msvit.kernels import NeuronSpec
 
 SURROGATES: dict[str, Callable[..., nn.Module]] = {
     "sigmoid": sj_surrogate.Sigmoid,
@@ -45,6 +49,20 @@ class NeuronConfig:
 
     def with_(self, **changes: Any) -> NeuronConfig:
         return replace(self, **changes)
+
+    def spec(self) -> NeuronSpec | None:
+        """The neuron as :mod:`msvit.kernels` computes it, None where only spikingjelly does."""
+        if self.kind not in ("if", "lif", "plif") or self.surrogate not in ("sigmoid", "atan"):
+            return None
+        return NeuronSpec(
+            kind=self.kind,
+            tau=self.tau,
+            threshold=self.threshold,
+            v_reset=0.0 if self.hard_reset else None,
+            surrogate=self.surrogate,
+            alpha=self.surrogate_alpha or {"sigmoid": 4.0, "atan": 2.0}[self.surrogate],
+            detach_reset=self.detach_reset,
+        )
 
     def build_surrogate(self) -> nn.Module:
         make = SURROGATES[self.surrogate]
@@ -130,13 +148,28 @@ class Neuron(nn.Module):
         super().__init__()
         self.config = config
         self.node = NEURONS[config.kind](config)
+        self.spec = config.spec()
         self.spikes = Spikes(parts)
 
     def forward(self, current: Tensor) -> Tensor:
-        spikes = self.node(current)
+        if self.spec is not None:
+            return self.spikes(kernels.neuron(current, self.spec, self.time_constant))
+        # bf16 would round the potential itself: 3e-4 of the spikes would differ.
+        exact = current if current.dtype == torch.float64 else current.float()
+        spikes = self.node(exact).to(current.dtype)
         if hasattr(self.node, "reset"):
             self.node.reset()
         return self.spikes(spikes)
+
+    @property
+    def time_constant(self) -> Tensor | None:
+        """The learnable scalar of a PLIF, ``1 / tau = sigmoid(w)``."""
+        return self.node.w if self.config.kind == "plif" else None
+
+    @property
+    def watched(self) -> bool:
+        """Whether a monitor needs the spikes themselves, apart from what is added to them."""
+        return bool(self.spikes._forward_hooks or self.spikes._forward_pre_hooks)
 
     def extra_repr(self) -> str:
         return f"{self.config.kind}, threshold={self.config.threshold}"

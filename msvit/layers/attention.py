@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from msvit.layers.norm import BatchNorm
 from msvit.layers.synapses import Conv, SpikeMask, SpikeProduct
-from msvit.layers.units import ConvNormNeuron
+from msvit.layers.units import ConvNormNeuron, fire
 from msvit.neurons import Neuron, NeuronConfig
 
 
@@ -203,7 +203,7 @@ class SharedBranches(nn.Module):
         votes = []
         for scale, (name, norm) in zip(self.scales, self.norms.items(), strict=True):
             pooled = mean_of_neighbours(projected, scale, self.plane)
-            votes.append(self.neurons[name](norm(pooled)))
+            votes.append(fire(norm, self.neurons[name], pooled))
         return votes, self.key(x)
 
 

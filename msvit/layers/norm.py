@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from msvit.layers.synapses import is_static
+from msvit import kernels
 
 
 class BatchNorm(nn.Module):
@@ -21,6 +24,8 @@ class BatchNorm(nn.Module):
     a static input whose statistics are computed on one step.
     """
 
+    track_running_stats = True
+
     def __init__(self, channels: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
         super().__init__()
         self.eps = eps
@@ -31,33 +36,26 @@ class BatchNorm(nn.Module):
         self.register_buffer("running_var", torch.ones(channels))
         self.register_buffer("num_batches_tracked", torch.tensor(0, dtype=torch.long))
 
-    def forward(self, y: Tensor, offset: Tensor | None = None) -> Tensor:
-        steps = y.shape[0]
-        if is_static(y):
-            return self._normalise(y[:1], steps, offset).expand(steps, *(-1,) * (y.ndim - 1))
-        return self._normalise(y, 1, offset)
+    def forward(
+        self, y: Tensor, offset: Tensor | None = None, shortcut: Tensor | None = None
+    ) -> Tensor:
+        with self.behind(offset) as norm:
+            return kernels.norm_add(y, norm, shortcut)
 
-    def _normalise(self, y: Tensor, copies: int, offset: Tensor | None) -> Tensor:
-        rows = y.reshape(-1, y.shape[-1])
-        if not self.training:
-            mean = self.running_mean if offset is None else self.running_mean - offset.detach()
-            out = F.batch_norm(
-                rows, mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
-            )
-            return out.view(y.shape)
-        if len(rows) * copies == 1:
-            raise ValueError("batch statistics need more than one value per channel")
-        out, mean, inverse_std = torch.native_batch_norm(
-            rows, self.weight, self.bias, None, None, True, 0.0, self.eps
+    @contextmanager
+    def behind(self, offset: Tensor | None) -> Iterator[BatchNorm | SimpleNamespace]:
+        """This norm as it acts on a current from which ``offset`` was left out."""
+        if offset is None:
+            yield self
+            return
+        names = ("weight", "bias", "running_var", "num_batches_tracked", "eps", "momentum")
+        seen = SimpleNamespace(
+            running_mean=self.running_mean - offset.detach(),
+            training=self.training,
+            track_running_stats=True,
+            **{name: getattr(self, name) for name in names},
         )
-        self.track(mean.detach(), inverse_std.detach(), len(rows) * copies, offset)
-        return out.view(y.shape)
-
-    @torch.no_grad()
-    def track(self, mean: Tensor, inverse_std: Tensor, count: int, offset: Tensor | None) -> None:
-        """Move the running statistics towards those of a batch of ``count`` values."""
-        self.num_batches_tracked += 1
-        variance = inverse_std.pow(-2).sub_(self.eps).mul_(count / (count - 1))
-        self.running_var.lerp_(variance.to(self.running_var), self.momentum)
-        mean = mean if offset is None else mean + offset
-        self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
+        yield seen
+        if self.training:
+            with torch.no_grad():
+                self.running_mean.copy_(seen.running_mean + offset)

@@ -12,6 +12,7 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from msvit import kernels
 from msvit.layers.norm import BatchNorm
 from msvit.layers.synapses import Conv, is_static
 from msvit.neurons import Neuron, NeuronConfig
@@ -27,6 +28,27 @@ def max_pool(x: Tensor) -> Tensor:
 
 def add(x: Tensor, shortcut: Tensor | None) -> Tensor:
     return x if shortcut is None else x + shortcut
+
+
+def fire(
+    norm: BatchNorm,
+    neuron: Neuron,
+    y: Tensor,
+    offset: Tensor | None = None,
+    shortcut: Tensor | None = None,
+) -> Tensor:
+    """Norm → neuron (→ + shortcut) of a current ``y``, in one go where kernels can.
+
+    A monitored neuron shows its spikes before the shortcut is added.
+    """
+    if neuron.spec is None:
+        return add(neuron(norm(y, offset)), shortcut)
+    fused_shortcut = None if neuron.watched else shortcut
+    with norm.behind(offset) as seen:
+        out = kernels.norm_neuron(y, seen, neuron.spec, neuron.time_constant, fused_shortcut)
+    if fused_shortcut is not None:
+        return out
+    return add(neuron.spikes(out), shortcut)
 
 
 class ConvNorm(nn.Module):
@@ -49,8 +71,10 @@ class ConvNorm(nn.Module):
         self.pool = pool
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
-        y = self.norm(self.conv(x), self.conv.bias)
-        return add(max_pool(y) if self.pool else y, shortcut)
+        y = self.conv(x)
+        if not self.pool:
+            return self.norm(y, self.conv.bias, shortcut)
+        return add(max_pool(self.norm(y, self.conv.bias)), shortcut)
 
 
 class ConvNormNeuron(nn.Module):
@@ -87,11 +111,15 @@ class ConvNormNeuron(nn.Module):
         y = self.conv(x)
         if self.coupled:
             y = y.reshape(-1, 1, *y.shape[2:])
-        y = self.norm(y, self.conv.bias)
-        spikes = self.neuron(max_pool(y) if self.pool == "before" else y)
-        if self.coupled:
-            spikes = spikes.reshape(*x.shape[:2], *spikes.shape[2:])
-        return add(max_pool(spikes) if self.pool == "after" else spikes, shortcut)
+            spikes = fire(self.norm, self.neuron, y, self.conv.bias)
+            return add(spikes.reshape(*x.shape[:2], *spikes.shape[2:]), shortcut)
+        if self.pool == "none":
+            return fire(self.norm, self.neuron, y, self.conv.bias, shortcut)
+        if self.pool == "before":
+            spikes = self.neuron(max_pool(self.norm(y, self.conv.bias)))
+        else:
+            spikes = max_pool(fire(self.norm, self.neuron, y, self.conv.bias))
+        return add(spikes, shortcut)
 
 
 class NeuronConvNorm(nn.Module):

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from msvit import kernels
 from msvit.cells import SCHEMA, Cell
 from msvit.data import data_options, load_splits
 from msvit.data.splits import Images, Splits
@@ -121,7 +122,7 @@ def train_cell(
         "images_per_second": images_trained / progress.train_seconds,
         "peak_memory_gb": progress.peak_memory_gb,
         "precision": precision.label,
-        "kernels": "off",
+        "kernels": "fused" if kernels.available(device, precision.dtype) else "plain",
         "environment": describe_environment(device),
     }
 
