@@ -19,13 +19,14 @@ SMALL = {
     "metaspikeformer": {"dim": 32, "heads": 4},
     "spikingresformer": {"dim": 32, "first_dim": 16, "heads": 4, "group_size": 8},
     "maxformer": {"dim": 32, "heads": 4},
+    "vit": {"dim": 32, "heads": 4, "depths": (2,), "patch_size": 8, "timesteps": 1},
 }
 
 
 def small_model(name: str, timesteps: int = 4, **options) -> torch.nn.Module:
     """Registry entry ``name`` at a width of 16 to 32 and on the smallest images it takes."""
     published = model_options(name, {})
-    shrunk = SMALL[zoo()[name]["architecture"]] | {"timesteps": timesteps}
+    shrunk = {"timesteps": timesteps} | SMALL[zoo()[name]["architecture"]]
     if hasattr(published, "stage_dims") and len(published.depths) > 1:
         shrunk["depths"] = (1,) * (len(published.depths) - 1) + (2,)
     shrunk["image_size"] = 32

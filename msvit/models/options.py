@@ -294,6 +294,26 @@ class MetaSpikeFormerOptions(SpikingOptions):
         return self
 
 
+class ViTOptions(ModelOptions):
+    """``patch_size`` in pixels. Without neurons there is one time step."""
+
+    timesteps: Count = 1
+    patch_size: Count = 4
+
+    @model_validator(mode="after")
+    def _check_geometry(self) -> ViTOptions:
+        if self.timesteps != 1:
+            raise ValueError(
+                f"timesteps: a model without neurons has 1 time step, not {self.timesteps}"
+            )
+        check_heads(self.dim, self.heads)
+        if self.image_size % self.patch_size:
+            raise ValueError(
+                f"image_size: {self.image_size} cannot be cut into patches of {self.patch_size}"
+            )
+        return self
+
+
 OPTIONS: dict[str, type[ModelOptions]] = {
     "msvit": MSVITOptions,
     "qkformer": QKFormerOptions,
@@ -303,4 +323,5 @@ OPTIONS: dict[str, type[ModelOptions]] = {
     "metaspikeformer": MetaSpikeFormerOptions,
     "spikingresformer": SpikingResformerOptions,
     "maxformer": MaxFormerOptions,
+    "vit": ViTOptions,
 }
