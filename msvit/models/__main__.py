@@ -1,0 +1,59 @@
+"""``python -m msvit.models``: the zoo as a Markdown table, every figure computed from the code."""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+
+from msvit.models import create_model, list_models, zoo
+
+
+def zoo_table(pattern: str = "*") -> str:
+    """One row per registry name that matches: parameters, cost of a time step, evidence."""
+    lines = [
+        "| model | M params | published | GMAC per step | equals official code | remark |",
+        "|---|---:|---:|---:|---|---|",
+    ]
+    for name in list_models(pattern):
+        entry = zoo()[name]
+        with torch.device("meta"):  # shapes without memory or arithmetic
+            model = create_model(name)
+        millions = sum(p.numel() for p in model.parameters()) / 1e6
+        published = entry.get("published_m")
+        lines.append(
+            f"| `{name}` | {millions:.2f} | {'' if published is None else f'{published:.2f}'} "
+            f"| {dense_macs_per_step(model) / 1e9:.2f} "
+            f"| {entry.get('golden', '–')} | {entry.get('note', '')} |"
+        )
+    return "\n".join(lines)
+
+
+def dense_macs_per_step(model: torch.nn.Module) -> int:
+    """Multiply-accumulates of one image in one time step if no zero were skipped."""
+    counts: list[int] = []
+
+    def count(module: torch.nn.Module, inputs: tuple, output: torch.Tensor) -> None:
+        operands = inputs if len(inputs) == 2 else (*inputs, output)
+        counts.append(module.dense_macs(*operands))
+
+    for module in model.modules():
+        if hasattr(module, "dense_macs"):
+            module.register_forward_hook(count)
+    options = model.options
+    shape = (1, options.in_channels, options.image_size, options.image_size)
+    if options.in_channels == 2:
+        shape = (options.timesteps, *shape)
+    with torch.no_grad():
+        model.eval()(torch.empty(shape, device="meta"))
+    return sum(counts)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m msvit.models", description=__doc__)
+    parser.add_argument("pattern", nargs="?", default="*", help="names to list, such as 'msvit*'")
+    print(zoo_table(parser.parse_args().pattern))
+
+
+if __name__ == "__main__":
+    main()
