@@ -24,6 +24,10 @@ PROBE_SECONDS = 3.0
 OBJECT_STORE_BYTES = 100 << 20  # cells exchange a few kilobytes
 
 
+class RayLost(RuntimeError):
+    """Ray itself, not a cell, has died."""
+
+
 @dataclass(frozen=True)
 class Place:
     """Where cells run and what each may use; without ``address``, a Ray of our own."""
@@ -41,6 +45,8 @@ def connected(place: Place) -> Iterator[None]:
         ConfigError: where no cluster answers at ``place.address``.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no reports over the network
+    # Ray would print a paragraph on each; the study says itself what became of the cell.
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "worker died|killed due to memory pressure")
     try:
         if place.address is None:
             _start()
@@ -48,7 +54,10 @@ def connected(place: Place) -> Iterator[None]:
             _join(place.address)
         yield
     except KeyboardInterrupt:
-        print("\nStopping (Ctrl-C again stops at once) ...", flush=True)
+        print(
+            "\nStopping; the same command goes on from here. (Ctrl-C again stops at once.)",
+            flush=True,
+        )
         signal.signal(signal.SIGINT, lambda *_: os._exit(130))
         raise
     finally:
@@ -95,7 +104,7 @@ def _start() -> None:
         address="local",
         include_dashboard=False,
         object_store_memory=OBJECT_STORE_BYTES,
-        logging_level="WARNING",
+        logging_level="ERROR",
         log_to_driver=False,
     )
 
@@ -112,7 +121,7 @@ def _join(address: str) -> None:
         ray.init(
             address=address,
             runtime_env={"py_modules": packages},
-            logging_level="WARNING",
+            logging_level="ERROR",
             log_to_driver=False,
         )
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:

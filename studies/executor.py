@@ -24,7 +24,7 @@ from msvit.records import (
     write_failure,
     write_record,
 )
-from studies.cluster import Place, connected, gpus_per_cell, resources, slots
+from studies.cluster import Place, RayLost, connected, gpus_per_cell, resources, slots
 from studies.grids import StudyCell
 from studies.progress import Display, Tail
 from studies.worker import Train, failure_of, is_locked, run_cell
@@ -56,6 +56,7 @@ def run_cells(
     Raises:
         ConfigError: where Ray cannot be reached or no machine is large enough for a cell.
         RecordError: where the results cannot be written.
+        RayLost: where Ray dies.
         KeyboardInterrupt: on Ctrl-C; what was running has kept its last checkpoint.
     """
     with connected(place):
@@ -140,6 +141,11 @@ class _Loop:
             outcome = ray.get(reference)
         except RecordError:
             raise
+        except exceptions.LocalRayletDiedError:
+            raise RayLost(
+                "Ray has died under the study (its logs: /tmp/ray/session_latest/logs); "
+                "the same command goes on where this one stopped"
+            ) from None
         except (
             exceptions.WorkerCrashedError,
             exceptions.NodeDiedError,

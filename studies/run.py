@@ -24,6 +24,7 @@ if not __package__:
 from msvit.cells import SECTIONS
 from msvit.options import ConfigError
 from msvit.records import RecordError, cell_folder, read_failure, read_record, write_study
+from studies.cluster import Place, RayLost
 from studies.grids import Study, list_grids, load_study, show_value
 
 DEFAULT_RESULTS = Path("results")
@@ -50,11 +51,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.dry_run:
             return _dry_run(study, options.results)
         return _run(study, options)
-    except (ConfigError, RecordError) as error:
+    except (ConfigError, RecordError, RayLost) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nInterrupted; the same command goes on where this one stopped.")
         return 130
 
 
@@ -63,6 +63,7 @@ def _run(study: Study, options: argparse.Namespace) -> int:
     states = _states(study, results)
     again = {"failed"} if options.retry_failed else set()
     entries = [c for c in study.cells if states[c.cell.id] in {"to do", "started"} | again]
+    entries.sort(key=lambda entry: entry.cell.seed)  # soon one seed of every configuration
     write_study(results, study.manifest())
     print(f"{study.name}: {study.question}")
     print(f"{_size(study)}, {_counts(states)}; in {results}", flush=True)
@@ -70,7 +71,6 @@ def _run(study: Study, options: argparse.Namespace) -> int:
         print(f"note: {note}")
     if entries:
         # Neither Ray nor the worker's modules are loaded where there is nothing to train.
-        from studies.cluster import Place
         from studies.executor import run_cells
         from studies.progress import display_for
 

@@ -13,6 +13,7 @@ import contextlib
 import errno
 import fcntl
 import json
+import logging
 import os
 import socket
 import sys
@@ -21,7 +22,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from msvit.cells import SCHEMA, Cell
 from msvit.records import (
@@ -161,6 +162,7 @@ def _output_to(path: Path) -> Iterator[None]:
                 open(1, "w", buffering=1, closefd=False) as out,
                 contextlib.redirect_stdout(out),
                 contextlib.redirect_stderr(out),
+                _logged_to(out),
             ):
                 yield
     finally:
@@ -168,6 +170,20 @@ def _output_to(path: Path) -> Iterator[None]:
         for number, handle in enumerate(kept, start=1):
             os.dup2(handle, number)
             os.close(handle)
+
+
+@contextlib.contextmanager
+def _logged_to(stream: TextIO) -> Iterator[None]:
+    """Have the library's own log lines (a resume, a damaged checkpoint) written too."""
+    log, handler = logging.getLogger("msvit"), logging.StreamHandler(stream)
+    level = log.level
+    log.setLevel(logging.INFO)
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
 
 
 def _flush() -> None:
