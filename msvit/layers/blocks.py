@@ -129,5 +129,7 @@ class Classifier(nn.Module):
             nn.init.zeros_(self.linear.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        features = x.mean(dim=(2, 3))
-        return self.linear(features if self.neuron is None else self.neuron(features))
+        features = x.mean(dim=(2, 3), keepdim=True)  # a neuron sees an image of one pixel
+        if self.neuron is not None:
+            features = self.neuron(features)
+        return self.linear(features.flatten(2))
