@@ -137,7 +137,8 @@ def accuracy_over_axis(study: Study, axis: str) -> Figure:
                 axes.axhspan(row["low"], row["high"], color=look["color"], alpha=0.1, lw=0)
             marks.append(Mark(group, 1, row["mean"], color=look["color"]))
         low, high = axes.get_ylim()
-        axes.set_ylim(low, min(high, 100 + 0.02 * (100 - low)))  # an interval may pass 100 %
+        air = 0.02 * (high - low)
+        axes.set_ylim(max(low, -air), min(high, 100 + air))  # intervals may go beyond
         say(axes, study, f"accuracy over {option}", f"mean with {CONFIDENCE:.0%} t interval")
         label_right(axes, marks)
     return figure

@@ -42,21 +42,24 @@ def latex(table: Table) -> str:
         return f"{text} {latex_text(entry.detail)}".strip()
 
     rows = [" & ".join(show(entry) for entry in row) + r" \\" for row in table.rows]
+    # Units in a second row: the table has to fit a page.
+    heads = zip(*(_split_unit(header) for header in table.headers), strict=True)
     caption = f"{table.caption} Best in bold, second underlined."
     lines = [
         "% needs \\usepackage{booktabs}",
         r"\begin{table}[t]",
-        r"\centering",
+        r"\centering\footnotesize\setlength{\tabcolsep}{4pt}\setlength{\belowcaptionskip}{4pt}",
         f"\\caption{{{latex_text(caption)}}}",
         f"\\label{{tab:{_label(table.name)}}}",
-        f"\\begin{{tabular}}{{l{'r' * (len(table.headers) - 1)}}}",
+        f"\\begin{{tabular}}{{@{{}}l{'r' * (len(table.headers) - 1)}@{{}}}}",
         r"\toprule",
-        " & ".join(latex_text(header) for header in table.headers) + r" \\",
+        *(" & ".join(latex_text(part) for part in row) + r" \\" for row in heads),
         r"\midrule",
         *rows,
         r"\bottomrule",
         r"\end{tabular}",
-        *(rf"\par\smallskip{{\footnotesize {latex_text(note)}\par}}" for note in table.notes),
+        r"\par\raggedright",
+        *(rf"\smallskip {latex_text(note)}\par" for note in table.notes),
         r"\end{table}",
     ]
     return "\n".join(lines) + "\n"
@@ -82,6 +85,12 @@ _LATEX = {
 def latex_text(text: str) -> str:
     """``text`` with everything escaped that LaTeX would take for a command."""
     return "".join(_LATEX.get(character, character) for character in text)
+
+
+def _split_unit(header: str) -> tuple[str, str]:
+    """``energy (µJ/image)`` as ``energy`` and ``(µJ/image)``."""
+    name, bracket, unit = header.partition(" (")
+    return name, f"{bracket.strip()}{unit}"
 
 
 def _label(name: str) -> str:

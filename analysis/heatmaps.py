@@ -67,7 +67,9 @@ def _firing_figure(study: Study, maps: dict[str, pd.DataFrame], highest: float) 
         axes.set_title(f"{group}{_seeds_of(study, group)}")
     for axes in panels[len(maps) :]:
         axes.remove()
-    figure.colorbar(image, ax=panels[: len(maps)], label="spikes per neuron and time step")
+    figure.colorbar(
+        image, ax=panels[: len(maps)], label="spikes per neuron and time step", aspect=30
+    )
     return figure
 
 

@@ -1,9 +1,9 @@
 """Figures from papers, for the columns marked † beside our own.
 
 They stand in ``published.csv`` with their source. A row belongs to a configuration only if
-architecture and data set are the same and nothing that the row states contradicts it: image
-size, time steps, and the number of parameters within ``TOLERANCE``, which tells an ablation
-from the published model.
+architecture and data set are the same, the number of parameters is within ``TOLERANCE``, which
+tells an ablation from the published model, and image size and time steps are those that the
+row states. A row that does not state its parameters is kept for reading and matches nothing.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ def find_published(cell: pd.Series, published: pd.DataFrame) -> pd.Series | None
             and data == _plain(row["dataset"])
             and _agrees(row["image_size"], cell.get("model.image_size"))
             and _agrees(row["timesteps"], cell.get("model.timesteps"))
-            and _agrees(row["parameters_m"], cell["parameters"] / 1e6, TOLERANCE)
+            and abs(cell["parameters"] / 1e6 - row["parameters_m"])
+            <= TOLERANCE * row["parameters_m"]
         ):
             return row
     return None
@@ -50,7 +51,5 @@ def _plain(name: str) -> str:
     return "".join(c for c in str(name).lower() if c.isalnum())
 
 
-def _agrees(stated: float, ours: float | None, tolerance: float = 0.0) -> bool:
-    if pd.isna(stated):
-        return True
-    return ours is not None and abs(ours - stated) <= tolerance * stated
+def _agrees(stated: float, ours: float | None) -> bool:
+    return bool(pd.isna(stated)) or ours == stated

@@ -65,9 +65,9 @@ def print_summary(results: Path, grid: str) -> None:
         console.print(note)
     for line in (*study.warnings, *_unfinished_lines(study)):
         console.print(line, soft_wrap=True)
-    files = sorted(path for path in study.folder.glob("table.*"))
-    names = ", ".join(path.name for path in files)
-    console.print(f"\n{study.folder}: {names or 'no table yet'}, figures/", soft_wrap=True)
+    files = [path.name for path in sorted(study.folder.glob("table.*"))]
+    files += ["figures/"] if (study.folder / "figures").is_dir() else []
+    console.print(f"\n{study.folder}: {', '.join(files) or 'nothing written yet'}", soft_wrap=True)
 
 
 def _unfinished_lines(study: Study) -> list[str]:
