@@ -20,7 +20,8 @@ from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
-SOURCE = Path(__file__).with_name("units.cpp")
+FOLDER = Path(__file__).parent
+SOURCES = sorted((*FOLDER.glob("*.cpp"), *FOLDER.glob("*.h")))
 # No -ffast-math: a NaN has to be seen in the loss, and sums are to keep their order.
 FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
 NATIVE = ("-march=native",)
@@ -76,7 +77,7 @@ def _cache_folder() -> Path:
 def _compile(compiler: str, storage: str, target: Path) -> Path:
     # Apple's compiler has no OpenMP, some have no "native": less speed, same results.
     for optional in ((*NATIVE, *OPENMP), NATIVE, OPENMP, ()):
-        command = [compiler, *FLAGS, *optional, f"-DSTORAGE={storage}", str(SOURCE)]
+        command = [compiler, *FLAGS, *optional, f"-DSTORAGE={storage}", str(FOLDER / "units.cpp")]
         command += ["-o", str(target)]
         if optional[-1:] == OPENMP:
             command += _openmp_runtime()
@@ -103,7 +104,13 @@ def _openmp_runtime() -> list[str]:
 
 def _key(compiler: str, storage: str) -> str:
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=60)
-    parts = (SOURCE.read_text(), storage, compiler, version.stdout, _processor())
+    parts = (
+        *(path.read_text() for path in SOURCES),
+        storage,
+        compiler,
+        version.stdout,
+        _processor(),
+    )
     parts += (*FLAGS, *NATIVE, *OPENMP, *_openmp_runtime())
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
