@@ -69,7 +69,7 @@ def test_options_are_checked_by_name_and_range():
         ("digits", {"image_size": 0}),
         ("digits", {"image_size": 4096}),
         ("digits", {"train_per_class": -1}),
-        ("cifar10", {"train_per_class": 4501}),
+        ("cifar10", {"train_per_class": 4751}),
         ("fashion_mnist", {"image_size": 28}),
     ):
         with pytest.raises(ConfigError, match=r"^g\.data\."):
@@ -117,9 +117,9 @@ def test_a_subset_is_stratified_and_leaves_the_other_sets_alone():
 
 def test_fashion_mnist_is_read_from_idx_files_and_padded(fashion_mnist):
     splits = load("fashion_mnist", fashion_mnist, train_per_class=5)
-    assert (len(splits.train), len(splits.validation), len(splits.test)) == (50, 20, 40)
+    assert (len(splits.train), len(splits.validation), len(splits.test)) == (50, 10, 40)
     assert splits.train.labels.bincount().tolist() == [5] * 10
-    assert splits.validation.labels.bincount().tolist() == [2] * 10
+    assert splits.validation.labels.bincount().tolist() == [1] * 10
     raw = gzip.decompress((fashion_mnist / "t10k-images-idx3-ubyte.gz").read_bytes())[16:]
     image = splits.test.images[3, 0]
     assert image.shape == (32, 32)

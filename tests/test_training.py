@@ -34,6 +34,7 @@ def tiny_cell(seed=0, model=(), **training):
                 "depths": [1, 1],
                 "widths": [0.5, 1.0],
                 "timesteps": 2,
+                "threshold": 0.3,
                 "drop_path": 0.1,
                 **dict(model),
             },
@@ -104,15 +105,17 @@ def test_a_stopped_cell_ends_as_if_never_stopped(record, tmp_path, epoch):
     assert comparable(resumed) == comparable(record)
 
 
-@pytest.mark.parametrize("mixed", [{"mixup": 0.5, "precision": "bf16", "clip_grad": 1.0}])
-def test_resume_is_exact_with_every_source_of_randomness(tmp_path, mixed):
-    cell = tiny_cell(**mixed, hflip=True, loss="tet", optimizer="lamb")
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_resume_is_exact_with_every_source_of_randomness(tmp_path, precision):
+    cell = tiny_cell(
+        precision=precision, mixup=0.5, clip_grad=1.0, hflip=True, loss="tet", optimizer="lamb"
+    )
     whole = train_cell(cell, tmp_path / "whole")
     with pytest.raises(Stopped):
         train_cell(cell, tmp_path / "stopped", report=stop_after(2))
     assert comparable(train_cell(cell, tmp_path / "stopped")) == comparable(whole)
     assert whole["history"][0]["train_accuracy"] is None, "mixed images have no one class"
-    assert whole["precision"].startswith("bf16 autocast")
+    assert whole["precision"].startswith(f"{precision} autocast")
 
 
 def test_progress_is_reported_after_each_epoch(tmp_path):

@@ -28,18 +28,18 @@ _FILES = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
 }
-_VALIDATION = 0.1
+_VALIDATION = 0.05
 
 
 class FashionMnistOptions(DataOptions):
-    """54,000 training, 6,000 validation and 10,000 test images."""
+    """57,000 training, 3,000 validation and 10,000 test images."""
 
     name: ClassVar[str] = "fashion_mnist"
     num_classes: ClassVar[int] = 10
     in_channels: ClassVar[int] = 1
     image_size: ClassVar[int] = 32
 
-    train_per_class: int | None = Field(None, gt=0, le=5400)
+    train_per_class: int | None = Field(None, gt=0, le=5700)
 
     def load(self, data_dir: Path | None) -> Splits:
         from msvit.data.splits import Splits, split_train

@@ -26,18 +26,18 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("msvit")
 _SUFFIXES = {".jpg", ".jpeg", ".png"}
-_VALIDATION = 0.1
+_VALIDATION = 0.05
 
 
 class Cifar10Options(DataOptions):
-    """45,000 training, 5,000 validation and 10,000 test images, colour, 32×32."""
+    """47,500 training, 2,500 validation and 10,000 test images, colour, 32×32."""
 
     name: ClassVar[str] = "cifar10"
     num_classes: ClassVar[int] = 10
     in_channels: ClassVar[int] = 3
     image_size: ClassVar[int] = 32
 
-    train_per_class: int | None = Field(None, gt=0, le=4500)
+    train_per_class: int | None = Field(None, gt=0, le=4750)
 
     def load(self, data_dir: Path | None) -> Splits:
         from msvit.data.splits import Images, Splits, split_train
