@@ -127,6 +127,7 @@ _RESTART = "Delete it; the next run of the study writes it again."
 
 _FULL = "Free some space and run the same command again; nothing finished is lost."
 _RIGHTS = "Choose a folder that you may write to with --results."
+_ELSEWHERE = "Choose another folder with --results."
 _IN_THE_WAY = "A file stands where a folder is needed; choose another folder with --results."
 _HINTS = {
     errno.ENOSPC: _FULL,
@@ -261,8 +262,12 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def _unwritable(path: Path, error: OSError) -> RecordError:
+    return RecordError(f"{path}: cannot be written {_reason(error)}")
+
+
+def _reason(error: OSError) -> str:
     reason = error.strerror or type(error).__name__
-    return RecordError(f"{path}: cannot be written ({reason}). {_HINTS.get(error.errno, '')}")
+    return f"({reason}). {_HINTS.get(error.errno, _ELSEWHERE)}"
 
 
 def _iter_cells(results: Path, read: Any) -> Iterator[dict[str, Any]]:
@@ -293,7 +298,7 @@ def _read_json(path: Path, remedy: str) -> Any:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise RecordError(f"{path}: cannot be read ({error.strerror})") from None
+        raise RecordError(f"{path}: cannot be read {_reason(error)}") from None
     except UnicodeDecodeError:
         raise RecordError(f"{path}: not a text file. {remedy}") from None
     try:

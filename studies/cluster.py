@@ -132,8 +132,10 @@ def _join(address: str) -> None:
 def _probe(address: str) -> None:
     """Ray waits minutes for an address where nobody answers; a socket knows at once."""
     host, _, port = address.rpartition(":")
-    if not host or not port.isdigit() or not 0 < int(port) < 65536:
-        raise ConfigError(f"--address {address}: 'auto' or HOST:PORT is needed")
+    if not host or "/" in host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise ConfigError(
+            f"--address {address}: on a machine of the cluster, 'auto' or HOST:PORT is needed"
+        )
     try:
         socket.create_connection((host, int(port)), PROBE_SECONDS).close()
     except OSError as error:

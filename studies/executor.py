@@ -83,6 +83,8 @@ class _Loop:
         data_dir: Path | None,
         train: Train | None,
     ) -> None:
+        import ray
+
         self._waiting = deque(_Task(entry, 1) for entry in entries)
         self._running: dict[Any, tuple[_Task, Tail]] = {}
         self._elsewhere: list[_Task] = []
@@ -90,8 +92,6 @@ class _Loop:
         self._display = display
         self._arguments = (str(data_dir.resolve()) if data_dir else None, train)
         self._needs = (place.cpus_per_cell, gpus)
-        import ray
-
         self._remote = ray.remote(
             num_cpus=place.cpus_per_cell, num_gpus=gpus, max_calls=1, max_retries=0
         )(run_cell)
@@ -123,7 +123,7 @@ class _Loop:
             cell = task.entry.cell
             folder = cell_folder(self._results, cell.id)
             if is_locked(folder):
-                self._elsewhere.append(task)
+                self._leave(task)
                 continue
             clear_failure(self._results, cell.id)
             tail = Tail(folder / "progress.jsonl")
@@ -139,8 +139,8 @@ class _Loop:
 
         try:
             outcome = ray.get(reference)
-        except RecordError:
-            raise
+        except RecordError as error:
+            raise getattr(error, "cause", error) from None  # Ray's copy drags a traceback along
         except exceptions.LocalRayletDiedError:
             raise RayLost(
                 "Ray has died under the study (its logs: /tmp/ray/session_latest/logs); "
@@ -159,7 +159,7 @@ class _Loop:
         except exceptions.RayError as error:
             outcome = {"failure": _failure(task, error)}
         if "busy" in outcome:
-            self._elsewhere.append(task)
+            self._leave(task)
             return
         cell_id = task.entry.cell.id
         # The worker has written these, unless it has no disk in common with us.
@@ -171,6 +171,10 @@ class _Loop:
             if read_failure(self._results, cell_id) is None:
                 write_failure(self._results, outcome["failure"])
             self._display.failed(task.entry, outcome["failure"])
+
+    def _leave(self, task: _Task) -> None:
+        self._display.note(task.entry, "another process is running it; waiting for its result")
+        self._elsewhere.append(task)
 
     def _revisit(self) -> None:
         """See what became of the cells that another driver's processes are running."""

@@ -24,10 +24,11 @@ Two configurations that resolve to the same cell are run once. Nothing here impo
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ from msvit.yaml_files import parse_yaml, read_yaml
 GRIDS = Path(__file__).resolve().parent / "grids"
 MAX_CELLS = 100_000  # beyond this a grid is a typing error
 
+_SET = "--set"
 _KEYS = ("question", "base", "axes", "include", "seeds")
 _INCLUDE_KEYS = ("label", *SECTIONS)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -124,7 +126,8 @@ def load_study(grid: str, overrides: Sequence[str] = (), seeds: int | None = Non
     if overrides:  # the file is right as it is: what is wrong from here on is in them
         for override in overrides:
             _override(configurations, override)
-        cells = [_overridden(configuration, overrides) for configuration in configurations]
+        with _blamed_on(overrides):
+            cells = [resolve_cell(configuration.raw, _SET) for configuration in configurations]
     groups, notes = _groups(configurations, cells)
     if len(groups) * len(seed_list) > MAX_CELLS:
         raise ConfigError(f"{where}: more than {MAX_CELLS} cells")
@@ -268,7 +271,7 @@ def _merged(
 
 def _override(configurations: list[_Configuration], text: str) -> None:
     """Set one ``section.option=value`` in every configuration that has the option."""
-    place = f"--set {text}"
+    place = f"{_SET} {text}"
     key, equals, value_text = text.partition("=")
     if not equals:
         raise ConfigError(f"{place}: write it as section.option=value")
@@ -287,8 +290,9 @@ def _override(configurations: list[_Configuration], text: str) -> None:
     section, option = _split(key, place)
     for configuration in configurations:
         if key in names[id(configuration)]:
-            own = {section: {option: value}}
-            configuration.raw = _merged(configuration.raw, own, place)
+            with _blamed_on([text]):
+                own = {section: {option: value}}
+                configuration.raw = _merged(configuration.raw, own, _SET)
 
 
 def _option_keys(configuration: _Configuration) -> set[str]:
@@ -310,13 +314,15 @@ def _resolved(configuration: _Configuration, base: dict[str, dict[str, Any]], wh
         raise
 
 
-def _overridden(configuration: _Configuration, overrides: Sequence[str]) -> Cell:
+@contextlib.contextmanager
+def _blamed_on(overrides: Sequence[str]) -> Iterator[None]:
+    """Have errors of the place :data:`_SET` show the overrides as they were given."""
     try:
-        return resolve_cell(configuration.raw, "--set")
+        yield
     except ConfigError as error:
-        lines = [line.removeprefix("--set.") for line in str(error).splitlines()]
-        given = " ".join(f"--set {text}" for text in overrides)
-        raise ConfigError("\n".join(f"{given}: {line}" for line in lines)) from None
+        given = " ".join(f"{_SET} {text}" for text in overrides)
+        lines = [f"{given}: {line.removeprefix(f'{_SET}.')}" for line in str(error).splitlines()]
+        raise ConfigError("\n".join(lines)) from None
 
 
 def _groups(

@@ -1,0 +1,135 @@
+"""Cells: one id per meaning, every default written out, errors that name the key."""
+
+import hashlib
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from msvit.cells import Cell, resolve_cell
+from msvit.options import ConfigError
+from msvit.recipes import load_recipe
+from msvit.yaml_files import parse_yaml
+
+
+def raw(model=(), data=(), training=(), **rest):
+    return {
+        "model": {"name": "msvit", "dim": 48, "heads": 4, **dict(model)},
+        "data": {"name": "digits", **dict(data)},
+        "training": dict(training),
+        **rest,
+    }
+
+
+def test_the_id_is_the_hash_of_the_canonical_text():
+    cell = Cell({"name": "m", "scales": [1, 3]}, {"name": "d"}, {"lr": 0.001}, 7)
+    text = (
+        '{"data":{"name":"d"},"model":{"name":"m","scales":[1,3]},'
+        '"schema":1,"seed":7,"training":{"lr":0.001}}'
+    )
+    assert cell.id == hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+@given(st.permutations(["dim", "heads", "timesteps", "tau"]), st.permutations(["lr", "epochs"]))
+def test_the_order_of_keys_does_not_matter(model_keys, training_keys):
+    model = {"dim": 48, "heads": 4, "timesteps": 2, "tau": 2.5}
+    training = {"lr": 0.01, "epochs": 3}
+    shuffled = raw({k: model[k] for k in model_keys}, (), {k: training[k] for k in training_keys})
+    assert resolve_cell(shuffled, "t").id == resolve_cell(raw(model, (), training), "t").id
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        raw({"scales": [1]}),
+        raw(data={"image_size": 32}),
+        raw(training={"lr": 0.5}),
+        raw(seed=1),
+    ],
+    ids=["model", "data", "training", "seed"],
+)
+def test_every_part_counts_for_the_id(other):
+    assert resolve_cell(other, "t").id != resolve_cell(raw(), "t").id
+
+
+def test_a_default_written_out_is_the_same_cell():
+    cell = resolve_cell(raw(), "t")
+    assert resolve_cell(raw({"tau": cell.model["tau"]}, seed=0), "t").id == cell.id
+    assert resolve_cell(cell.as_dict(), "t") == cell
+
+
+def test_a_cell_survives_json():
+    cell = resolve_cell(raw(seed=3), "t")
+    again = Cell.from_dict(json.loads(json.dumps(cell.as_dict())))
+    assert again == cell
+    assert again.id == cell.id
+
+
+def test_the_model_takes_its_sizes_from_the_data():
+    model = resolve_cell(raw(data={"image_size": 32}), "t").model
+    assert (model["image_size"], model["in_channels"], model["num_classes"]) == (32, 1, 10)
+    colour = resolve_cell(raw({"num_classes": 12}, {"name": "cifar10"}), "t").model
+    assert (colour["image_size"], colour["in_channels"], colour["num_classes"]) == (32, 3, 12)
+
+
+def test_a_recipe_is_written_out_and_gives_way_to_what_is_set():
+    training = resolve_cell(raw(training={"recipe": "digits", "lr": 0.5}), "t").training
+    assert "recipe" not in training
+    assert training["lr"] == 0.5
+    assert training["batch_size"] == load_recipe("digits")["batch_size"]
+
+
+@pytest.mark.parametrize(
+    ("values", "parts"),
+    [
+        (raw({"name": "msvti"}), ("t.model.name", "'msvti'", "'msvit'")),
+        (raw({"scalse": [1]}), ("t.model", "scalse", "'scales'")),
+        (raw({"scales": [2]}), ("t.model", "scales", "odd")),
+        (raw({"dim": "48"}), ("t.model", "dim", "'48'")),
+        (raw({"dim": -1}), ("t.model", "dim", "-1")),
+        (raw({"num_classes": 5}), ("t.model.num_classes", "10 classes")),
+        (raw({"image_size": 32}), ("t.model.image_size", "16", "32")),
+        (raw({"in_channels": 3}), ("t.model.in_channels", "1", "3")),
+        (raw(data={"name": "digit"}), ("t.data.name", "'digits'")),
+        (raw(data={"imagesize": 8}), ("t.data", "'image_size'")),
+        (raw(training={"epoch": 3}), ("t.training.epoch", "'epochs'")),
+        (raw(training={"epochs": 0}), ("t.training.epochs", "0")),
+        (raw(training={"recipe": "digit"}), ("t.training.recipe", "'digits'")),
+        (raw() | {"training": [1]}, ("t.training", "mapping")),
+        (raw(seed=-1), ("t.seed", "-1")),
+        (raw(seed=True), ("t.seed", "True")),
+        (raw(seed=2**32), ("t.seed", "4294967296")),
+        (raw(sed=1), ("t.sed", "'seed'")),
+        ({"data": {"name": "digits"}}, ("t.model.name", "needed")),
+    ],
+)
+def test_what_cannot_be_is_named(values, parts):
+    with pytest.raises(ConfigError) as caught:
+        resolve_cell(values, "t")
+    assert all(part in str(caught.value) for part in parts), caught.value
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("1e-3", 1e-3), ("-2E5", -2e5), (".5e1", 5.0), ("[1, 3]", [1, 3]), ("1e", "1e"), ("", None)],
+)
+def test_numbers_are_read_as_people_write_them(text, value):
+    parsed = parse_yaml(text, "t")
+    assert parsed == value
+    assert type(parsed) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("a: 1\nb: 2\na: 3", ("line 3", "'a'", "twice")),
+        ("a: [1\nb: 2", ("line 2",)),
+        ("{[1]: 2}", ("unhashable",)),
+    ],
+)
+def test_yaml_that_would_be_misread_is_refused(text, parts):
+    with pytest.raises(ConfigError) as caught:
+        parse_yaml(text, "grid.yaml")
+    assert all(part in str(caught.value) for part in ("grid.yaml", *parts)), caught.value

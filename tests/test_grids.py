@@ -1,0 +1,265 @@
+"""Grid files: what they expand to, and what is said of a wrong one before anything starts."""
+
+import textwrap
+
+import pytest
+
+from msvit.options import ConfigError
+from studies.grids import list_grids, load_study
+
+BASE = """
+    question: Which?
+    base:
+      model: {name: msvit, dim: 48, depths: [1, 1, 1], heads: 4, timesteps: 2}
+      data: {name: digits}
+      training: {epochs: 3}
+"""
+
+
+@pytest.fixture
+def grid(tmp_path):
+    """Writes a grid file and returns its path."""
+
+    def write(more="", base=BASE, name="mine.yaml"):
+        path = tmp_path / name
+        path.write_text(textwrap.dedent(base) + textwrap.dedent(more))
+        return str(path)
+
+    return write
+
+
+def groups(study):
+    return list(dict.fromkeys(entry.group for entry in study.cells))
+
+
+def test_every_grid_of_the_harness_can_be_run():
+    assert {"scales", "timesteps"} <= set(list_grids())
+    for name in list_grids():
+        study = load_study(name)
+        assert len({entry.cell.id for entry in study.cells}) == len(study.cells)
+        assert study.notes == ()
+
+
+def test_scales_compares_four_scale_counts_and_two_baselines():
+    study = load_study("scales")
+    assert groups(study) == [
+        "msvit scales=1",
+        "msvit scales=1,3",
+        "msvit scales=1,3,5",
+        "msvit scales=1,3,5,7",
+        "spikformer",
+        "qkformer",
+    ]
+    assert [entry.cell.seed for entry in study.cells] == [0, 1, 2] * 6
+    fair = {"dim": 48, "timesteps": 4, "image_size": 16}
+    assert all(fair.items() <= entry.cell.model.items() for entry in study.cells)
+
+
+def test_the_manifest_lists_the_cells_in_grid_order():
+    study = load_study("timesteps", seeds=2)
+    manifest = study.manifest()
+    assert manifest["grid_file"] == "studies/grids/timesteps.yaml"
+    assert manifest["axes"] == ["model.timesteps"]
+    assert [(c["group"], c["seed"], c["label"]) for c in manifest["cells"]][:3] == [
+        ("msvit timesteps=1", 0, "msvit timesteps=1 seed 0"),
+        ("msvit timesteps=1", 1, "msvit timesteps=1 seed 1"),
+        ("msvit timesteps=2", 0, "msvit timesteps=2 seed 0"),
+    ]
+    assert [c["id"] for c in manifest["cells"]] == [entry.cell.id for entry in study.cells]
+
+
+def test_axes_are_crossed_and_the_first_varies_slowest(grid):
+    study = load_study(grid("axes: {model.timesteps: [1, 2], training.lr: [0.1, 1e-2]}"))
+    assert groups(study) == [
+        "msvit timesteps=1 lr=0.1",
+        "msvit timesteps=1 lr=0.01",
+        "msvit timesteps=2 lr=0.1",
+        "msvit timesteps=2 lr=0.01",
+    ]
+
+
+def test_names_can_be_axes(grid):
+    study = load_study(grid("axes: {model.name: [msvit, qkformer], data.image_size: [8, 16]}"))
+    assert groups(study)[1:3] == ["msvit image_size=16", "qkformer image_size=8"]
+    assert study.cells[2].cell.model["image_size"] == 8
+
+
+def test_without_axes_the_base_is_a_configuration(grid):
+    assert groups(load_study(grid())) == ["msvit"]
+    assert groups(load_study(grid("include: [{training: {epochs: 5}}]"))) == [
+        "msvit",
+        "msvit epochs=5",
+    ]
+
+
+def test_another_model_inherits_what_it_has_too(grid):
+    base = BASE.replace("dim: 48", "dim: 48, scales: [1, 5], tau: 3.0")
+    study = load_study(grid("include: [{model: {name: spikformer, heads: 6}}]", base))
+    model = study.cells[-1].cell.model
+    assert (model["dim"], model["tau"], model["timesteps"], model["heads"]) == (48, 3.0, 2, 6)
+    assert "scales" not in model
+
+
+def test_another_data_set_inherits_what_it_has_too(grid):
+    base = BASE.replace("name: digits", "name: digits, image_size: 16, train_per_class: 50")
+    study = load_study(grid("include: [{data: {name: fashion_mnist}}]", base))
+    cell = study.cells[-1].cell
+    assert cell.data["train_per_class"] == 50
+    assert cell.model["image_size"] == 32
+    assert study.cells[-1].group == "msvit data=fashion_mnist"
+
+
+def test_labels_can_be_given(grid):
+    study = load_study(grid("include: [{model: {name: spikformer}, label: Spikformer (2023)}]"))
+    assert groups(study)[-1] == "Spikformer (2023)"
+
+
+def test_the_same_cell_is_run_once_and_that_is_said(grid):
+    study = load_study(grid("axes: {model.timesteps: [1, 2]}\ninclude: [{model: {timesteps: 2}}]"))
+    assert groups(study) == ["msvit timesteps=1", "msvit timesteps=2"]
+    assert study.notes == ("mine.yaml: include[0]: same as 'msvit timesteps=2', run once",)
+
+
+def test_the_same_cell_has_the_same_id_in_two_grids(grid):
+    one = load_study(grid("axes: {model.timesteps: [1, 2]}", name="one.yaml"))
+    two = load_study(grid("axes: {training.epochs: [3]}", name="two.yaml"))
+    assert two.cells[0].cell.id == one.cells[1].cell.id
+
+
+def test_two_configurations_with_one_label_are_refused(grid):
+    more = "include: [{model: {dim: 64}, label: a}, {model: {dim: 96}, label: a}]"
+    with pytest.raises(ConfigError, match=r"include\[1\].*'a'.*label"):
+        load_study(grid(more))
+
+
+@pytest.mark.parametrize(("seeds", "expected"), [("3", [0, 1, 2]), ("[5, 1]", [5, 1]), ("1", [0])])
+def test_seeds(grid, seeds, expected):
+    study = load_study(grid(f"seeds: {seeds}"))
+    assert [entry.cell.seed for entry in study.cells] == expected
+
+
+def test_overrides_hold_everywhere(grid):
+    path = grid("include: [{model: {name: spikformer, dim: 96}, training: {epochs: 9}}]")
+    study = load_study(path, ["training.epochs=2", "model.dim=32", "training.lr=1e-3"])
+    for entry in study.cells:
+        assert entry.cell.training["epochs"] == 2
+        assert entry.cell.training["lr"] == 1e-3
+        assert entry.cell.model["dim"] == 32
+    assert study.manifest()["overrides"][1:] == ["model.dim=32", "training.lr=1e-3"]
+
+
+def test_an_override_leaves_models_alone_that_do_not_have_the_option():
+    study = load_study("scales", ["model.scales=[1, 9]"])
+    assert groups(study) == ["msvit scales=1,9", "spikformer", "qkformer"]
+    assert len(study.notes) == 3  # what were three more scale counts is now the same cell
+
+
+def test_an_override_can_change_the_model_and_the_data():
+    study = load_study("timesteps", ["model.name=spikformer", "data.name=fashion_mnist"])
+    assert groups(study)[0] == "spikformer timesteps=1"
+    assert study.cells[0].cell.model["image_size"] == 32
+
+
+@pytest.mark.parametrize(
+    ("more", "parts"),
+    [
+        ("sedes: 3", ("sedes", "'seeds'")),
+        ("axes: {model.scalse: [[1]]}", ("axes.model", "scalse", "'scales'")),
+        ("axes: {modle.scales: [[1]]}", ("axes.modle.scales", "'model'")),
+        ("axes: {model: [1]}", ("axes.model", "model.OPTION")),
+        ("axes: {model.scales: 1}", ("axes.model.scales", "list")),
+        ("axes: {model.scales: []}", ("axes.model.scales", "list")),
+        ("axes: {model.scales: [[2]]}", ("axes.model", "scales", "odd")),
+        ("axes: {model.dim: [48, x]}", ("axes.model", "dim", "'x'")),
+        ("axes: {seed: [1]}", ("axes.seed", "'seeds'")),
+        ("axes: [model.scales]", ("axes", "mapping")),
+        ("include: {model: {name: spikformer}}", ("include", "list")),
+        ("include: [{model: {name: spikfromer}}]", ("include[0].model.name", "'spikformer'")),
+        ("include: [{model: {name: spikformer, scales: [1]}}]", ("include[0].model", "scales")),
+        ("include: [{model: spikformer}]", ("include[0].model", "mapping")),
+        ("include: [{lable: a}]", ("include[0]", "lable", "'label'")),
+        ("include: [{label: 3}]", ("include[0].label", "3")),
+        ("include: [{training: {recipe: digit}}]", ("include[0].training.recipe", "'digits'")),
+        ("include: [7]", ("include[0]", "mapping")),
+        ("seeds: 0", ("seeds", "0")),
+        ("seeds: -1", ("seeds", "-1")),
+        ("seeds: [1, 1]", ("seeds", "twice")),
+        ("seeds: [1.5]", ("seeds", "1.5")),
+        ("seeds: .nan", ("seeds", "nan")),
+        ("seeds: 1000000000", ("seeds", "1000000000")),
+        ("seeds: 1\nseeds: 2", ("line", "'seeds' appears twice")),
+        ("axes: {model.scales: [[1]", ("not valid YAML",)),
+    ],
+)
+def test_a_wrong_grid_names_the_file_the_key_and_what_is_valid(grid, more, parts):
+    with pytest.raises(ConfigError) as caught:
+        load_study(grid(more))
+    message = str(caught.value)
+    assert all(part in message for part in ("mine.yaml", *parts)), message
+    assert len(message.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "parts"),
+    [
+        ("dim: 48", "dmi: 48", ("base.model", "dmi", "'dim'")),
+        ("dim: 48", "dim: 50", ("base.model", "50")),
+        ("epochs: 3", "epochs: none", ("base.training.epochs", "'none'")),
+        ("epochs: 3", "lr: .inf", ("base.training.lr",)),
+        ("name: digits", "name: mnist", ("base.data.name", "'mnist'", "fashion_mnist")),
+        ("name: digits", "nam: digits", ("base.data", "needed")),
+        ("data: {name: digits}", "dataset: {name: digits}", ("base", "dataset", "'data'")),
+        ("question: Which?", "question: ", ("question", "sentence")),
+        ("question: Which?", "", ("question", "sentence")),
+    ],
+)
+def test_what_is_wrong_with_the_base_is_said_of_the_base(grid, old, new, parts):
+    assert old in BASE
+    path = grid("axes: {model.timesteps: [1, 2]}", BASE.replace(old, new))
+    with pytest.raises(ConfigError) as caught:
+        load_study(path)
+    message = str(caught.value)
+    assert all(part in message for part in ("mine.yaml", *parts)), message
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("training.epochs", ("--set training.epochs", "section.option=value")),
+        ("training.epoch=3", ("--set training.epoch=3", "'training.epochs'")),
+        ("epochs=3", ("--set epochs=3", "'training.epochs'")),
+        ("training.epochs=many", ("--set training.epochs=many", "'many'")),
+        ("training.epochs=0", ("--set training.epochs=0", "epochs")),
+        ("training.epochs=", ("--set training.epochs=", "epochs")),
+        ("training.epochs=[1", ("--set training.epochs=[1", "not valid YAML")),
+        ("model.scales=[2]", ("--set model.scales=[2]", "odd")),
+        ("model.name=msvti", ("--set model.name=msvti", "'msvit'")),
+        ("seed=3", ("--set seed=3", "--seeds")),
+        ("modell.dim=3", ("--set modell.dim=3", "'model.dim'")),
+    ],
+)
+def test_a_wrong_override_is_named(override, parts):
+    with pytest.raises(ConfigError) as caught:
+        load_study("scales", [override])
+    message = str(caught.value)
+    assert all(part in message for part in parts), message
+    assert len(message.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("scale", ("'scale'", "'scales'")),
+        ("missing.yaml", ("missing.yaml", "no such")),
+        ("/tmp", ("/tmp", "no such")),
+    ],
+)
+def test_a_grid_that_is_not_there_is_named(name, parts):
+    with pytest.raises(ConfigError) as caught:
+        load_study(name)
+    assert all(part in str(caught.value) for part in parts), caught.value
+
+
+def test_a_file_name_that_cannot_name_a_study_is_refused(grid):
+    with pytest.raises(ConfigError, match="letters"):
+        load_study(grid(name="my grid.yaml"))
