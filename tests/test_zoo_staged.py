@@ -65,7 +65,7 @@ def test_dual_spike_attention_is_its_formula(training):
     attention = DualSpikeAttention(4, 2, 2, NeuronConfig(surrogate="atan"), 0.8).double()
     torch.nn.init.uniform_(attention.transform.norm.bias, 0, 4)
     attention.train(training)
-    x_rate, attn_rate = torch.tensor([0.3, 0.6]), torch.tensor([0.5, 0.2])
+    x_rate, attn_rate = torch.tensor([0.3, 0.6]), torch.tensor([0.1, 0.05])
     if not training:
         attention.rate.rate.copy_(x_rate.view(1, 1, 2, 1, 1))
         attention.attn_rate.rate.copy_(attn_rate.view(1, 1, 2, 1, 1))
