@@ -1,0 +1,221 @@
+"""Measure a step of ours against plain spikingjelly modules, and both against the machine.
+
+python studies/speed.py
+python studies/speed.py --models msvit --sizes cifar --rounds 3
+python studies/speed.py --growth
+
+Every measurement runs in a fresh process, and the variants take turns, round after round.
+Written to ``--out`` (default results/speed): ``step.csv``, ``ratios.md``, ``kinds.csv`` (how the
+time of a training step of MSVIT splits) and figures; with ``--growth`` also ``growth.csv`` and
+its figure (MSVIT over time steps, batch, width and image size). Nothing else should run on the
+machine meanwhile. Exit code: 0 done, 2 a wrong option or a failed measurement, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import Any, NoReturn
+
+if not __package__:
+    # As a script: this folder's modules are found as studies.*, wherever it is started.
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from msvit.options import ConfigError, unknown
+from studies.timing.cases import MODELS, PRECISIONS, SIZES, Case, growth_cases, step_cases
+from studies.timing.report import (
+    Machine,
+    kinds_table,
+    machine,
+    ratios,
+    step_row,
+    summary,
+    write_csv,
+)
+
+DEFAULT_OUT = Path("results/speed")
+
+
+class MeasurementError(RuntimeError):
+    """A worker process ended without a result."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message} (--help lists the options)\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    options = _parser().parse_args(arguments)
+    if options.task:
+        from studies.timing.worker import run
+
+        print(json.dumps(run(json.loads(options.task))))
+        return 0
+    try:
+        _check(options)
+        _measure(options)
+    except (ConfigError, MeasurementError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nInterrupted; step.csv holds the rounds that were complete.")
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=list(MODELS), metavar="NAME")
+    parser.add_argument("--sizes", nargs="+", default=list(SIZES), metavar="NAME")
+    parser.add_argument(
+        "--rounds", type=int, default=5, help="processes per measurement (default 5)"
+    )
+    parser.add_argument(
+        "--growth", action="store_true", help="also: cost over T, batch, width and image size"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="tiny models, one round: does it run at all?"
+    )
+    parser.add_argument("--out", type=Path, default=DEFAULT_OUT, metavar="DIR")
+    parser.add_argument("--task", help=argparse.SUPPRESS)  # a worker process
+    return parser
+
+
+def _check(options: argparse.Namespace) -> None:
+    for given, valid, what in (
+        (options.models, MODELS, "--models"),
+        (options.sizes, SIZES, "--sizes"),
+    ):
+        for name in given:
+            if name not in valid:
+                raise ConfigError(unknown(name, valid, f"{what}: unknown {name!r}"))
+    if options.rounds < 1:
+        raise ConfigError(f"--rounds: at least 1, not {options.rounds}")
+    options.models = list(dict.fromkeys(options.models))
+    options.sizes = list(dict.fromkeys(options.sizes))
+    if options.quick:
+        options.rounds = 1
+    options.out.mkdir(parents=True, exist_ok=True)
+
+
+def _measure(options: argparse.Namespace) -> None:
+    rows: list[dict] = []
+    machines: dict[str, Machine] = {}
+    for size in options.sizes:
+        measured, machines[size] = _measure_size(options, size, rows)
+        rows += measured
+    print("\n" + summary(rows, machines))
+    table = ratios(rows, machines)
+    (options.out / "ratios.md").write_text(table, encoding="utf-8")
+    print(table)
+    if "msvit" in options.models:
+        _split_time(options)
+    if options.growth:
+        _grow(options, next(iter(machines.values())).processor)
+    from studies.timing.figures import draw_steps
+
+    draw_steps(rows, options.out)
+    print(f"written to {options.out}")
+
+
+def _measure_size(
+    options: argparse.Namespace, size: str, before: list[dict]
+) -> tuple[list[dict], Machine]:
+    """Rows of one size; ``step.csv`` is written after every round, ``before`` in front."""
+    cases = step_cases(options.models, size, options.quick)
+    found: dict[tuple, list[dict]] = defaultdict(list)
+    limits: list[dict] = []
+    for number in range(1, options.rounds + 1):
+        limits.append(_run(_limits_task(cases, options), cases[0].threads))
+        for case in cases:
+            result = _run(case.task("step"), case.threads)
+            found[case.key].append(result)
+            name = " ".join(case.key)
+            _say(f"round {number}/{options.rounds} {name}: {median(result['seconds']):.4f} s")
+        known = machine(limits, cases[0].threads)
+        rows = [step_row(c, found[c.key], known.work[MODELS[c.model]], known) for c in cases]
+        write_csv(options.out / "step.csv", before + rows)
+    return rows, known
+
+
+def _limits_task(cases: list[Case], options: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "kind": "limits",
+        "quick": options.quick,
+        "models": [MODELS[model] for model in options.models],
+        "options": cases[0].options,
+    }
+
+
+def _split_time(options: argparse.Namespace) -> None:
+    size = options.sizes[0]
+    cases = step_cases(["msvit"], size, options.quick)
+    profiles: dict[str, dict[str, float]] = {}
+    rows = []
+    for precision in PRECISIONS:
+        case = replace(cases[0], variant="ours", precision=precision, mode="train")
+        result = _run(case.task("profile"), case.threads)
+        profiles[f"ours, {precision}"] = result["kinds"]
+        rows += [
+            {"model": "msvit", "size": size, "precision": precision, "kind": k, "seconds": s}
+            for k, s in result["kinds"].items()
+        ]
+    write_csv(options.out / "kinds.csv", rows, rows[0])
+    print(f"Where a training step of msvit at {size} size goes (under the profiler):")
+    print(kinds_table(profiles) + "\n")
+    from studies.timing.figures import draw_kinds
+
+    draw_kinds(profiles, options.out)
+
+
+def _grow(options: argparse.Namespace, processor: str) -> None:
+    rows = []
+    for axis, value, case in growth_cases(options.quick):
+        result = _run(case.task("step"), case.threads)
+        seconds = median(result["seconds"])
+        _say(f"growth {axis} {value} {case.variant} {case.precision}: {seconds:.4f} s")
+        row = {"axis": axis, "value": value, "variant": case.variant, "precision": case.precision}
+        row |= {"seconds_median": round(seconds, 5), "peak_gb": round(result["peak_gb"], 3)}
+        rows.append(row | {"processor": processor, "threads": case.threads})
+    write_csv(options.out / "growth.csv", rows, rows[0])
+    from studies.timing.figures import draw_growth
+
+    draw_growth(rows, options.out)
+
+
+def _run(task: dict[str, Any], threads: int) -> dict[str, Any]:
+    """The result of a task, done by this script in a fresh process."""
+    command = [sys.executable, str(Path(__file__).resolve()), "--task", json.dumps(task)]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    lines = done.stdout.strip().splitlines()
+    if done.returncode or not lines:
+        what = " ".join(
+            str(task[k]) for k in ("model", "size", "variant", "precision", "mode") if k in task
+        )
+        reason = (done.stderr.strip().splitlines() or ["it printed nothing"])[-1]
+        if done.returncode == -9:
+            reason = "it was killed, probably for want of memory"
+        raise MeasurementError(f"{task['kind']} {what} failed ({done.returncode}): {reason}")
+    return json.loads(lines[-1])
+
+
+def _say(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

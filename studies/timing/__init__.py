@@ -1,0 +1,1 @@
+"""What ``studies/speed.py`` is made of: cases, probes of the machine, rooflines, reports."""

@@ -1,0 +1,91 @@
+"""What the machine can do, and what a model asks of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.nn.functional import conv2d
+
+from msvit import create_model
+from msvit.layers.synapses import Conv, Linear, SpikeProduct, is_static
+from msvit.neurons import Spikes
+from studies.timing.roofline import Peaks, Work
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def measure_peaks(precision: str, quick: bool = False) -> Peaks:
+    """Best of several repetitions, under the matmul setting that the process has now."""
+    dtype, seconds = _DTYPES[precision], 0.05 if quick else 1.0
+    # Square, and as tall as an activation: libraries reach their best on one or the other.
+    shapes = [(256, 256, 256)] if quick else [(2048, 2048, 2048), (16384, 384, 1536)]
+    product = max(_product_rate(*shape, dtype, seconds) for shape in shapes)
+    images, channels = (2, 32) if quick else (32, 192)
+    convolution = _conv_rate(images, channels, dtype, seconds)
+    return Peaks(product, convolution, _bandwidth(2 if quick else 64, seconds))
+
+
+def _product_rate(m: int, k: int, n: int, dtype: torch.dtype, seconds: float) -> float:
+    a, b = torch.randn(m, k).to(dtype), torch.randn(k, n).to(dtype)
+    out = torch.empty(m, n, dtype=dtype)
+    return 2 * m * k * n / _best(lambda: torch.mm(a, b, out=out), seconds) / 1e9
+
+
+def _conv_rate(images: int, channels: int, dtype: torch.dtype, seconds: float) -> float:
+    """3×3 convolution of ``channels`` maps of 32 × 32 pixels, channels last."""
+    layout = {"dtype": dtype, "memory_format": torch.channels_last}
+    x = torch.randn(images, channels, 32, 32).to(**layout)
+    weight = torch.randn(channels, channels, 3, 3).to(**layout)
+    flops = 2 * images * 32 * 32 * 9 * channels**2
+    return flops / _best(lambda: conv2d(x, weight, padding=1), seconds) / 1e9
+
+
+def _bandwidth(megavalues: int, seconds: float) -> float:
+    """GB/s of the triad ``a = b + 3 c`` over float32 buffers far larger than the caches."""
+    b, c = (torch.rand(megavalues * 2**20) for _ in range(2))
+    a = torch.empty_like(b)
+    return 3 * a.nbytes / _best(lambda: torch.add(b, c, alpha=3.0, out=a), seconds) / 1e9
+
+
+@torch.no_grad()
+def _best(run: Callable[[], object], seconds: float) -> float:
+    run()
+    best, end = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < end or best == float("inf"):
+        start = time.perf_counter()
+        run()
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+@torch.no_grad()
+def count_work(name: str, options: dict) -> Work:
+    """Forward work per image of ``create_model(name, **options)``."""
+    model = create_model(name, **options).eval()
+    found = dict.fromkeys(("product_flops", "conv_flops", "first_flops", "currents", "spikes"), 0)
+
+    def synapse(module: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
+        static = isinstance(module, Conv) and is_static(inputs[0])
+        steps = 1 if static else inputs[0].shape[0]
+        operands = inputs if isinstance(module, SpikeProduct) else (*inputs, output)
+        flops = 2 * steps * module.dense_macs(*operands)
+        wide = isinstance(module, Conv) and module.kernel != (1, 1)
+        found["conv_flops" if wide else "product_flops"] += flops
+        found["first_flops"] += flops if static else 0
+        if isinstance(module, Conv):
+            found["currents"] += output.numel() * steps // output.shape[0]
+
+    def spikes(_module: nn.Module, _inputs: tuple, output: torch.Tensor) -> None:
+        found["spikes"] += output.numel()
+
+    for module in model.modules():
+        if isinstance(module, Conv | Linear | SpikeProduct):
+            module.register_forward_hook(synapse)
+        elif isinstance(module, Spikes):
+            module.register_forward_hook(spikes)
+    size = model.options.image_size
+    model(torch.randn(1, model.options.in_channels, size, size))
+    return Work(**found)

@@ -1,0 +1,157 @@
+"""One measurement in a process of its own: what ``studies/speed.py`` starts again and again."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from spikingjelly.activation_based.functional import reset_net
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from msvit import create_model
+from msvit.precision import Precision, choose_precision
+from msvit.process import peak_memory_gb, prepare_process
+from msvit.training.environment import processor_name
+from studies.plain_models import plain_model
+from studies.timing.cases import PRECISIONS
+from studies.timing.kinds import split
+from studies.timing.probes import count_work, measure_peaks
+
+CPU = torch.device("cpu")
+_MOST_STEPS = 50
+
+
+def run(task: dict[str, Any]) -> dict[str, Any]:
+    """Do a task of :mod:`studies.timing.cases` and return what was found (plain JSON types)."""
+    torch.manual_seed(0)
+    return {"limits": _limits, "step": _time_steps, "profile": _profile}[task["kind"]](task)
+
+
+def _limits(task: dict[str, Any]) -> dict[str, Any]:
+    """Peaks of the machine at the task's threads, and the work of its models."""
+    prepare_process()
+    found: dict[str, Any] = {"processor": processor_name(), "amx": _has_amx(), "peaks": {}}
+    for precision in PRECISIONS:
+        found[precision] = choose_precision(precision, CPU).label
+        found["peaks"][precision] = asdict(measure_peaks(precision, task["quick"]))
+    found["work"] = {m: asdict(count_work(m, task["options"])) for m in task["models"]}
+    return found
+
+
+def _has_amx() -> bool:
+    try:
+        with open("/proc/cpuinfo") as file:
+            return "amx_bf16" in file.read()
+    except OSError:
+        return False
+
+
+def _time_steps(task: dict[str, Any]) -> dict[str, Any]:
+    step = _prepare(task)
+    step()  # compiles, packs weights, fills the allocator
+    seconds: list[float] = []
+    while len(seconds) < task["least"] or (
+        sum(seconds) < task["budget"] and len(seconds) < _MOST_STEPS
+    ):
+        start = time.perf_counter()
+        step()
+        seconds.append(time.perf_counter() - start)
+    return {"seconds": seconds, "peak_gb": peak_memory_gb(CPU), "kernels": _kernels()}
+
+
+def _kernels() -> str:
+    return "off" if os.environ.get("MSVIT_KERNELS") == "off" else "auto"
+
+
+def _profile(task: dict[str, Any]) -> dict[str, Any]:
+    """Seconds per kind of operation in one step."""
+    step = _prepare(task)
+    for _ in range(2):
+        step()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        step()
+    events = [(e.key, e.self_cpu_time_total / 1e6) for e in profiler.key_averages()]
+    top = sorted(events, key=lambda event: -event[1])[:25]
+    return {"kinds": split(events), "operators": top}
+
+
+def _prepare(task: dict[str, Any]) -> Callable[[], None]:
+    """A function that does one step of the case.
+
+    Ours runs as training does: allocator, threads and matmul setting of :mod:`msvit`. The
+    plain model runs in torch's defaults, as the official scripts leave them.
+    """
+    ours = task["variant"] == "ours"
+    if ours:
+        prepare_process()
+        precision = choose_precision(task["precision"], CPU)
+        model = create_model(task["registry"], **task["options"])
+    else:
+        torch.set_num_threads(task["threads"])
+        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[task["precision"]]
+        precision = Precision(dtype, task["precision"])
+        model = plain_model(task["registry"], **task["options"])
+    _let_fire(model)
+    options = {"in_channels": 3, "image_size": 32} | task["options"]
+    size = options["image_size"]
+    images = torch.randn(task["batch"], options["in_channels"], size, size)
+    labels = torch.randint(10, (task["batch"],))
+    make = _training_step if task["mode"] == "train" else _inference_step
+    return make(model, images, labels, precision, ours)
+
+
+def _let_fire(model: nn.Module) -> None:
+    """Running statistics under which a fresh model spikes in eval mode, as a trained one does."""
+    for module in model.modules():
+        if hasattr(module, "running_var"):
+            module.running_var.fill_(0.05)
+
+
+def _training_step(
+    model: nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    precision: Precision,
+    ours: bool,
+) -> Callable[[], None]:
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+    model.train()
+
+    def step() -> None:
+        with precision.autocast(CPU):
+            logits = model(images)
+        logits = logits.float().mean(0) if ours else logits.float()
+        loss = cross_entropy(logits, labels)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        if not ours:
+            reset_net(model)
+        loss.item()
+
+    return step
+
+
+def _inference_step(
+    model: nn.Module,
+    images: torch.Tensor,
+    _labels: torch.Tensor,
+    precision: Precision,
+    ours: bool,
+) -> Callable[[], None]:
+    model.eval()
+
+    @torch.no_grad()
+    def step() -> None:
+        with precision.autocast(CPU):
+            logits = model(images)
+        (logits.float().mean(0) if ours else logits.float()).argmax(-1).tolist()
+        if not ours:
+            reset_net(model)
+
+    return step

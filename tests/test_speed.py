@@ -1,0 +1,173 @@
+"""The speed study: its baseline is the same function as ours, and it writes what it promises."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from spikingjelly.activation_based.functional import reset_net
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from msvit import create_model, load_official
+from msvit.options import ConfigError
+from studies import speed
+from studies.plain_models import plain_model
+from studies.timing.cases import MODELS
+from studies.timing.kinds import kind_of
+from studies.timing.probes import count_work
+from studies.timing.report import COLUMNS
+from studies.timing.roofline import Peaks, Work, roofline_seconds
+
+SCRIPT = Path(speed.__file__)
+SMALL = {"dim": 32, "heads": 4, "image_size": 16, "timesteps": 3}
+
+
+def twins(name: str) -> tuple[nn.Module, nn.Module, torch.Tensor]:
+    """A plain model that fires in both modes, ours with its weights, and images."""
+    torch.manual_seed(0)
+    plain = plain_model(name, **SMALL).double()
+    for module in plain.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.8, 1.5)
+            nn.init.uniform_(module.bias, 0.0, 0.8)
+            nn.init.uniform_(module.running_mean, -0.1, 0.1)
+            nn.init.uniform_(module.running_var, 0.05, 0.2)
+    ours = create_model(name, **SMALL).double()
+    report = load_official(ours, plain.state_dict())
+    assert not report.missing
+    assert not report.unexpected
+    return plain, ours, torch.randn(4, 3, 16, 16, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("name", MODELS.values())
+@pytest.mark.parametrize("training", [True, False])
+def test_plain_model_computes_what_ours_does(name, training):
+    plain, ours, images = twins(name)
+    expected = plain.train(training)(images)
+    got = ours.train(training)(images).mean(0)
+    assert expected.std() > 1e-3  # neurons fire, and differently for different images
+    torch.testing.assert_close(got, expected, atol=1e-9, rtol=0)
+    if not training:
+        return
+    labels = torch.arange(4)
+    cross_entropy(expected, labels).backward()
+    cross_entropy(got, labels).backward()
+    gradients = {n: p.grad for n, p in plain.named_parameters()}
+    names = ours.official_map()
+    for target, parameter in ours.named_parameters():
+        if parameter.grad is not None:
+            theirs = torch.cat([gradients[n] for n in names.sources(target)])
+            torch.testing.assert_close(
+                parameter.grad.flatten(), theirs.flatten(), atol=1e-9, rtol=1e-7
+            )
+    reset_net(plain)
+    torch.testing.assert_close(plain.eval()(images), ours.eval()(images).mean(0), atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("name", MODELS.values())
+def test_plain_model_has_the_parameters_of_ours(name):
+    def parameters(model: nn.Module) -> int:
+        return sum(p.numel() for p in model.parameters())
+
+    assert parameters(plain_model(name)) == parameters(create_model(name))
+
+
+def test_plain_models_refuse_what_they_cannot_be():
+    with pytest.raises(ConfigError, match="no plain sdt"):
+        plain_model("sdt_cifar10")
+    with pytest.raises(ConfigError, match="CIFAR-10 model"):
+        plain_model("msvit_cifar10", scales=(1, 3, 5))
+
+
+def test_work_of_a_model_is_counted_by_hand():
+    options = {"dim": 32, "heads": 4, "image_size": 16, "timesteps": 2, "depths": (1,)}
+    work = count_work("spikformer_cifar10", options)
+    # Stem: 3→4 (once), 4→8, 8→16 on 16², 16→32 on 8²; the position convolution on 4².
+    first = 3 * 4 * 9 * 256
+    convs = 4 * 8 * 9 * 256 + 8 * 16 * 9 * 256 + 16 * 32 * 9 * 64 + 32 * 32 * 9 * 16
+    tokens, dim = 16, 32
+    linears = tokens * (4 * dim * dim + 2 * 4 * dim * dim) + dim * 10
+    attention = 2 * tokens * dim * dim // 4  # two products, of four heads each
+    assert work.first_flops == 2 * first
+    assert work.conv_flops == 2 * (first + 2 * convs)
+    assert work.product_flops == 2 * 2 * (linears + attention)
+    units = 8 * 256 + 16 * 256 + 32 * 64 + 32 * 16 + tokens * (4 * dim + 5 * dim)
+    assert work.currents == 4 * 256 + 2 * units
+    assert work.spikes == 2 * (4 * 256 + units + tokens * dim)  # and the attention's neuron
+
+
+def test_roofline_adds_arithmetic_and_memory():
+    work = Work(product_flops=100, conv_flops=60, first_flops=10, currents=8, spikes=4)
+    peaks = Peaks(product=10.0, convolution=5.0, bandwidth=2.0)
+    # 2 images: products 600 / 10, convolutions (360 - 20) / 5, bytes 2·2·(80 + 20) / 2
+    assert roofline_seconds(work, 2, "bf16", "train", peaks) == pytest.approx(328e-9)
+    assert roofline_seconds(work, 2, "fp32", "infer", peaks) == pytest.approx(124e-9)
+
+
+@pytest.mark.parametrize(
+    ("operator", "kind"),
+    [
+        ("aten::mm", "products"),
+        ("aten::convolution_backward", "convolutions"),
+        ("aten::copy_", "copies, casts"),
+        ("aten::add_", "additions"),
+        ("aten::max_pool2d_with_indices_backward", "pooling"),
+        ("aten::_fused_adamw_", "optimizer"),
+        ("_NormNeuron", "norm + neuron"),
+        ("_NormNeuronBackward", "norm + neuron"),
+        ("autograd::engine::evaluate_function: MmBackward0", "other"),
+    ],
+)
+def test_operators_have_kinds(operator, kind):
+    assert kind_of(operator) == kind
+
+
+def test_quick_run_writes_all_rows(tmp_path):
+    command = [sys.executable, str(SCRIPT), "--quick", "--models", "spikformer"]
+    command += ["--sizes", "digits", "--out", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    with open(tmp_path / "step.csv", newline="") as file:
+        reader = csv.DictReader(file)
+        rows = list(reader)
+    assert tuple(reader.fieldnames) == COLUMNS
+    keys = {(row["variant"], row["precision"], row["mode"]) for row in rows}
+    assert len(rows) == len(keys) == 8
+    for row in rows:
+        assert 0 < float(row["seconds_min"]) <= float(row["seconds_median"])
+        assert float(row["seconds_median"]) <= float(row["seconds_max"])
+        assert float(row["peak_gb"]) > 0
+        assert float(row["gflops"]) > 0
+        assert float(row["roofline_share"]) > 0
+        assert row["processor"]
+    assert "| spikformer | fp32 against plain fp32 |" in (tmp_path / "ratios.md").read_text()
+    assert (tmp_path / "step.png").stat().st_size > 0
+
+
+def test_wrong_names_end_in_one_line(capsys):
+    assert speed.main(["--models", "mvsit"]) == 2
+    assert "did you mean 'msvit'?" in capsys.readouterr().err
+    assert speed.main(["--sizes", "digit"]) == 2
+    assert "did you mean 'digits'?" in capsys.readouterr().err
+    assert speed.main(["--rounds", "0"]) == 2
+
+
+def test_help_needs_no_torch():
+    script = (
+        "import sys, runpy\n"
+        f"sys.argv = [{str(SCRIPT)!r}, '--help']\n"
+        f"sys.path.insert(0, {str(SCRIPT.parent)!r})\n"
+        "try:\n"
+        f"    runpy.run_path({str(SCRIPT)!r}, run_name='__main__')\n"
+        "except SystemExit as end:\n"
+        "    assert end.code == 0\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "--rounds" in done.stdout
