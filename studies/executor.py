@@ -25,8 +25,8 @@ from msvit.records import (
     write_record,
 )
 from studies.cluster import Place, RayLost, connected, gpus_per_cell, resources, slots
-from studies.grids import StudyCell
 from studies.progress import Display, Tail
+from studies.study import StudyCell
 from studies.worker import Train, failure_of, is_locked, run_cell
 
 RESUBMISSIONS = 2

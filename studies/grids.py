@@ -33,9 +33,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from msvit.cells import MAX_SEED, SCHEMA, SECTIONS, Cell, option_names, resolve_cell, section_of
+from msvit.cells import MAX_SEED, SECTIONS, Cell, option_names, resolve_cell, section_of
 from msvit.options import ConfigError, unknown
 from msvit.yaml_files import parse_yaml, read_yaml
+from studies.study import Study, StudyCell, show_value
 
 GRIDS = Path(__file__).resolve().parent / "grids"
 MAX_CELLS = 100_000  # beyond this a grid is a typing error
@@ -44,46 +45,6 @@ _SET = "--set"
 _KEYS = ("question", "base", "axes", "include", "seeds")
 _INCLUDE_KEYS = ("label", *SECTIONS)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-
-
-@dataclass(frozen=True)
-class StudyCell:
-    """A cell's place in a study: ``group`` is its configuration, the same for all seeds."""
-
-    cell: Cell
-    group: str
-
-    @property
-    def label(self) -> str:
-        return f"{self.group} seed {self.cell.seed}"
-
-
-@dataclass(frozen=True)
-class Study:
-    """A grid file, expanded: its cells in the order in which they are run and shown."""
-
-    name: str
-    question: str
-    grid_file: str
-    axes: tuple[str, ...]
-    cells: tuple[StudyCell, ...]
-    overrides: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-
-    def manifest(self) -> dict[str, Any]:
-        """What ``study.json`` says (:mod:`msvit.records`)."""
-        return {
-            "schema": SCHEMA,
-            "name": self.name,
-            "question": self.question,
-            "grid_file": self.grid_file,
-            "axes": list(self.axes),
-            "overrides": list(self.overrides),
-            "cells": [
-                {"id": c.cell.id, "label": c.label, "group": c.group, "seed": c.cell.seed}
-                for c in self.cells
-            ],
-        }
 
 
 @dataclass
@@ -360,15 +321,6 @@ def _label(configuration: _Configuration, cell: Cell) -> str:
             short = option if last_parts.count(option) == 1 else key
             parts.append(f"{section if option == 'name' else short}={show_value(value)}")
     return " ".join(parts)
-
-
-def show_value(value: Any) -> str:
-    """An option's value as labels and listings show it: ``1,3``, ``yes``, ``none``."""
-    if isinstance(value, list | tuple):
-        return ",".join(show_value(item) for item in value)
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return "none" if value is None else str(value)
 
 
 def _seeds(values: Any, where: str) -> list[int]:

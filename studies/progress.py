@@ -11,7 +11,7 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from studies.grids import StudyCell
+from studies.study import StudyCell
 
 QUIET_SECONDS = 20.0  # between two plain lines about cells that are still running
 

@@ -25,7 +25,8 @@ from msvit.cells import SECTIONS
 from msvit.options import ConfigError
 from msvit.records import RecordError, cell_folder, read_failure, read_record, write_study
 from studies.cluster import Place, RayLost
-from studies.grids import Study, list_grids, load_study, show_value
+from studies.grids import list_grids, load_study
+from studies.study import Study, show_value
 
 DEFAULT_RESULTS = Path("results")
 

@@ -72,10 +72,14 @@ def run_cell(
 
 def is_locked(folder: Path) -> bool:
     """Whether some process is running the cell in ``folder``."""
-    if not (folder / "lock").exists():
+    try:
+        with (folder / "lock").open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
         return False
-    with _lock(folder / "lock") as owner:
-        return owner is not None
+    return False
 
 
 def failure_of(cell: Cell, error: str, message: str, trace: str, attempts: int) -> dict[str, Any]:

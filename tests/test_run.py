@@ -1,0 +1,382 @@
+"""``studies/run.py`` from outside: real processes, real Ray, tiny real cells."""
+
+import copy
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from msvit.cells import Cell
+from msvit.records import (
+    RecordError,
+    cell_folder,
+    iter_failures,
+    iter_records,
+    read_failure,
+    read_record,
+)
+from studies.cluster import Place
+from studies.executor import RESUBMISSIONS, run_cells
+from studies.grids import load_study
+from studies.progress import Display
+from studies.run import main
+from studies.worker import run_cell
+
+ROOT = Path(__file__).resolve().parent.parent
+RUN = ROOT / "studies" / "run.py"
+
+TINY = """
+question: Does it run?
+base:
+  model: {name: msvit, dim: 16, heads: 2, depths: [1, 1], widths: [0.5, 1.0], timesteps: 2}
+  data: {name: digits, image_size: 8, train_per_class: 13}
+  training: {epochs: 3, batch_size: 16}
+axes:
+  model.scales: [[1], [1, 3]]
+seeds: 2
+"""
+BROKEN = """
+include:
+  - {data: {name: cifar10}, label: no data}
+"""
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """A grid of four tiny cells."""
+    path = tmp_path / "tiny.yaml"
+    path.write_text(TINY)
+    return path
+
+
+def command(*arguments):
+    return [sys.executable, str(RUN), *map(str, arguments)]
+
+
+def start(*arguments):
+    # In a session of its own, so that signals reach this run and nothing else.
+    return subprocess.Popen(
+        command(*arguments),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def run(*arguments, code=0):
+    process = start(*arguments)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == code, output
+    assert "Traceback" not in output, output
+    return output
+
+
+def wait_for(condition, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not (result := condition()):
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+    return result
+
+
+def cells_at_work(results):
+    """Folders of cells that have finished an epoch but have no record."""
+    return [
+        path.parent
+        for path in results.glob("cells/*/checkpoint.pt")
+        if not (path.parent / "record.json").exists()
+    ]
+
+
+def comparable(results):
+    """All records, without what may differ between two runs of one cell."""
+    records = {}
+    for record in iter_records(results):
+        record = copy.deepcopy(record)
+        for row in record["history"]:
+            del row["seconds"]
+        for key in ("training_seconds", "images_per_second", "peak_memory_gb", "environment"):
+            del record[key]
+        records[record["id"]] = record
+    return records
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """A study of four good cells and two that cannot find their data, run once."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    grid = folder / "mixed.yaml"
+    grid.write_text(TINY + BROKEN)
+    output = run("--grid", grid, "--results", folder / "results", code=1)
+    return folder / "results", grid, output
+
+
+def test_a_study_trains_reports_and_goes_on_past_a_failing_cell(undisturbed):
+    results, _, output = undisturbed
+    assert len(list(iter_records(results))) == 4
+    failures = list(iter_failures(results))
+    assert [failure["error"] for failure in failures] == ["DataError"] * 2
+    assert "train_cell" in failures[0]["traceback"]
+    log = cell_folder(results, failures[0]["id"]) / "log.txt"
+    assert "DataError: CIFAR-10 needs --data-dir" in log.read_text()
+    assert str(log) in output
+    assert "2 of 6 cells failed" in output
+    # One row per configuration, with both seeds.
+    assert re.search(r"msvit scales=1,3 .*2/2", output)
+    study = results / "studies" / "mixed"
+    assert (study / "table.md").exists()
+    assert list(study.glob("figures/*.png"))
+
+
+def test_progress_is_a_line_per_cell_where_the_output_is_no_terminal(undisturbed):
+    *_, output = undisturbed
+    lines = re.findall(r"^\[\d/6\] .*seed \d: .*$", output, re.MULTILINE)
+    assert len(lines) == 6
+    assert sum("test accuracy" in line for line in lines) == 4
+    assert sum("FAILED, DataError" in line for line in lines) == 2
+    assert "\x1b" not in output
+
+
+def test_the_log_of_a_cell_has_every_epoch(undisturbed):
+    results, *_ = undisturbed
+    for record in iter_records(results):
+        folder = cell_folder(results, record["id"])
+        epochs = [json.loads(line) for line in (folder / "progress.jsonl").open()]
+        assert [line["epoch"] for line in epochs] == [0, 1, 2, 3]
+        assert (folder / "log.txt").read_text().count("val_accuracy") == 3
+
+
+def test_a_second_run_trains_nothing_and_starts_neither_ray_nor_torch(undisturbed):
+    results, grid, _ = undisturbed
+    before = {path: path.stat().st_mtime_ns for path in results.glob("cells/*/*")}
+    code = (
+        "import sys; from studies.run import main\n"
+        f"assert main(['--grid', {str(grid)!r}, '--results', {str(results)!r}]) == 1\n"
+        "assert not {'torch', 'ray'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+    assert {path: path.stat().st_mtime_ns for path in results.glob("cells/*/*")} == before
+
+
+def test_a_dry_run_shows_what_is_done_and_imports_no_torch(undisturbed):
+    results, grid, _ = undisturbed
+    code = (
+        "import sys; from studies.run import main\n"
+        f"main(['--grid', {str(grid)!r}, '--results', {str(results)!r}, '--dry-run'])\n"
+        "main(['--list'])\n"
+        "assert not {'torch', 'ray', 'pandas', 'matplotlib'} & set(sys.modules)\n"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True, text=True
+    )
+    for entry in load_study(str(grid)).cells:
+        state = "failed" if entry.group == "no data" else "done"
+        assert f"{entry.cell.id}  seed {entry.cell.seed}  {state}" in process.stdout
+    assert "scales=1,3" in process.stdout
+    assert "How many attention scales" in process.stdout
+
+
+def test_a_study_stopped_by_ctrl_c_and_then_killed_ends_as_if_undisturbed(
+    undisturbed, tiny, tmp_path
+):
+    results = tmp_path / "results"
+    arguments = ("--grid", tiny, "--results", results)
+
+    process = start(*arguments)
+    wait_for(lambda: cells_at_work(results))
+    os.killpg(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    assert "the same command goes on" in output
+    assert "Traceback" not in output
+
+    process = start(*arguments)
+    wait_for(lambda: list(iter_records(results)) and cells_at_work(results))
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate(timeout=60)
+    done = {path: path.stat().st_mtime_ns for path in results.glob("cells/*/record.json")}
+    assert 0 < len(done) < 4
+
+    run(*arguments)
+    assert {path: path.stat().st_mtime_ns for path in done} == done
+    reference = comparable(undisturbed[0])
+    assert comparable(results) == {cell: reference[cell] for cell in comparable(results)}
+    assert len(comparable(results)) == 4
+
+
+def test_a_killed_worker_is_started_again_and_two_drivers_share_the_work(
+    undisturbed, tiny, tmp_path
+):
+    results = tmp_path / "results"
+    arguments = ("--grid", tiny, "--results", results)
+    drivers = [start(*arguments), start(*arguments)]
+    victim = wait_for(lambda: cells_at_work(results))[0]
+    pid = int(re.search(r"process (\d+)", (victim / "lock").read_text())[1])
+    os.kill(pid, signal.SIGKILL)
+    outputs = [driver.communicate(timeout=300)[0] for driver in drivers]
+    assert [driver.returncode for driver in drivers] == [0, 0], outputs
+    assert sum("its process died" in output for output in outputs) == 1, outputs
+
+    reference = comparable(undisturbed[0])
+    assert comparable(results) == {cell: reference[cell] for cell in comparable(results)}
+    for folder in results.glob("cells/*"):
+        trained = (folder / "log.txt").read_text().count("attempt")
+        assert trained == (2 if folder == victim else 1)
+
+
+def bare_record(cell):
+    return {
+        "schema": 1,
+        "id": cell.id,
+        "cell": cell.as_dict(),
+        "parameters": 1,
+        "history": [],
+        "selected_epoch": 1,
+        "test": {"images": 1, "loss": 1.0, "accuracy": 0.5},
+        "firing": [],
+        "firing_rate": 0.1,
+        "operations": [],
+        "energy_mj": {},
+        "training_seconds": 1.0,
+        "images_per_second": 1.0,
+        "peak_memory_gb": 0.1,
+        "precision": "fp32",
+        "kernels": "off",
+        "environment": {},
+    }
+
+
+def test_endings_of_a_process_are_told_apart(tmp_path, tiny):
+    def train(cell, folder, **_):
+        with (folder / "starts").open("a") as file:
+            file.write("x")
+        if cell.seed == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if cell.seed == 2:
+            raise ValueError("first line\nsecond line")
+        if cell.seed == 3:
+            sys.exit("a library that exits")
+        return bare_record(cell)
+
+    entries = load_study(str(tiny), ["model.scales=[1]"], seeds=4).cells
+    display = Display(entries, 0, len(entries))
+    run_cells(entries, tmp_path / "results", Place(), display, train=train)
+
+    def starts(seed):
+        return (cell_folder(tmp_path / "results", entries[seed].cell.id) / "starts").stat().st_size
+
+    failures = [read_failure(tmp_path / "results", entry.cell.id) for entry in entries]
+    assert read_record(tmp_path / "results", entries[0].cell.id) == bare_record(entries[0].cell)
+    assert [failure and failure["error"] for failure in failures] == [
+        None,
+        "WorkerCrashedError",
+        "ValueError",
+        "WorkerCrashedError",
+    ]
+    assert [starts(seed) for seed in range(4)] == [1, 1 + RESUBMISSIONS, 1, 1 + RESUBMISSIONS]
+    assert failures[1]["attempts"] == 1 + RESUBMISSIONS
+    assert "second line" in failures[2]["traceback"]
+
+
+def test_a_full_disk_ends_the_study_in_one_line(tmp_path, tiny):
+    def train(cell, folder, **_):
+        raise RecordError(f"{folder}/record.json: cannot be written (No space left on device).")
+
+    entries = load_study(str(tiny)).cells
+    with pytest.raises(RecordError) as caught:
+        run_cells(entries, tmp_path, Place(), Display(entries, 0, 4), train=train)
+    assert len(str(caught.value).splitlines()) == 1
+    assert not list(iter_failures(tmp_path))
+
+
+@pytest.fixture
+def cell():
+    return Cell({"name": "msvit"}, {"name": "digits"}, {"epochs": 1}, 0)
+
+
+def test_a_worker_without_the_drivers_disk_returns_the_record(cell, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    (tmp_path / "file").write_text("")
+    unreachable = str(tmp_path / "file" / "results")
+    outcome = run_cell(cell.as_dict(), unreachable, train=lambda cell, *_, **__: bare_record(cell))
+    assert outcome == {"record": bare_record(cell)}
+
+
+def test_all_output_of_a_cell_goes_to_its_log(cell, tmp_path, capfd):
+    def train(cell, folder, *, data_dir, report):
+        print("from Python")
+        os.system("echo from a child")
+        os.write(2, b"from C\n")
+        report({"epoch": 1, "epochs": 1, "val_accuracy": 0.5})
+        return bare_record(cell)
+
+    run_cell(cell.as_dict(), str(tmp_path), train=train)
+    log = (cell_folder(tmp_path, cell.id) / "log.txt").read_text()
+    assert all(text in log for text in ("from Python", "from a child", "from C", "val_accuracy"))
+    print("outside")
+    assert capfd.readouterr() == ("outside\n", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        ([], ["--grid", "--list"]),
+        (["--grid", "scale"], ["'scale'", "'scales'"]),
+        (["--grid", "nowhere.yaml"], ["nowhere.yaml"]),
+        (["--grid", "scales", "--set", "training.epoch=2"], ["'training.epochs'"]),
+        (["--grid", "scales", "--set", "training.epochs=-2"], ["epochs", "-2"]),
+        (["--grid", "scales", "--set", "training.lr=.nan"], ["training.lr"]),
+        (["--grid", "scales", "--set", "model.name=resnet"], ["resnet", "msvit"]),
+        (["--grid", "scales", "--set", "model.dim=1000000000"], ["dim", "1000000000"]),
+        (["--grid", "scales", "--data-dir", "/nowhere"], ["--data-dir", "/nowhere"]),
+        (["--grid", "scales", "--results", "/dev/null"], ["/dev/null", "--results"]),
+        (["--grid", "scales", "--results", "/proc/nowhere"], ["/proc/nowhere", "--results"]),
+        (["--grid", "scales", "--address", "127.0.0.1:9"], ["127.0.0.1:9", "no Ray cluster"]),
+        (["--grid", "scales", "--address", "here"], ["here", "HOST:PORT"]),
+    ],
+)
+def test_wrong_input_ends_in_one_line(arguments, parts, tmp_path, capsys):
+    results = [] if "--results" in arguments else ["--results", str(tmp_path)]
+    assert main([*arguments, *results]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: ")
+    assert len(message.splitlines()) == 1
+    assert all(part in message for part in parts), message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["--grid", "scales", "--seeds", "0"], ["--seeds", "'0'"]),
+        (["--grid", "scales", "--seeds", "many"], ["--seeds", "'many'"]),
+        (["--grid", "scales", "--cpus-per-cell", "nan"], ["--cpus-per-cell", "'nan'"]),
+        (["--grid", "scales", "--gpus-per-cell", "1.5"], ["--gpus-per-cell", "'1.5'"]),
+        (["--grid", "scales", "--result", "x"], ["--result"]),
+    ],
+)
+def test_a_wrong_command_line_ends_in_one_line(arguments, parts, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    message = capsys.readouterr().err
+    assert len(message.splitlines()) == 1
+    assert all(part in message for part in parts), message
+
+
+def test_a_damaged_record_ends_the_run_before_anything_starts(tmp_path, tiny, capsys):
+    entry = load_study(str(tiny)).cells[1]
+    path = cell_folder(tmp_path, entry.cell.id) / "record.json"
+    path.parent.mkdir(parents=True)
+    path.write_text('{"schema": 1, "id"')
+    assert main(["--grid", str(tiny), "--results", str(tmp_path)]) == 2
+    message = capsys.readouterr().err
+    assert str(path) in message
+    assert "Delete it" in message
+    assert not (tmp_path / "studies").exists()
