@@ -91,8 +91,8 @@ def test_dual_spike_attention_is_its_formula(training):
         )
         assert attended[:, image].transpose(0, 1).tolist() == heads
         assert out[:, image].flatten(1, 2).tolist() == expected
-    assert 0.1 < attended.mean() < 0.9
-    assert 0.1 < out.mean() < 0.9
+    for spikes in (attended, out):  # neither silent nor always on
+        assert 0.02 < spikes.mean() < 0.98
 
 
 def rate_of(meter: FiringRate) -> list[float]:
