@@ -141,6 +141,13 @@ def test_a_broken_idx_file_is_named(fashion_mnist, damage):
         load("fashion_mnist", fashion_mnist)
 
 
+def test_fashion_mnist_is_found_where_debian_puts_it(fashion_mnist, tmp_path, monkeypatch):
+    monkeypatch.setattr(fashion_mnist_module, "DEBIAN_FOLDER", fashion_mnist)
+    expected = load("fashion_mnist", fashion_mnist).test.images
+    for data_dir in (None, tmp_path / "empty"):
+        assert torch.equal(load("fashion_mnist", data_dir).test.images, expected)
+
+
 def test_missing_fashion_mnist_names_all_three_places(tmp_path, monkeypatch):
     def no_network(target):
         raise RuntimeError("no route to host")

@@ -4,6 +4,9 @@ import copy
 import json
 import logging
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -343,6 +346,23 @@ def test_a_rounding_matmul_is_not_kept(monkeypatch):
         assert settings == ["medium", "highest"]
     finally:
         precision._set_matmul_precision.cache_clear()
+
+
+def test_a_process_takes_its_threads_from_its_cpus_and_knows_its_peak_memory():
+    script = """
+import torch
+from msvit.process import peak_memory_gb, prepare_process, reset_peak_memory
+prepare_process()
+reset_peak_memory(torch.device("cpu"))
+before = peak_memory_gb(torch.device("cpu"))
+torch.ones(100_000_000).sum()
+print(torch.get_num_threads(), peak_memory_gb(torch.device("cpu")) - before)
+"""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    output = subprocess.check_output([sys.executable, "-c", script], env=environment, text=True)
+    threads, peak = output.split()
+    assert threads == "1"
+    assert 0.39 < float(peak) < 0.5  # gigabytes
 
 
 def test_training_sees_no_test_or_validation_image(tmp_path, monkeypatch):
