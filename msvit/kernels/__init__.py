@@ -12,6 +12,7 @@ impossible or ``MSVIT_KERNELS=off``. Results are the same.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -19,7 +20,16 @@ from torch import Tensor
 from . import cpp, fused, plain
 from .spec import NeuronSpec, Norm
 
-__all__ = ["NeuronSpec", "Norm", "available", "neuron", "norm_add", "norm_neuron"]
+__all__ = [
+    "NeuronSpec",
+    "Norm",
+    "available",
+    "max_pool",
+    "neuron",
+    "norm_add",
+    "norm_neuron",
+    "score_mask",
+]
 
 
 def available(device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> bool:
@@ -34,25 +44,27 @@ def norm_neuron(
     plif_w: Tensor | None = None,
     shortcut: Tensor | None = None,
     offset: Tensor | None = None,
+    pool: bool = False,
 ) -> Tensor:
-    """Norm → neuron (→ + shortcut).
+    """Norm (→ 3×3 max pool with stride 2) → neuron (→ + shortcut).
 
     Args:
         y: output of a convolution or product, ``[T, ..., C]``.
         norm: a BatchNorm of C channels; its running statistics move as in ``norm(y)``.
         spec: the neuron.
         plif_w: scalar, learnable, where ``spec.kind`` is ``"plif"``: decay = sigmoid(w).
-        shortcut: added to the spikes, ``[T, ..., C]``.
+        shortcut: added to the spikes, of their shape.
         offset: bias ``[C]`` of the layer in front that y lacks. It only moves the running mean
             (and is known to eval mode); batch statistics cancel it, it receives no gradient.
+        pool: ``y`` is ``[T, B, H, W, C]`` and the spikes ``[T, B, ⌈H/2⌉, ⌈W/2⌉, C]``.
 
     Returns:
         spikes (+ shortcut), ``[T, ..., C]`` of y's dtype.
     """
     passes = _for_units(y, norm)
     if passes is None:
-        return plain.norm_neuron(y, norm, spec, plif_w, shortcut, offset)
-    return fused.norm_neuron(passes, y, norm, spec, plif_w, shortcut, offset)
+        return plain.norm_neuron(y, norm, spec, plif_w, shortcut, offset, pool)
+    return fused.norm_neuron(passes, y, norm, spec, plif_w, shortcut, offset, pool)
 
 
 def neuron(x: Tensor, spec: NeuronSpec, plif_w: Tensor | None = None) -> Tensor:
@@ -64,13 +76,58 @@ def neuron(x: Tensor, spec: NeuronSpec, plif_w: Tensor | None = None) -> Tensor:
 
 
 def norm_add(
-    y: Tensor, norm: Norm, shortcut: Tensor | None = None, offset: Tensor | None = None
+    y: Tensor,
+    norm: Norm,
+    shortcut: Tensor | None = None,
+    offset: Tensor | None = None,
+    pool: bool = False,
 ) -> Tensor:
-    """Norm (→ + shortcut) without a neuron: membrane potentials, ``[T, ..., C]``."""
+    """Norm (→ max pool) (→ + shortcut): membrane potential; see :func:`norm_neuron`."""
     passes = _for_units(y, norm)
     if passes is None:
-        return plain.norm_add(y, norm, shortcut, offset)
-    return fused.norm_add(passes, y, norm, shortcut, offset)
+        return plain.norm_add(y, norm, shortcut, offset, pool)
+    return fused.norm_add(passes, y, norm, shortcut, offset, pool)
+
+
+def max_pool(x: Tensor) -> Tensor:
+    """3×3 max pool with stride 2 and padding 1, ``[T, B, H, W, C]`` → ``[T, B, ⌈H/2⌉, ⌈W/2⌉, C]``.
+
+    The gradient goes to the first of equal values, as in ``torch.nn.functional.max_pool2d``.
+    """
+    passes = _for_units(x)
+    return plain.max_pool(x) if passes is None else fused.max_pool(passes, x)
+
+
+def score_mask(
+    joined: Tensor,
+    parts: int,
+    wide: Sequence[Tensor],
+    spec: NeuronSpec,
+    heads: int,
+    plif_w: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Token attention: votes are summed per head, a neuron makes a mask of them for the keys.
+
+    Args:
+        joined: spikes ``[T, ..., parts · C]`` of one product: ``parts - 1`` votes, then the keys.
+        parts: at least 1.
+        wide: further votes, ``[T, ..., C]`` each.
+        spec: the attention neuron, fed one score per token and head.
+        heads: C is a multiple of it.
+        plif_w: as in :func:`norm_neuron`.
+
+    Returns:
+        masked keys ``[T, ..., C]``, and the mask's spikes ``[T, ..., heads]`` (for monitors,
+        without gradient).
+
+    Source: QKFormer (arXiv 2403.16552), eq. 6 and 7; MSVIT (arXiv 2505.14719).
+    """
+    passes = _for_units(joined)
+    channels = joined.shape[-1] // parts
+    # The passes work on whole words of 8 bytes of a head.
+    if passes is None or channels // heads * joined.element_size() % 8:
+        return plain.score_mask(joined, parts, wide, spec, heads, plif_w)
+    return fused.score_mask(passes, joined, parts, wide, spec, heads, plif_w)
 
 
 def _backend(device: torch.device, dtype: torch.dtype):

@@ -31,23 +31,33 @@ OPENMP = ("-fopenmp",)
 @cache
 def library(storage: str) -> ctypes.CDLL | None:
     """The compiled passes for ``storage`` ("float", "double" or "bf16"), None if impossible."""
-    compiler = next(filter(None, map(shutil.which, _compilers())), None)
-    if compiler is None:
-        logger.warning("no C++ compiler found: spiking units run on the plain path")
+    found = compiler()
+    if found is None:
         return None
     try:
-        return _load(compiler, storage)
+        return _load(found, storage)
     except (OSError, subprocess.SubprocessError) as error:
-        logger.warning("spiking units run on the plain path: %s", error)
+        _report(str(error))
         return None
 
 
-def _compilers() -> list[str]:
-    return [name for name in (os.environ.get("CXX"), "c++", "g++", "clang++") if name]
+@cache
+def compiler() -> str | None:
+    """Path of the C++ compiler: ``$CXX``, or the system's."""
+    names = (os.environ.get("CXX"), "c++", "g++", "clang++")
+    found = next((path for name in names if name and (path := shutil.which(name))), None)
+    if found is None:
+        _report("no C++ compiler found")
+    return found
 
 
-def _load(compiler: str, storage: str) -> ctypes.CDLL:
-    name = f"units-{storage}-{_key(compiler, storage)}.so"
+@cache  # one line, not one for every storage type
+def _report(reason: str) -> None:
+    logger.warning("spiking units run on the plain path: %s", reason)
+
+
+def _load(program: str, storage: str) -> ctypes.CDLL:
+    name = f"units-{storage}-{_key(program, storage)}.so"
     folder = _cache_folder()
     kept = folder / name
     if kept.exists():
@@ -58,14 +68,14 @@ def _load(compiler: str, storage: str) -> ctypes.CDLL:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            made = _compile(compiler, storage, Path(scratch) / name)
+            made = _compile(program, storage, Path(scratch) / name)
             os.replace(made, kept)
         return ctypes.CDLL(str(kept))
     except OSError as error:
         logger.info("%s cannot keep compiled kernels (%s)", folder, error)
     # A loaded library outlives its file.
     with tempfile.TemporaryDirectory() as scratch:
-        return ctypes.CDLL(str(_compile(compiler, storage, Path(scratch) / name)))
+        return ctypes.CDLL(str(_compile(program, storage, Path(scratch) / name)))
 
 
 def _cache_folder() -> Path:
@@ -74,18 +84,18 @@ def _cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "msvit"
 
 
-def _compile(compiler: str, storage: str, target: Path) -> Path:
+def _compile(program: str, storage: str, target: Path) -> Path:
     # Apple's compiler has no OpenMP, some have no "native": less speed, same results.
     for optional in ((*NATIVE, *OPENMP), NATIVE, OPENMP, ()):
-        command = [compiler, *FLAGS, *optional, f"-DSTORAGE={storage}", str(FOLDER / "units.cpp")]
+        command = [program, *FLAGS, *optional, f"-DSTORAGE={storage}", str(FOLDER / "units.cpp")]
         command += ["-o", str(target)]
         if optional[-1:] == OPENMP:
             command += _openmp_runtime()
         done = subprocess.run(command, capture_output=True, text=True, timeout=300)
         if done.returncode == 0:
             return target
-    lines = done.stderr.strip().splitlines() or ["no message"]
-    raise subprocess.SubprocessError(f"{compiler} failed: {lines[0]}")
+    errors = [line for line in done.stderr.splitlines() if "error" in line]
+    raise subprocess.SubprocessError(f"{program} failed: {(errors or ['no message'])[0]}")
 
 
 def _openmp_runtime() -> list[str]:
@@ -102,12 +112,12 @@ def _openmp_runtime() -> list[str]:
     return ["-Wl,--as-needed", *sorted(loaded)] if len(loaded) == 1 else []
 
 
-def _key(compiler: str, storage: str) -> str:
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=60)
+def _key(program: str, storage: str) -> str:
+    version = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=60)
     parts = (
         *(path.read_text() for path in SOURCES),
         storage,
-        compiler,
+        program,
         version.stdout,
         _processor(),
     )

@@ -38,6 +38,10 @@ _SIGNATURES = {
     "unit_backward": (*(_P, _I, _P, _P, _P, _P, _I, _P, _P, _P, _P), _I, _I, _I, _N, _P, _P, _T),
     "unit_affine": (_P, _P, _P, _P, _P, _P, _I, _I, _T),
     "unit_gradient_sums": (_P, _P, _P, _P, _I, _I, _T),
+    "unit_pool": (_P, _I, _P, _P, _P, _I, _P, _P, _P, _I, _I, _I, _I, _I, _N, _T),
+    "unit_unpool": (_P, _P, _P, _P, _P, _P, _P, _I, _I, _I, _I, _I, _T),
+    "unit_votes": (_P, _P, _I, _I, _P, _P, _P, _P, _I, _I, _I, _I, _N, _T),
+    "unit_votes_backward": (_P, _P, _P, _I, _P, _P, _I, _I, _I, _I, _N, _P, _T),
 }
 
 
@@ -55,6 +59,8 @@ class Passes:
             function = getattr(library, name)
             function.argtypes, function.restype = arguments, None
             setattr(self, "_" + name.removeprefix("unit_"), function)
+        library.unit_padded.argtypes, library.unit_padded.restype = (c_int64,), c_int64
+        self._padded = library.unit_padded
 
     def moments(self, y: Tensor) -> Tensor:
         """Mean and biased variance ``[2, C]`` (float64) over all but the last axis."""
@@ -81,10 +87,13 @@ class Passes:
         return out
 
     def fold_gradients(self, own, sums, folded, count, repeats) -> tuple[Tensor, Tensor]:
-        """Gradients of (weight, bias) ``[2, C]`` and the (a, b, d) ``[3, C]`` of a·g + b·y + d."""
+        """Gradients of (weight, bias) ``[2, C]`` and the (a, b, d) ``[3, C]`` of a·g + b·y + d.
+
+        ``own`` are the sums of this process (None: no gradients wanted), ``sums`` those of all.
+        """
         channels = folded.shape[-1]
         grads, coefficients = folded.new_empty(2, channels), folded.new_empty(3, channels)
-        pointers = (own.data_ptr(), sums.data_ptr(), folded.data_ptr())
+        pointers = (_pointer(own), _pointer(sums), folded.data_ptr())
         outputs = (grads.data_ptr(), coefficients.data_ptr())
         self._fold_gradients(*pointers, count, repeats, *outputs, channels)
         return grads, coefficients
@@ -136,6 +145,72 @@ class Passes:
         pointers = (_pointer(p) for p in (grad, y, mean, out))
         self._gradient_sums(*pointers, rows, channels, _threads())
         return out
+
+    def pool(self, y, steps, folded, spec, decay, shortcut, keep):
+        """Norm → max pool of ``[t, B, H, W, C]`` → neuron (→ + shortcut), ``[T, B, H', W', C]``.
+
+        ``folded``, ``spec`` and ``shortcut`` may be None. With ``keep``, y at the maxima and codes
+        of where they are follow, else None and None.
+        """
+        images, height, width, channels = y.shape[1:]
+        shape = (images, (height + 1) // 2, (width + 1) // 2, channels)
+        out = y.new_empty(steps, *shape)
+        raw = y.new_empty(len(y), *shape) if keep else None
+        codes = None
+        if keep:
+            codes = torch.empty(len(y), *shape[:-1], self._padded(channels), dtype=torch.uint8)
+        _, _, scale, shift = _rows(folded, 4)
+        self._pool(
+            *(y.data_ptr(), _step(y), scale, shift),
+            *(_pointer(shortcut), 0 if shortcut is None else _step(shortcut)),
+            *(out.data_ptr(), _pointer(raw), _pointer(codes)),
+            *(steps, images, height, width, channels),
+            *(None if spec is None else _neuron(spec, decay), _threads()),
+        )
+        return out, raw, codes
+
+    def unpool(self, grad, codes, size, y, coefficients):
+        """Gradient of what was pooled, ``[t, B, *size, C]``: g, or a·g + b·y + d."""
+        steps, images, _, _, channels = grad.shape
+        shape = (steps, images, *size, channels)
+        out = grad.new_empty(shape)
+        self._unpool(
+            *(grad.data_ptr(), codes.data_ptr(), _pointer(y)),
+            *(_rows(coefficients, 3)),
+            *(out.data_ptr(), steps, images, *size, channels, _threads()),
+        )
+        return out
+
+    def votes(self, joined, parts, wide, spec, decay, heads, keep):
+        """Token attention: masked keys, mask; with ``keep`` scores and keys as bytes, else None."""
+        shape = (*joined.shape[:-1], joined.shape[-1] // parts)
+        out, mask = joined.new_empty(shape), joined.new_empty(*shape[:-1], heads)
+        scores = keys = None
+        if keep:
+            scores = torch.empty(mask.shape, dtype=self.real)
+            keys = torch.empty(*shape[:-1], self._padded(shape[-1]), dtype=torch.uint8)
+        pointers = (c_void_p * max(len(wide), 1))(*(x.data_ptr() for x in wide))
+        self._votes(
+            *(joined.data_ptr(), pointers, parts, len(wide), out.data_ptr(), mask.data_ptr()),
+            *(_pointer(scores), _pointer(keys)),
+            *(shape[0], out[0].numel() // shape[-1], shape[-1], heads),
+            *(_neuron(spec, decay), _threads()),
+        )
+        return out, mask, scores, keys
+
+    def votes_backward(self, grad, parts, wide, spec, decay, scores, keys):
+        """Gradients of ``joined``, of each wide vote (None unless ``wide``) and of the decay."""
+        steps, channels, heads = len(grad), grad.shape[-1], scores.shape[-1]
+        joined = grad.new_empty(*grad.shape[:-1], parts * channels)
+        wide_grad = torch.empty_like(grad) if wide else None
+        decay_grad = torch.empty(1, dtype=torch.float64) if spec.kind == "plif" else None
+        self._votes_backward(
+            *(grad.data_ptr(), scores.data_ptr(), keys.data_ptr(), parts),
+            *(joined.data_ptr(), _pointer(wide_grad)),
+            *(steps, grad[0].numel() // channels, channels, heads),
+            *(_neuron(spec, decay), _pointer(decay_grad), _threads()),
+        )
+        return joined, wide_grad, decay_grad
 
 
 def _threads() -> int:

@@ -57,6 +57,9 @@ struct Dynamics {
         V kept = soft ? grad_v : fires(h) ? V{} : grad_v;
         return grad_spike * slope + kept;
     }
+    INLINE V decay_slope(V v, V x) const {  // d charge / d decay
+        return decay_input ? x - (v - reset) : reset - v;
+    }
     // What h gains from the input and from the potential before.
     R input_gain() const { return leaky && decay_input ? decay : R(1); }
     R state_gain() const { return leaky ? R(1) - decay : R(1); }

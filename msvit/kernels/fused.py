@@ -19,74 +19,77 @@ from torch.autograd.function import once_differentiable
 from .spec import NeuronSpec, Norm
 
 
-def norm_neuron(passes, y, norm, spec, plif_w, shortcut, offset) -> Tensor:
-    if shortcut is not None:
-        shortcut = shortcut.to(y.dtype)
-    return _NormNeuron.apply(
-        y, norm.weight, norm.bias, plif_w, shortcut, passes, norm, spec, _detached(offset)
-    )
+def norm_neuron(passes, y, norm, spec, plif_w, shortcut, offset, pool) -> Tensor:
+    tensors = (y, norm.weight, norm.bias, plif_w, _like(y, shortcut))
+    return _NormNeuron.apply(*tensors, passes, norm, spec, _detached(offset), pool)
 
 
 def neuron(passes, x, spec, plif_w) -> Tensor:
     return _Neuron.apply(x, plif_w, passes, spec)
 
 
-def norm_add(passes, y, norm, shortcut, offset) -> Tensor:
-    if shortcut is not None:
-        shortcut = shortcut.to(y.dtype)
-    return _NormAdd.apply(y, norm.weight, norm.bias, shortcut, passes, norm, _detached(offset))
+def norm_add(passes, y, norm, shortcut, offset, pool) -> Tensor:
+    tensors = (y, norm.weight, norm.bias, _like(y, shortcut))
+    return _NormAdd.apply(*tensors, passes, norm, _detached(offset), pool)
 
 
-def _detached(offset: Tensor | None) -> Tensor | None:
-    # Batch statistics cancel it, so that it has no gradient.
-    return None if offset is None else offset.detach()
+def max_pool(passes, x) -> Tensor:
+    return _MaxPool.apply(x, passes)
+
+
+def score_mask(passes, joined, parts, wide, spec, heads, plif_w) -> tuple[Tensor, Tensor]:
+    return _ScoreMask.apply(joined, plif_w, passes, parts, spec, heads, *wide)
 
 
 class _NormNeuron(Function):
     @staticmethod
-    def forward(ctx: Any, y, weight, bias, plif_w, shortcut, passes, norm, spec, offset):
-        steps, y = len(y), time_major(y)
+    def forward(ctx: Any, y, weight, bias, plif_w, shortcut, passes, norm, spec, offset, pool):
+        steps, y, shortcut = len(y), time_major(y), time_major(shortcut)
         folded, count = fold(passes, y, steps, norm, offset)
         decay = decay_of(spec, plif_w, passes)
-        ctx.save_for_backward(y, folded)
         ctx.passes, ctx.spec, ctx.decay = passes, spec, decay
         ctx.steps, ctx.count, ctx.group = steps, count, _workers(norm)
-        return passes.forward(y, steps, folded, spec, decay, time_major(shortcut))
+        if pool:
+            keep = any(ctx.needs_input_grad)
+            out, raw, codes = passes.pool(y, steps, folded, spec, decay, shortcut, keep)
+            ctx.save_for_backward(y, folded, raw, codes)
+            return out
+        ctx.save_for_backward(y, folded, y, None)
+        return passes.forward(y, steps, folded, spec, decay, shortcut)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_out):
-        y, folded = ctx.saved_tensors
+        y, folded, fed, codes = ctx.saved_tensors  # fed: what of y has reached the neuron
         needs_y, needs_weight, needs_bias, _, needs_shortcut, *_ = ctx.needs_input_grad
-        passes, steps, count = ctx.passes, ctx.steps, ctx.count
-        grad = time_major(grad_out)
+        passes, steps, constant = ctx.passes, ctx.steps, ctx.count == 0
         repeats = steps / len(y)
 
-        def back(coefficients=None, write=needs_y, sums=False):
-            given = (y, steps, folded, ctx.spec, ctx.decay, grad)
-            return passes.backward(*given, coefficients, write, sums)
-
-        if count == 0:  # running statistics are constants: no need to know the sums first
-            own = torch.zeros(2, y.shape[-1], dtype=torch.float64, device=y.device)
-            coefficients = passes.fold_gradients(own, own, folded, 0, repeats)[1]
-            g, own, decay_grad = back(coefficients, sums=needs_weight or needs_bias)
-        else:
-            g, own, decay_grad = back(sums=True)
+        # Running statistics are constants: the coefficients are known before the sums, one pass.
+        known = passes.fold_gradients(None, None, folded, 0, repeats)[1] if constant else None
+        g, own, decay_grad = passes.backward(
+            *(fed, steps, folded, ctx.spec, ctx.decay, time_major(grad_out)),
+            known if codes is None else None,
+            write=needs_y,
+            sums=not constant or needs_weight or needs_bias,
+        )
         grads = (None, None)
         if own is not None:
-            grads, coefficients = passes.fold_gradients(
-                own, _over_workers(own, ctx.group), folded, count, repeats
-            )
-            if count and needs_y:
-                a, b, d = coefficients
-                passes.affine(g, a, y, b, d, g)
+            total = _over_workers(own, ctx.group)
+            grads, coefficients = passes.fold_gradients(own, total, folded, ctx.count, repeats)
+        if g is not None and codes is not None:
+            size = y.shape[2:4]
+            g = passes.unpool(g, codes, size, y, known if constant else coefficients)
+        elif g is not None and not constant:
+            a, b, d = coefficients
+            passes.affine(g, a, y, b, d, g)
         return (
             spread(g, steps),
             grads[0] if needs_weight else None,
             grads[1] if needs_bias else None,
             plif_gradient(decay_grad, ctx.decay, folded.dtype),
             grad_out if needs_shortcut else None,
-            *(None, None, None, None),
+            *(None,) * 5,
         )
 
 
@@ -105,7 +108,9 @@ class _Neuron(Function):
         (x,) = ctx.saved_tensors
         steps, passes = ctx.steps, ctx.passes
         g, _, decay_grad = passes.backward(
-            x, steps, None, ctx.spec, ctx.decay, time_major(grad_out), None, True, False
+            *(x, steps, None, ctx.spec, ctx.decay, time_major(grad_out), None),
+            write=True,
+            sums=False,
         )
         if len(x) != steps:
             g /= steps
@@ -114,41 +119,102 @@ class _Neuron(Function):
 
 class _NormAdd(Function):
     @staticmethod
-    def forward(ctx: Any, y, weight, bias, shortcut, passes, norm, offset):
-        steps, y = len(y), time_major(y)
+    def forward(ctx: Any, y, weight, bias, shortcut, passes, norm, offset, pool):
+        steps, y, shortcut = len(y), time_major(y), time_major(shortcut)
         folded, count = fold(passes, y, steps, norm, offset)
-        ctx.save_for_backward(y, folded)
         ctx.passes, ctx.steps, ctx.count, ctx.group = passes, steps, count, _workers(norm)
+        made = len(y) if shortcut is None else steps  # time steps that differ
+        if pool:
+            keep = any(ctx.needs_input_grad)
+            out, raw, codes = passes.pool(y, made, folded, None, 0.0, shortcut, keep)
+            ctx.save_for_backward(y, folded, raw, codes)
+            return spread(out, steps)
+        ctx.save_for_backward(y, folded, y, None)
         _, _, scale, shift = folded
-        if shortcut is None:
-            out = passes.affine(y, scale, None, None, shift, torch.empty_like(y))
-            return out.expand(steps, *out.shape[1:])
-        if len(y) == steps == len(shortcut := time_major(shortcut)):
-            return passes.affine(y, scale, shortcut, None, shift, torch.empty_like(y))
-        out = y.new_empty(steps, *y.shape[1:])
-        for t in range(steps):
-            y_t, shortcut_t = (x[min(t, len(x) - 1)] for x in (y, shortcut))
-            passes.affine(y_t, scale, shortcut_t, None, shift, out[t])
-        return out
+        out = y.new_empty(made, *y.shape[1:])
+        if shortcut is None or len(y) == len(shortcut) == made:
+            passes.affine(y, scale, shortcut, None, shift, out)
+        else:
+            for t in range(made):
+                y_t, shortcut_t = y[t % len(y)], shortcut[t % len(shortcut)]
+                passes.affine(y_t, scale, shortcut_t, None, shift, out[t])
+        return spread(out, steps)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_out):
-        y, folded = ctx.saved_tensors
+        y, folded, fed, codes = ctx.saved_tensors
         needs_y, needs_weight, needs_bias, needs_shortcut, *_ = ctx.needs_input_grad
-        passes, steps, count = ctx.passes, ctx.steps, ctx.count
-        grad = grad_out.contiguous() if len(y) == steps else grad_out.sum(0, keepdim=True)
-        own = passes.gradient_sums(grad, y, folded[0])
+        passes, steps, repeats = ctx.passes, ctx.steps, ctx.steps / len(y)
+        grad = grad_out.contiguous() if repeats == 1 else grad_out.sum(0, keepdim=True)
+        own = passes.gradient_sums(grad, fed, folded[0])
         total = _over_workers(own, ctx.group)
-        grads, (a, b, d) = passes.fold_gradients(own, total, folded, count, steps / len(y))
-        g = passes.affine(grad, a, y, b, d, torch.empty_like(y)) if needs_y else None
+        grads, coefficients = passes.fold_gradients(own, total, folded, ctx.count, repeats)
+        g = None
+        if needs_y and codes is not None:
+            g = passes.unpool(grad, codes, y.shape[2:4], y, coefficients)
+        elif needs_y:
+            a, b, d = coefficients
+            g = passes.affine(grad, a, y, b, d, torch.empty_like(y))
         return (
             spread(g, steps),
             grads[0] if needs_weight else None,
             grads[1] if needs_bias else None,
             grad_out if needs_shortcut else None,
-            *(None, None, None),
+            *(None,) * 4,
         )
+
+
+class _MaxPool(Function):
+    @staticmethod
+    def forward(ctx: Any, x, passes):
+        steps, x = len(x), time_major(x)
+        keep = ctx.needs_input_grad[0]
+        out, _, codes = passes.pool(x, len(x), None, None, 0.0, None, keep)
+        ctx.save_for_backward(codes)
+        ctx.passes, ctx.size, ctx.shared = passes, x.shape[2:4], len(x) != steps
+        return spread(out, steps)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_out):
+        (codes,) = ctx.saved_tensors
+        steps = len(grad_out)
+        grad = grad_out.mean(0, keepdim=True) if ctx.shared else grad_out.contiguous()
+        return spread(ctx.passes.unpool(grad, codes, ctx.size, None, None), steps), None
+
+
+class _ScoreMask(Function):
+    @staticmethod
+    def forward(ctx: Any, joined, plif_w, passes, parts, spec, heads, *wide):
+        decay = decay_of(spec, plif_w, passes)
+        wide = [x.contiguous() for x in wide]
+        given = (joined.contiguous(), parts, wide, spec, decay, heads)
+        out, mask, scores, keys = passes.votes(*given, any(ctx.needs_input_grad))
+        ctx.save_for_backward(scores, keys)
+        ctx.passes, ctx.rest = passes, (parts, wide != [], spec, decay)
+        ctx.wides = len(wide)
+        ctx.mark_non_differentiable(mask)
+        return out, mask
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_out, _):
+        given = (grad_out.contiguous(), *ctx.rest, *ctx.saved_tensors)
+        joined, wide, decay_grad = ctx.passes.votes_backward(*given)
+        decay = ctx.rest[-1]
+        plif_grad = plif_gradient(decay_grad, decay, ctx.passes.real)
+        # All votes count alike, so that one gradient serves them all.
+        return (joined, plif_grad, *(None,) * 4, *(wide,) * ctx.wides)
+
+
+def _like(y: Tensor, shortcut: Tensor | None) -> Tensor | None:
+    return None if shortcut is None else shortcut.to(y.dtype)
+
+
+def _detached(offset: Tensor | None) -> Tensor | None:
+    # Batch statistics cancel it, so that it has no gradient.
+    return None if offset is None else offset.detach()
 
 
 def time_major(x: Tensor | None) -> Tensor | None:
@@ -160,9 +226,9 @@ def time_major(x: Tensor | None) -> Tensor | None:
     return x.contiguous()
 
 
-def spread(grad: Tensor | None, steps: int) -> Tensor | None:
-    """A gradient of one shared step, given to all of them without a copy."""
-    return grad if grad is None or len(grad) == steps else grad.expand(steps, *grad.shape[1:])
+def spread(x: Tensor | None, steps: int) -> Tensor | None:
+    """One step (or its gradient) given to all time steps without a copy."""
+    return x if x is None or len(x) == steps else x.expand(steps, *x.shape[1:])
 
 
 def fold(passes, y: Tensor, steps: int, norm: Norm, offset: Tensor | None) -> tuple[Tensor, int]:

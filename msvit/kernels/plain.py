@@ -6,6 +6,7 @@ float64 activations), so that the result does not depend on which backend runs.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 
 import torch
@@ -23,8 +24,10 @@ def norm_neuron(
     plif_w: Tensor | None = None,
     shortcut: Tensor | None = None,
     offset: Tensor | None = None,
+    pool: bool = False,
 ) -> Tensor:
-    return _add(_fire(_normalise(y, norm, offset), spec, plif_w), shortcut, y.dtype)
+    current = _normalise(y, norm, offset)
+    return _add(_fire(_pool(current) if pool else current, spec, plif_w), shortcut, y.dtype)
 
 
 def neuron(x: Tensor, spec: NeuronSpec, plif_w: Tensor | None = None) -> Tensor:
@@ -32,13 +35,43 @@ def neuron(x: Tensor, spec: NeuronSpec, plif_w: Tensor | None = None) -> Tensor:
 
 
 def norm_add(
-    y: Tensor, norm: Norm, shortcut: Tensor | None = None, offset: Tensor | None = None
+    y: Tensor,
+    norm: Norm,
+    shortcut: Tensor | None = None,
+    offset: Tensor | None = None,
+    pool: bool = False,
 ) -> Tensor:
-    return _add(_normalise(y, norm, offset), shortcut, y.dtype)
+    membrane = _normalise(y, norm, offset)
+    return _add(_pool(membrane) if pool else membrane, shortcut, y.dtype)
+
+
+def max_pool(x: Tensor) -> Tensor:
+    return _pool(x)
+
+
+def score_mask(
+    joined: Tensor,
+    parts: int,
+    wide: Sequence[Tensor],
+    spec: NeuronSpec,
+    heads: int,
+    plif_w: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    *votes, keys = joined.chunk(parts, dim=-1)
+    per_head = [_exact(v).unflatten(-1, (heads, -1)) for v in (*votes, *wide)]
+    score = torch.stack([v.sum(-1) for v in per_head]).sum(0)
+    mask = _fire(score, spec, plif_w).to(joined.dtype)
+    return (mask.unsqueeze(-1) * keys.unflatten(-1, (heads, -1))).flatten(-2), mask.detach()
 
 
 def _exact(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
+
+
+def _pool(x: Tensor) -> Tensor:
+    """3×3 max pool with stride 2 of ``[T, B, H, W, C]``."""
+    maps = F.max_pool2d(x.flatten(0, 1).permute(0, 3, 1, 2), kernel_size=3, stride=2, padding=1)
+    return maps.permute(0, 2, 3, 1).unflatten(0, x.shape[:2])
 
 
 def _add(out: Tensor, shortcut: Tensor | None, dtype: torch.dtype) -> Tensor:

@@ -6,7 +6,8 @@
 // its T steps in vector registers, so that nothing but inputs and outputs touches memory. Options
 // such as the kind of reset are ordinary, well predicted branches. No fast-math: NaN and infinity
 // go through.
-#include "dynamics.h"
+#include "pools.h"
+#include "votes.h"
 
 namespace {
 
@@ -105,9 +106,6 @@ struct BackwardPass {
     struct Step { Pair y, h, slope, leak; };
     struct Vectors { const R *scale, *shift, *mean, *a, *b, *d; };  // of one block
 
-    INLINE V leak(V v, V x) const {  // d charge / d decay
-        return neuron.decay_input ? x - (v - neuron.reset) : neuron.reset - v;
-    }
     INLINE void block(Planes<const S> y, const Vectors& c, Planes<const S> grad, Planes<S> out,
                       Step* step, Sums* sums, i64 channel, V& decay_sum) const {
         Pair v{neuron.rest(), neuron.rest()}, p{}, q{};
@@ -116,7 +114,7 @@ struct BackwardPass {
             Pair x = load(y.at + t * y.step);
             step[t].y = x;
             if (c.scale) x = x * p + q;
-            if (learns_decay) step[t].leak = {leak(v.a, x.a), leak(v.b, x.b)};
+            if (learns_decay) step[t].leak = {neuron.decay_slope(v.a, x.a), neuron.decay_slope(v.b, x.b)};
             Pair h{neuron.charge(v.a, x.a), neuron.charge(v.b, x.b)};
             v = {neuron.after(h.a, neuron.fires(h.a)), neuron.after(h.b, neuron.fires(h.b))};
             step[t].h = h;
@@ -144,7 +142,7 @@ struct BackwardPass {
         if (sums) sums->add(0, channel, sum), sums->add(1, channel, product);
     }
 
-    void work(Sums* sums, double* decay, int thread, int n) const {
+    __attribute__((noinline)) void work(Sums* sums, double* decay, int thread, int n) const {
         const BackwardPass self = *this;  // a copy that no store can alias
         const PerChannel scales(scale, channels), shifts(shift, channels), means(sums ? mean : nullptr, channels),
             as(a, channels), bs(b, channels), ds(d, channels);
@@ -240,7 +238,7 @@ void fold(const double* moments, double count, const R* weight, const R* bias, c
     }
 }
 
-// Gradients of weight and bias [2, C] from the sums of this process, and the a, b, d [3, C] of
+// Gradients of weight and bias [2, C] from the sums of this process (null: neither), and the a, b, d [3, C] of
 // a * g + b * y + d from the sums over `count` values of all processes (count 0: the statistics
 // were constants). With y shared by `repeats` time steps, g is summed over them and the result is
 // one step's share.
@@ -253,8 +251,10 @@ void fold_gradients(const double* own, const double* sums, const R* folded, doub
             b = -gain * invstd[c] * invstd[c] * sums[channels + c] / count;
             d = -gain * sums[c] / count - b * mean[c];
         }
-        grads[c] = own[channels + c] * invstd[c];
-        grads[channels + c] = own[c];
+        if (own) {
+            grads[c] = own[channels + c] * invstd[c];
+            grads[channels + c] = own[c];
+        }
         coefficients[c] = gain / repeats;
         coefficients[channels + c] = b;
         coefficients[2 * channels + c] = d;
@@ -314,6 +314,44 @@ void unit_gradient_sums(const void* g, const void* y, const void* mean, double* 
                         i64 channels, int threads) {
     threads = useful_threads(threads, rows * channels);
     gradient_sums(in<S>(g), in<S>(y), in<R>(mean), out, rows, channels, threads);
+}
+
+i64 unit_padded(i64 channels) { return padded(channels); }
+
+void unit_pool(const void* y, i64 y_step, const void* scale, const void* shift, const void* shortcut,
+               i64 shortcut_step, void* out, void* raw, void* codes, i64 steps, i64 images, i64 height,
+               i64 width, i64 channels, const Neuron* neuron, int threads) {
+    threads = useful_threads(threads, steps * images * height * width * channels);
+    std::unique_ptr<Dynamics> dynamics(neuron ? new Dynamics(*neuron) : nullptr);
+    PoolPass{{in<S>(y), y_step}, in<R>(scale), in<R>(shift), {in<S>(shortcut), shortcut_step},
+             to<S>(out), to<S>(raw), to<uint8_t>(codes), steps, images, height, width, channels}
+        .run(dynamics.get(), threads);
+}
+
+void unit_unpool(const void* grad, const void* codes, const void* y, const void* a, const void* b,
+                 const void* d, void* out, i64 steps, i64 images, i64 height, i64 width, i64 channels,
+                 int threads) {
+    threads = useful_threads(threads, steps * images * height * width * channels);
+    UnpoolPass{in<S>(grad), in<uint8_t>(codes), in<S>(y), in<R>(a), in<R>(b), in<R>(d), to<S>(out),
+               steps * images, height, width, channels}.run(threads);
+}
+
+void unit_votes(const void* joined, const void* const* wide, i64 parts, i64 wides, void* out, void* mask,
+                void* scores, void* keys, i64 steps, i64 rows, i64 channels, i64 heads,
+                const Neuron* neuron, int threads) {
+    threads = useful_threads(threads, steps * rows * channels);
+    Votes{in<S>(joined), reinterpret_cast<const S* const*>(wide), parts, wides, steps, rows, channels,
+          heads, Dynamics(*neuron)}
+        .forward(to<S>(out), to<S>(mask), to<R>(scores), to<uint8_t>(keys), threads);
+}
+
+void unit_votes_backward(const void* grad, const void* scores, const void* keys, i64 parts,
+                         void* joined_grad, void* wide_grad, i64 steps, i64 rows, i64 channels,
+                         i64 heads, const Neuron* neuron, double* decay_grad, int threads) {
+    threads = useful_threads(threads, steps * rows * channels);
+    Votes{nullptr, nullptr, parts, 0, steps, rows, channels, heads, Dynamics(*neuron)}
+        .backward(in<S>(grad), in<R>(scores), in<uint8_t>(keys), to<S>(joined_grad), to<S>(wide_grad),
+                  decay_grad, threads);
 }
 
 }  // extern "C"

@@ -112,7 +112,23 @@ INLINE void store_spikes(bf16* p, vi a, vi b) {
     write(p, (a ? vu{} + 0x3f80u : vu{}) | (b ? vu{} + 0x3f800000u : vu{}));
 }
 
+template <class T> T spike(bool fired) {
+    if constexpr (std::is_same_v<T, bf16>) return {uint16_t(fired ? 0x3f80 : 0)};
+    else return T(fired);
+}
+
+// Small whole numbers, a byte each, in block order: 2 * L bytes.
+typedef uint8_t vb __attribute__((vector_size(L)));
+struct Codes { M a, b; };
+INLINE Codes load_codes(const uint8_t* p) {
+    return {__builtin_convertvector(read<vb>(p), M), __builtin_convertvector(read<vb>(p + L), M)};
+}
+INLINE void store_codes(uint8_t* p, Codes x) {
+    write(p, __builtin_convertvector(x.a, vb)), write(p + L, __builtin_convertvector(x.b, vb));
+}
+
 // A vector of channels [C] in block order, filled up with zeros.
+inline i64 padded(i64 channels) { return (channels + BLOCK - 1) / BLOCK * BLOCK; }
 INLINE i64 place(i64 channel) {
     if (!PACKED) return channel;
     i64 within = channel % BLOCK;
@@ -122,7 +138,7 @@ struct PerChannel {
     std::vector<R> values;
     PerChannel(const R* source, i64 channels) {
         if (!source) return;
-        values.resize((channels + BLOCK - 1) / BLOCK * BLOCK);
+        values.resize(padded(channels));
         for (i64 c = 0; c < channels; ++c) values[place(c)] = source[c];
     }
     const R* at(i64 channel) const { return values.empty() ? nullptr : &values[channel]; }
@@ -198,7 +214,7 @@ struct Sums {
     std::vector<R> working;
     std::vector<double> total;
     Sums(int parts, i64 channels)
-        : width((channels + BLOCK - 1) / BLOCK * BLOCK), working(parts * width), total(parts * width) {}
+        : width(padded(channels)), working(parts * width), total(parts * width) {}
     INLINE void add(int part, i64 channel, Pair x) {
         R* p = &working[part * width + channel];
         Pair sum = in_order(p) + x;
