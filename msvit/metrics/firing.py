@@ -51,7 +51,8 @@ class FiringMonitor:
             images = batch_size()
             steps = spikes.shape[0] * spikes.shape[1] // images
             # [T·B, C], exact in float32 as long as an image has less than 2²⁴ positions
-            per_image = spikes.flatten(0, 1).flatten(1, -2).sum(1, dtype=torch.float32)
+            rows = spikes.reshape(steps * images, -1, spikes.shape[-1])
+            per_image = rows.sum(1, dtype=torch.float32)
             per_part = per_image.double().unflatten(-1, (len(names), -1)).sum(-1)
             per_step = per_part.unflatten(0, (steps, images)).sum(1).cpu()  # [T, parts]
             for layer, part in zip((self._layers[n] for n in names), per_step.T, strict=True):

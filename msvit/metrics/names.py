@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-_ANONYMOUS = {"spikes", "neuron", "conv", "linear"}
+_ANONYMOUS = {"spikes", "neuron", "conv", "linear", "synapse"}
 
 
 def layer_name(path: str, part: str = "") -> str:
