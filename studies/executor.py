@@ -192,7 +192,15 @@ class _Loop:
         self._elsewhere = still
 
 
+_ENDINGS = {
+    "OutOfMemoryError": "the machine's memory was nearly full and Ray ended the process; "
+    "with more --cpus-per-cell fewer cells run at once",
+    "WorkerCrashedError": f"the process died {1 + RESUBMISSIONS} times",
+    "NodeDiedError": f"the machine under the process was lost {1 + RESUBMISSIONS} times",
+}
+
+
 def _failure(task: _Task, error: Exception) -> dict[str, Any]:
-    message = str(error).strip()
-    first = message.splitlines()[0] if message else type(error).__name__
-    return failure_of(task.entry.cell, type(error).__name__, first, message, task.attempt)
+    name, detail = type(error).__name__, str(error).strip()
+    message = _ENDINGS.get(name) or next(iter(detail.splitlines()), "")
+    return failure_of(task.entry.cell, name, message, detail, task.attempt)

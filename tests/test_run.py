@@ -282,6 +282,7 @@ def test_endings_of_a_process_are_told_apart(tmp_path, tiny):
     ]
     assert [starts(seed) for seed in range(4)] == [1, 1 + RESUBMISSIONS, 1, 1 + RESUBMISSIONS]
     assert failures[1]["attempts"] == 1 + RESUBMISSIONS
+    assert "died" in failures[1]["message"]
     assert "second line" in failures[2]["traceback"]
 
 
