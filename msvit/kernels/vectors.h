@@ -117,15 +117,14 @@ template <class T> T spike(bool fired) {
     else return T(fired);
 }
 
-// Small whole numbers, a byte each, in block order: 2 * L bytes.
-typedef uint8_t vb __attribute__((vector_size(L)));
+// Whole numbers below 256, a byte each: BLOCK bytes, those of a and b in turn.
+typedef uint16_t vq __attribute__((vector_size(2 * L)));
 struct Codes { M a, b; };
 INLINE Codes load_codes(const uint8_t* p) {
-    return {__builtin_convertvector(read<vb>(p), M), __builtin_convertvector(read<vb>(p + L), M)};
+    M both = __builtin_convertvector(read<vq>(p), M);
+    return {both & 0xff, both >> 8};
 }
-INLINE void store_codes(uint8_t* p, Codes x) {
-    write(p, __builtin_convertvector(x.a, vb)), write(p + L, __builtin_convertvector(x.b, vb));
-}
+INLINE void store_codes(uint8_t* p, Codes x) { write(p, __builtin_convertvector(x.a | x.b << 8, vq)); }
 
 // A vector of channels [C] in block order, filled up with zeros.
 inline i64 padded(i64 channels) { return (channels + BLOCK - 1) / BLOCK * BLOCK; }

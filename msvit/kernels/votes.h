@@ -29,24 +29,33 @@ struct Votes {
             sums[h] = sum;
         }
     }
-    // out = mask ? source : 0, a head at a time, in words of 8 bytes.
-    INLINE void select(S* out, const S* source, const R* mask) const {
+    // Calls word(head, i) for the words of 8 bytes of a row, head by head. These loops are too short
+    // for vectors, whose set-up would take longer than the loop: the empty asm keeps them out.
+    template <class F> INLINE void over_words(F word) const {
         const i64 words = head() * sizeof(S) / 8;
-        for (i64 h = 0; h < heads; ++h) {
-            const uint64_t kept = mask[h] != 0 ? ~uint64_t(0) : 0;
-            const char* from = reinterpret_cast<const char*>(source + h * head());
-            char* target = reinterpret_cast<char*>(out + h * head());
-            for (i64 i = 0; i < words; ++i) write(target + 8 * i, read<uint64_t>(from + 8 * i) & kept);
-        }
+        for (i64 h = 0, at = 0; h < heads; ++h)
+            for (i64 end = at + words; at < end; ++at) {
+                asm("" : "+r"(at));
+                word(h, at);
+            }
     }
-    INLINE void fill(S* out, const R* values) const {
-        const i64 words = head() * sizeof(S) / 8;
+    // out = mask ? source : 0, a head at a time
+    INLINE void select(S* out, const S* source, const R* mask) const {
+        const char* from = reinterpret_cast<const char*>(source);
+        char* target = reinterpret_cast<char*>(out);
+        over_words([=](i64 h, i64 at) {
+            const uint64_t kept = mask[h] != 0 ? ~uint64_t(0) : 0;
+            write(target + 8 * at, read<uint64_t>(from + 8 * at) & kept);
+        });
+    }
+    INLINE void fill(S* out, const R* values, uint64_t* words) const {
         for (i64 h = 0; h < heads; ++h) {
             S block[BLOCK];
             store(block, Pair{V{} + values[h], V{} + values[h]});
-            char* target = reinterpret_cast<char*>(out + h * head());
-            for (i64 i = 0; i < words; ++i) write(target + 8 * i, read<uint64_t>(block));
+            words[h] = read<uint64_t>(block);
         }
+        char* target = reinterpret_cast<char*>(out);
+        over_words([=](i64 h, i64 at) { write(target + 8 * at, words[h]); });
     }
 
     // out [T, R, C], mask [T, R, heads]; for backward (null: not needed) scores [T, R, heads] and
@@ -103,6 +112,7 @@ struct Votes {
             const R in = neuron.input_gain(), state = neuron.state_gain();
             std::vector<R> open(steps * lanes()), vote(steps * lanes()), scratch(padded(channels));
             std::vector<V> charged(steps), leak(steps);
+            std::vector<uint64_t> words(heads);
             double decay = 0;
             for (i64 row = rows * thread / n; row < rows * (thread + 1) / n; ++row) {
                 for (i64 t = 0; t < steps; ++t) {
@@ -137,8 +147,8 @@ struct Votes {
                 for (i64 t = 0; t < steps; ++t) {
                     const i64 at = t * rows + row;
                     S* own = joined_grad + at * parts * channels;
-                    for (i64 p = 0; p + 1 < parts; ++p) fill(own + p * channels, &vote[t * lanes()]);
-                    if (wide_grad) fill(wide_grad + at * channels, &vote[t * lanes()]);
+                    for (i64 p = 0; p + 1 < parts; ++p) fill(own + p * channels, &vote[t * lanes()], words.data());
+                    if (wide_grad) fill(wide_grad + at * channels, &vote[t * lanes()], words.data());
                     select(own + (parts - 1) * channels, grad + at * channels, &open[t * lanes()]);
                 }
             }
