@@ -93,20 +93,19 @@ def _start() -> None:
     # A token for this run only: Ray would else want to keep one in the home folder.
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    # Workers inherit this, and so find the packages wherever the command was started.
-    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    os.environ["PYTHONPATH"] = os.pathsep.join(paths)
-
     import ray
 
-    # "local" and not the default, which would try to join what a dead cluster left behind.
-    ray.init(
-        address="local",
-        include_dashboard=False,
-        object_store_memory=OBJECT_STORE_BYTES,
-        logging_level="ERROR",
-        log_to_driver=False,
-    )
+    # Ray puts the folder it is started from first on its workers' path. Another checkout
+    # that the user happens to be in must not take the place of this one.
+    with contextlib.chdir(ROOT):
+        # "local" and not the default, which would try to join what a dead cluster left behind.
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE_BYTES,
+            logging_level="ERROR",
+            log_to_driver=False,
+        )
 
 
 def _join(address: str) -> None:
@@ -118,12 +117,13 @@ def _join(address: str) -> None:
     # Only the packages travel: a working folder would take data and results along.
     packages = [str(ROOT / name) for name in ("msvit", "studies")]
     try:
-        ray.init(
-            address=address,
-            runtime_env={"py_modules": packages},
-            logging_level="ERROR",
-            log_to_driver=False,
-        )
+        with contextlib.chdir("/"):  # where no package hides those that travel
+            ray.init(
+                address=address,
+                runtime_env={"py_modules": packages},
+                logging_level="ERROR",
+                log_to_driver=False,
+            )
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(f"--address {address}: {reason}") from None

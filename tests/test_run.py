@@ -1,5 +1,6 @@
 """``studies/run.py`` from outside: real processes, real Ray, tiny real cells."""
 
+import contextlib
 import copy
 import json
 import os
@@ -59,10 +60,11 @@ def command(*arguments):
     return [sys.executable, str(RUN), *map(str, arguments)]
 
 
-def start(*arguments):
+def start(*arguments, **environment):
     # In a session of its own, so that signals reach this run and nothing else.
     return subprocess.Popen(
         command(*arguments),
+        env=os.environ | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -70,8 +72,8 @@ def start(*arguments):
     )
 
 
-def run(*arguments, code=0):
-    process = start(*arguments)
+def run(*arguments, code=0, **environment):
+    process = start(*arguments, **environment)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == code, output
     assert "Traceback" not in output, output
@@ -112,9 +114,14 @@ def comparable(results):
 def undisturbed(tmp_path_factory):
     """A study of four good cells and two that cannot find their data, run once."""
     folder = tmp_path_factory.mktemp("undisturbed")
+    # Started in a folder whose packages must not be mistaken for ours.
+    for name in ("msvit", "studies"):
+        (folder / name).mkdir()
+        (folder / name / "__init__.py").write_text("raise RuntimeError('the wrong package')")
     grid = folder / "mixed.yaml"
     grid.write_text(TINY + BROKEN)
-    output = run("--grid", grid, "--results", folder / "results", code=1)
+    with contextlib.chdir(folder):
+        output = run("--grid", grid.name, "--results", "results", code=1)
     return folder / "results", grid, output
 
 
@@ -126,7 +133,7 @@ def test_a_study_trains_reports_and_goes_on_past_a_failing_cell(undisturbed):
     assert "train_cell" in failures[0]["traceback"]
     log = cell_folder(results, failures[0]["id"]) / "log.txt"
     assert "DataError: CIFAR-10 needs --data-dir" in log.read_text()
-    assert str(log) in output
+    assert str(log.relative_to(results.parent)) in output
     assert "2 of 6 cells failed" in output
     # One row per configuration, with both seeds.
     assert re.search(r"msvit scales=1,3 .*2/2", output)
@@ -229,6 +236,36 @@ def test_a_killed_worker_is_started_again_and_two_drivers_share_the_work(
     for folder in results.glob("cells/*"):
         trained = (folder / "log.txt").read_text().count("attempt")
         assert trained == (2 if folder == victim else 1)
+
+
+CLUSTER = """
+import sys
+from ray.cluster_utils import Cluster
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+print("at", cluster.address, flush=True)
+sys.stdin.read()
+cluster.shutdown()
+"""
+
+
+def test_a_study_runs_on_a_cluster_that_is_there(undisturbed, tiny, tmp_path):
+    environment = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+    cluster = subprocess.Popen(
+        [sys.executable, "-c", CLUSTER],
+        env=os.environ | environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        address = next(line for line in cluster.stdout if line.startswith("at ")).split()[1]
+        arguments = ("--grid", tiny, "--results", tmp_path, "--seeds", 1, "--address", address)
+        run(*arguments, "--set", "model.scales=[1]", **environment)
+    finally:
+        cluster.communicate()
+    (record,) = comparable(tmp_path).items()
+    assert record in comparable(undisturbed[0]).items()
 
 
 def bare_record(cell):
