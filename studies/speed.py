@@ -5,10 +5,11 @@ python studies/speed.py --models msvit --sizes cifar --rounds 3
 python studies/speed.py --growth
 
 Every measurement runs in a fresh process, and the variants take turns, round after round.
-Written to ``--out`` (default results/speed): ``step.csv``, ``ratios.md``, ``kinds.csv`` (how the
-time of a training step of MSVIT splits) and figures; with ``--growth`` also ``growth.csv`` and
-its figure (MSVIT over time steps, batch, width and image size). Nothing else should run on the
-machine meanwhile. Exit code: 0 done, 2 a wrong option or a failed measurement, 130 interrupted.
+Written to ``--out`` (default results/speed): ``step.csv``, ``ratios.md``, ``operators.csv``
+(how the time of a training step of MSVIT splits) and figures; with ``--growth`` also
+``growth.csv`` and its figure (MSVIT over time steps, batch, width and image size). Nothing else
+should run on the machine meanwhile. The terms of the roofline: studies/timing/roofline.py.
+Exit code: 0 done, 2 a wrong option or a failed measurement, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ if not __package__:
 
 from msvit.options import ConfigError, unknown
 from studies.timing.cases import MODELS, PRECISIONS, SIZES, Case, growth_cases, step_cases
+from studies.timing.kinds import kind_of, split
 from studies.timing.report import (
     Machine,
     kinds_table,
@@ -168,12 +170,12 @@ def _split_time(options: argparse.Namespace) -> None:
     for precision in PRECISIONS:
         case = replace(cases[0], variant="ours", precision=precision, mode="train")
         result = _run(case.task("profile"), case.threads)
-        profiles[f"ours, {precision}"] = result["kinds"]
-        rows += [
-            {"model": "msvit", "size": size, "precision": precision, "kind": k, "seconds": s}
-            for k, s in result["kinds"].items()
-        ]
-    write_csv(options.out / "kinds.csv", rows, rows[0])
+        profiles[f"ours, {precision}"] = split(result["operators"])
+        common = {"model": case.model, "size": size, "precision": precision}
+        for operator, seconds in result["operators"]:
+            row = {"kind": kind_of(operator), "operator": operator, "seconds": round(seconds, 6)}
+            rows.append(common | row)
+    write_csv(options.out / "operators.csv", rows, rows[0])
     print(f"Where a training step of msvit at {size} size goes (under the profiler):")
     print(kinds_table(profiles) + "\n")
     from studies.timing.figures import draw_kinds

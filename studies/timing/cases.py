@@ -68,6 +68,10 @@ class Case:
         return {"kind": kind, "registry": MODELS[self.model], **asdict(self)}
 
 
+def say_threads(threads: int) -> str:
+    return f"{threads} thread" + ("" if threads == 1 else "s")
+
+
 def usable_cpus() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))

@@ -10,6 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from analysis.canvas import style
+from studies.timing.cases import say_threads
 
 _CURVES = {
     ("plain", "fp32"): ("plain, fp32", "0.55", "o"),
@@ -50,11 +51,14 @@ def draw_steps(rows: list[dict], folder: Path) -> None:
             axes.set_ylabel("seconds per step")
             row = shown[0]
             what = {"train": "training", "infer": "inference"}[mode]
-            axes.set_title(f"{size}, {what}: batch {row['batch']}, {row['threads']} threads")
+            threads = say_threads(row["threads"])
+            axes.set_title(f"{size}, {what}: batch {row['batch']}, {threads}")
         for axes in grid.flat[len(panels) :]:
             axes.remove()
-        grid.flat[0].legend(title="black: roofline, whiskers: min to max", title_fontsize=7)
-        figure.suptitle(rows[0]["processor"], size=8)
+        handles, labels = grid.flat[0].get_legend_handles_labels()
+        title = f"{rows[0]['processor']}. Black line: roofline; whiskers: min to max"
+        place = {"loc": "outside upper center", "ncols": 4}
+        figure.legend(handles, labels, title=title, title_fontsize=7, **place)
 
 
 def _bar(axes, x: float, row: dict, colour: str, label: str | None) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from studies.timing.cases import Case
+from studies.timing.cases import Case, say_threads
 from studies.timing.roofline import Peaks, Work, roofline_seconds, step_flops
 
 COLUMNS = (
@@ -26,6 +26,7 @@ class Machine:
     processor: str
     amx: bool
     threads: int
+    kernels: bool
     labels: dict[str, str]
     peaks: dict[str, Peaks]
     work: dict[str, Work]
@@ -44,6 +45,7 @@ def machine(limits: list[dict[str, Any]], threads: int) -> Machine:
         processor=first["processor"],
         amx=first["amx"],
         threads=threads,
+        kernels=first["kernels"],
         labels={precision: first[precision] for precision in first["peaks"]},
         peaks=peaks,
         work={name: Work(**values) for name, values in first["work"].items()},
@@ -88,7 +90,9 @@ def summary(rows: list[dict], machines: dict[str, Machine]) -> str:
     """All rows as a table for the terminal, the machine's limits above them."""
     lines = []
     for size, limits in machines.items():
-        lines.append(f"{size}: {limits.processor}, {limits.threads} threads")
+        lines.append(f"{size}: {limits.processor}, {say_threads(limits.threads)}")
+        if not limits.kernels:
+            lines.append("  no compiled kernels: ours runs on the plain path")
         for precision, p in limits.peaks.items():
             lines.append(
                 f"  {precision}: products {p.product:,.0f} GFLOP/s, convolutions "
@@ -131,7 +135,7 @@ def ratios(rows: list[dict], machines: dict[str, Machine]) -> str:
     for size, limits in machines.items():
         batch = next(row["batch"] for row in rows if row["size"] == size)
         lines += [
-            f"## {size}: batch {batch}, {limits.processor}, {limits.threads} threads",
+            f"## {size}: batch {batch}, {limits.processor}, {say_threads(limits.threads)}",
             "",
             "| model | ours against plain | training | bar | inference | bar | memory | bar |",
             "|---|---|--:|--:|--:|--:|--:|--:|",
@@ -144,7 +148,7 @@ def ratios(rows: list[dict], machines: dict[str, Machine]) -> str:
                     a = by_key[model, size, "ours", ours, mode]
                     b = by_key[model, size, "plain", plain, mode]
                     cells.append(f"{b['seconds_median'] / a['seconds_median']:.2f} ×")
-                    cells.append(_speed_bar(model, size, mode, bar[limits.amx]))
+                    cells.append(_speed_bar(model, size, mode, plain, bar[limits.amx]))
                 a = by_key[model, size, "ours", ours, "train"]
                 b = by_key[model, size, "plain", plain, "train"]
                 cells.append(f"{a['peak_gb'] / b['peak_gb']:.2f}")
@@ -175,9 +179,9 @@ def ratios(rows: list[dict], machines: dict[str, Machine]) -> str:
 _INFER = (("infer", "fp32"), ("infer", "bf16"))
 
 
-def _speed_bar(model: str, size: str, mode: str, bar: float | None) -> str:
+def _speed_bar(model: str, size: str, mode: str, plain: str, bar: float | None) -> str:
     if size == "digits":
-        return f"≥ {SMALL_BAR:g}" if mode == "train" else ""
+        return f"≥ {SMALL_BAR:g}" if (mode, plain) == ("train", "fp32") else ""
     return f"≥ {bar:g}" if model == "msvit" and bar is not None else ""
 
 

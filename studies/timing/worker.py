@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -13,13 +12,11 @@ from spikingjelly.activation_based.functional import reset_net
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from msvit import create_model
+from msvit import create_model, kernels
 from msvit.precision import Precision, choose_precision
 from msvit.process import peak_memory_gb, prepare_process
-from msvit.training.environment import processor_name
 from studies.plain_models import plain_model
 from studies.timing.cases import PRECISIONS
-from studies.timing.kinds import split
 from studies.timing.probes import count_work, measure_peaks
 
 CPU = torch.device("cpu")
@@ -34,8 +31,11 @@ def run(task: dict[str, Any]) -> dict[str, Any]:
 
 def _limits(task: dict[str, Any]) -> dict[str, Any]:
     """Peaks of the machine at the task's threads, and the work of its models."""
+    from msvit.training.environment import processor_name  # the package takes seconds to load
+
     prepare_process()
     found: dict[str, Any] = {"processor": processor_name(), "amx": _has_amx(), "peaks": {}}
+    found["kernels"] = kernels.available("cpu")  # compiled here, not while a step is timed
     for precision in PRECISIONS:
         found[precision] = choose_precision(precision, CPU).label
         found["peaks"][precision] = asdict(measure_peaks(precision, task["quick"]))
@@ -61,23 +61,18 @@ def _time_steps(task: dict[str, Any]) -> dict[str, Any]:
         start = time.perf_counter()
         step()
         seconds.append(time.perf_counter() - start)
-    return {"seconds": seconds, "peak_gb": peak_memory_gb(CPU), "kernels": _kernels()}
-
-
-def _kernels() -> str:
-    return "off" if os.environ.get("MSVIT_KERNELS") == "off" else "auto"
+    return {"seconds": seconds, "peak_gb": peak_memory_gb(CPU)}
 
 
 def _profile(task: dict[str, Any]) -> dict[str, Any]:
-    """Seconds per kind of operation in one step."""
+    """Operators of one step with the seconds of each, without those that it calls."""
     step = _prepare(task)
     for _ in range(2):
         step()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
         step()
     events = [(e.key, e.self_cpu_time_total / 1e6) for e in profiler.key_averages()]
-    top = sorted(events, key=lambda event: -event[1])[:25]
-    return {"kinds": split(events), "operators": top}
+    return {"operators": sorted(events, key=lambda event: -event[1])}
 
 
 def _prepare(task: dict[str, Any]) -> Callable[[], None]:
