@@ -7,6 +7,7 @@ from collections import Counter
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from msvit import kernels
 from msvit.layers.norm import BatchNorm
 from msvit.layers.synapses import Conv, SpikeMask, SpikeProduct
 from msvit.layers.units import ConvNormNeuron, fire
@@ -107,6 +108,7 @@ class TokenAttention(nn.Module):
         projections: str = "separate",
     ) -> None:
         super().__init__()
+        self.dim = dim
         self.heads = heads
         self.fusion = fusion
         self.names = branch_names(scales)
@@ -115,20 +117,44 @@ class TokenAttention(nn.Module):
             self.branches = SharedBranches(dim, neuron, scales, self.names, plane)
         else:
             self.branches = SeparateBranches(dim, neuron, scales, self.names, plane)
+        # The branches whose spikes come joined with the keys.
+        self.near = getattr(self.branches, "points", ())
         self.attn_neuron = Neuron(neuron.with_(threshold=attn_threshold))
         self.mask = SpikeMask()
         self.proj = ConvNormNeuron(dim, dim, neuron, bias=True)
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
-        votes, k = self.branches(x)
-        per_head = [v.unflatten(-1, (self.heads, -1)) for v in votes]  # [T, B, H, W, heads, d]
+        joined, wide = self.branches(x)
+        neuron = self.attn_neuron
+        if self.fusion == "token" and neuron.spec is not None and not self.mask._forward_hooks:
+            masked, attend = kernels.score_mask(
+                joined,
+                joined.shape[-1] // self.dim,
+                wide,
+                neuron.spec,
+                self.heads,
+                neuron.time_constant,
+            )
+            neuron.spikes(attend)
+        else:
+            masked = self._score_and_mask(joined, wide)
+        return self.proj(masked, shortcut)
+
+    def _score_and_mask(self, joined: Tensor, wide: list[Tensor]) -> Tensor:
+        """The same in single steps, which monitors can see and every fusion and neuron takes."""
+        *votes, k = joined.split(self.dim, dim=-1)
+        by_branch = iter(wide)
+        near = iter(votes)
+        per_head = [  # [T, B, H, W, heads, d]
+            next(near if s in self.near else by_branch).unflatten(-1, (self.heads, -1))
+            for s in self.names
+        ]
         summed = per_head if self.fusion == "token" else per_head[:1]
         score = sum(v.sum(-1, keepdim=True) for v in summed)
         for v in per_head[len(summed) :]:
             score = score + v
         attend = self.attn_neuron(score.flatten(-2)).unflatten(-1, (self.heads, -1))
-        masked = self.mask(attend, k.unflatten(-1, (self.heads, -1))).flatten(-2)
-        return self.proj(masked, shortcut)
+        return self.mask(attend, k.unflatten(-1, (self.heads, -1))).flatten(-2)
 
 
 def branch_names(scales: tuple[int, ...]) -> tuple[str, ...]:
@@ -142,9 +168,10 @@ def branch_names(scales: tuple[int, ...]) -> tuple[str, ...]:
 
 
 class SeparateBranches(nn.Module):
-    """One projection per scale, and the keys: ``[T, B, H, W, C]`` → (votes, keys).
+    """One projection per scale, and the keys: ``[T, B, H, W, C]`` → (joined, wide votes).
 
-    The keys and all branches of kernel size 1 are one product.
+    All branches of kernel size 1 and, last, the keys are one product: ``joined`` holds their
+    spikes ``[T, B, H, W, n·C]``. The others come one by one, ``[T, B, H, W, C]`` each.
     """
 
     def __init__(
@@ -156,9 +183,9 @@ class SeparateBranches(nn.Module):
         plane: bool,
     ) -> None:
         super().__init__()
-        self.names = names
-        points = tuple(n for n, s in zip(names, scales, strict=True) if s == 1)
-        self.point = ConvNormNeuron(dim, (len(points) + 1) * dim, neuron, parts=(*points, "k"))
+        self.points = tuple(n for n, s in zip(names, scales, strict=True) if s == 1)
+        parts = (*self.points, "k")
+        self.point = ConvNormNeuron(dim, len(parts) * dim, neuron, parts=parts)
         self.wide = nn.ModuleDict(
             {
                 name: ConvNormNeuron(dim, dim, neuron, kernel=scale if plane else (1, scale))
@@ -168,19 +195,20 @@ class SeparateBranches(nn.Module):
         )
         self.plane = plane
 
-    def forward(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
-        parts = self.point.neuron.spikes.parts
-        found = dict(zip(parts, self.point(x).chunk(len(parts), dim=-1), strict=True))
+    def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         height = x.shape[2]
         tokens = x if self.plane else x.flatten(2, 3).unsqueeze(2)
-        for name, branch in self.wide.items():
-            spikes = branch(tokens)
-            found[name] = spikes if self.plane else spikes.squeeze(2).unflatten(2, (height, -1))
-        return [found[name] for name in self.names], found["k"]
+        wide = [branch(tokens) for branch in self.wide.values()]
+        if not self.plane:
+            wide = [spikes.squeeze(2).unflatten(2, (height, -1)) for spikes in wide]
+        return self.point(x), wide
 
 
 class SharedBranches(nn.Module):
-    """One projection for all scales: branch ``s`` is its mean over ``s`` neighbours."""
+    """One projection for all scales: branch ``s`` is its mean over ``s`` neighbours.
+
+    Returns as :class:`SeparateBranches` does, only the keys being joined.
+    """
 
     def __init__(
         self,
@@ -198,13 +226,13 @@ class SharedBranches(nn.Module):
         self.neurons = nn.ModuleDict({name: Neuron(neuron) for name in names})
         self.plane = plane
 
-    def forward(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
+    def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         projected = self.query(x)
         votes = []
         for scale, (name, norm) in zip(self.scales, self.norms.items(), strict=True):
             pooled = mean_of_neighbours(projected, scale, self.plane)
             votes.append(fire(norm, self.neurons[name], pooled))
-        return votes, self.key(x)
+        return self.key(x), votes
 
 
 def mean_of_neighbours(x: Tensor, size: int, plane: bool) -> Tensor:

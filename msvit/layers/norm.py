@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import SimpleNamespace
-
 import torch
 from torch import Tensor, nn
 
@@ -37,25 +33,11 @@ class BatchNorm(nn.Module):
         self.register_buffer("num_batches_tracked", torch.tensor(0, dtype=torch.long))
 
     def forward(
-        self, y: Tensor, offset: Tensor | None = None, shortcut: Tensor | None = None
+        self,
+        y: Tensor,
+        offset: Tensor | None = None,
+        shortcut: Tensor | None = None,
+        pool: bool = False,
     ) -> Tensor:
-        with self.behind(offset) as norm:
-            return kernels.norm_add(y, norm, shortcut)
-
-    @contextmanager
-    def behind(self, offset: Tensor | None) -> Iterator[BatchNorm | SimpleNamespace]:
-        """This norm as it acts on a current from which ``offset`` was left out."""
-        if offset is None:
-            yield self
-            return
-        names = ("weight", "bias", "running_var", "num_batches_tracked", "eps", "momentum")
-        seen = SimpleNamespace(
-            running_mean=self.running_mean - offset.detach(),
-            training=self.training,
-            track_running_stats=True,
-            **{name: getattr(self, name) for name in names},
-        )
-        yield seen
-        if self.training:
-            with torch.no_grad():
-                self.running_mean.copy_(seen.running_mean + offset)
+        """Norm (→ 3×3 max pool with stride 2) (→ + shortcut): membrane potential."""
+        return kernels.norm_add(y, self, shortcut, offset, pool)

@@ -10,20 +10,12 @@ from __future__ import annotations
 from typing import Literal
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from msvit import kernels
+from msvit.kernels import max_pool
 from msvit.layers.norm import BatchNorm
-from msvit.layers.synapses import Conv, is_static
+from msvit.layers.synapses import Conv
 from msvit.neurons import Neuron, NeuronConfig
-
-
-def max_pool(x: Tensor) -> Tensor:
-    """3×3 max pooling with stride 2: ``[T, B, H, W, C]`` → ``[T, B, ⌈H/2⌉, ⌈W/2⌉, C]``."""
-    if is_static(x):
-        return max_pool(x[:1]).expand(x.shape[0], *(-1,) * 4)
-    maps = F.max_pool2d(x.flatten(0, 1).permute(0, 3, 1, 2), kernel_size=3, stride=2, padding=1)
-    return maps.permute(0, 2, 3, 1).unflatten(0, x.shape[:2])
 
 
 def add(x: Tensor, shortcut: Tensor | None) -> Tensor:
@@ -36,19 +28,18 @@ def fire(
     y: Tensor,
     offset: Tensor | None = None,
     shortcut: Tensor | None = None,
+    pool: bool = False,
 ) -> Tensor:
-    """Norm → neuron (→ + shortcut) of a current ``y``, in one go where kernels can.
+    """Norm (→ max pool) → neuron (→ + shortcut) of a current, in one go where kernels can.
 
     A monitored neuron shows its spikes before the shortcut is added.
     """
     if neuron.spec is None:
-        return add(neuron(norm(y, offset)), shortcut)
-    fused_shortcut = None if neuron.watched else shortcut
-    with norm.behind(offset) as seen:
-        out = kernels.norm_neuron(y, seen, neuron.spec, neuron.time_constant, fused_shortcut)
-    if fused_shortcut is not None:
-        return out
-    return add(neuron.spikes(out), shortcut)
+        return add(neuron(norm(y, offset, pool=pool)), shortcut)
+    unit = (y, norm, neuron.spec, neuron.time_constant)
+    if shortcut is not None and not neuron.watched:
+        return kernels.norm_neuron(*unit, shortcut, offset, pool)
+    return add(neuron.spikes(kernels.norm_neuron(*unit, None, offset, pool)), shortcut)
 
 
 class ConvNorm(nn.Module):
@@ -71,10 +62,7 @@ class ConvNorm(nn.Module):
         self.pool = pool
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
-        y = self.conv(x)
-        if not self.pool:
-            return self.norm(y, self.conv.bias, shortcut)
-        return add(max_pool(self.norm(y, self.conv.bias)), shortcut)
+        return self.norm(self.conv(x), self.conv.bias, shortcut, self.pool)
 
 
 class ConvNormNeuron(nn.Module):
@@ -113,13 +101,9 @@ class ConvNormNeuron(nn.Module):
             y = y.reshape(-1, 1, *y.shape[2:])
             spikes = fire(self.norm, self.neuron, y, self.conv.bias)
             return add(spikes.reshape(*x.shape[:2], *spikes.shape[2:]), shortcut)
-        if self.pool == "none":
-            return fire(self.norm, self.neuron, y, self.conv.bias, shortcut)
-        if self.pool == "before":
-            spikes = self.neuron(max_pool(self.norm(y, self.conv.bias)))
-        else:
-            spikes = max_pool(fire(self.norm, self.neuron, y, self.conv.bias))
-        return add(spikes, shortcut)
+        if self.pool == "after":
+            return add(max_pool(fire(self.norm, self.neuron, y, self.conv.bias)), shortcut)
+        return fire(self.norm, self.neuron, y, self.conv.bias, shortcut, self.pool == "before")
 
 
 class NeuronConvNorm(nn.Module):
