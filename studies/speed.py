@@ -45,6 +45,7 @@ from studies.timing.report import (
 )
 
 DEFAULT_OUT = Path("results/speed")
+QUICK_OUT = Path("results/speed-quick")
 
 
 class MeasurementError(RuntimeError):
@@ -91,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--quick", action="store_true", help="tiny models, one round: does it run at all?"
     )
-    parser.add_argument("--out", type=Path, default=DEFAULT_OUT, metavar="DIR")
+    parser.add_argument("--out", type=Path, metavar="DIR", help=f"default {DEFAULT_OUT}")
     parser.add_argument("--task", help=argparse.SUPPRESS)  # a worker process
     return parser
 
@@ -110,6 +111,8 @@ def _check(options: argparse.Namespace) -> None:
     options.sizes = list(dict.fromkeys(options.sizes))
     if options.quick:
         options.rounds = 1
+    # Tiny models say nothing about speed: they never replace what was measured.
+    options.out = options.out or (QUICK_OUT if options.quick else DEFAULT_OUT)
     options.out.mkdir(parents=True, exist_ok=True)
 
 
