@@ -5,8 +5,11 @@ from __future__ import annotations
 import copy
 import logging
 import multiprocessing
+import os
 import shutil
+import subprocess
 import sys
+from importlib.util import find_spec
 from typing import NamedTuple
 
 import pytest
@@ -19,10 +22,14 @@ from msvit import kernels
 from msvit.kernels import NeuronSpec, build, cpp, plain
 from msvit.kernels.spec import SURROGATES
 
+# In a process of its own (see the end), these tests run the Triton kernels in Triton's interpreter.
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 pytestmark = pytest.mark.skipif(
-    build.library("float") is None, reason="this machine has no C++ compiler"
+    not INTERPRETED and build.library("float") is None, reason="this machine has no C++ compiler"
 )
-property_test = settings(max_examples=30, deadline=None, derandomize=True, database=None)
+property_test = settings(
+    max_examples=5 if INTERPRETED else 30, deadline=None, derandomize=True, database=None
+)
 
 SPECS = st.builds(
     NeuronSpec,
@@ -36,6 +43,13 @@ SPECS = st.builds(
     detach_reset=st.booleans(),
 )
 LIF = NeuronSpec("lif", detach_reset=True)
+
+
+@pytest.fixture(autouse=INTERPRETED, scope="module")
+def triton_on_the_cpu():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels, "_backend", lambda device, dtype: kernels._triton_passes(dtype))
+        yield
 
 
 class Case(NamedTuple):
@@ -380,3 +394,70 @@ def test_without_compiled_kernels_the_plain_path_runs(why, fresh, monkeypatch, c
         assert torch.equal(ours, plain.norm_neuron(y, nn.BatchNorm1d(20), LIF))
     assert not kernels.available()
     assert caplog.text.count("plain path") == (0 if why == "switched off" else 1)
+
+
+needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
+
+
+@needs_triton
+def test_triton_kernels_pass_the_same_tests_in_the_interpreter():
+    chosen = "float64 or token_attention or breaks_ties"
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", __file__, "-k", chosen]
+    done = subprocess.run(
+        command,
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert "9 passed" in done.stdout
+
+
+COMPILE_ALL = """
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+from msvit import kernels
+from msvit.kernels import triton_kernels, triton_units
+
+class NoGpu:
+    def get_current_target(self): return GPUTarget("cuda", 80, 32)
+    def get_current_device(self): return 0
+    def get_current_stream(self, device): return 0
+
+compiled = set()
+def compile_only(kernel, grid):
+    def call(*args, **options):
+        compiled.add(kernel.fn.__name__)
+        assert "cubin" in kernel.warmup(*args, grid=grid, **options).asm
+    return call
+
+driver.set_active(NoGpu())
+JITFunction.__getitem__ = compile_only
+kernels._backend = lambda device, dtype: triton_units.passes(dtype)
+spec, w = kernels.NeuronSpec("plif"), torch.zeros((), requires_grad=True)
+y = torch.zeros(3, 1, 6, 6, 24, dtype=torch.bfloat16, requires_grad=True)
+joined = torch.zeros(3, 1, 6, 6, 48, dtype=torch.bfloat16, requires_grad=True)
+norm = torch.nn.BatchNorm1d(24)
+for out in (
+    kernels.norm_neuron(y, norm, spec, w, shortcut=y),
+    kernels.norm_neuron(y, norm, spec, w, pool=True),
+    kernels.norm_add(y, norm),
+    kernels.score_mask(joined, 2, [y], spec, 8, w)[0],
+):
+    out.sum().backward()
+public = {name for name in vars(triton_kernels) if not name.startswith("_")}
+print(sorted(compiled ^ (public - {"NamedTuple", "NeuronConstants", "tl", "triton"})))
+"""
+
+
+@needs_triton
+def test_triton_kernels_compile_for_a_gpu_that_is_not_there(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILE_ALL],
+        env={**os.environ, "TRITON_CACHE_DIR": str(tmp_path), "TRITON_INTERPRET": "0"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr[-3000:]

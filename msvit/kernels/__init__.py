@@ -5,8 +5,8 @@ shortcut. Activations are time-major and channels-last, ``[T, ..., C]``, contigu
 stride of 0 (a static input, computed once and expanded). float32, bfloat16 (potentials, statistics
 and parameters stay float32) and float64.
 
-This file alone chooses what runs: compiled C++ on the CPU, torch and spikingjelly where that is
-impossible or ``MSVIT_KERNELS=off``. Results are the same.
+This file alone chooses what runs: compiled C++ on the CPU, Triton on CUDA, torch and spikingjelly
+where that is impossible or ``MSVIT_KERNELS=off``. Results are the same.
 """
 
 from __future__ import annotations
@@ -124,16 +124,29 @@ def score_mask(
     """
     passes = _for_units(joined)
     channels = joined.shape[-1] // parts
-    # The passes work on whole words of 8 bytes of a head.
-    if passes is None or channels // heads * joined.element_size() % 8:
+    if passes is None or channels // heads * joined.element_size() % passes.head_bytes:
         return plain.score_mask(joined, parts, wide, spec, heads, plif_w)
     return fused.score_mask(passes, joined, parts, wide, spec, heads, plif_w)
 
 
 def _backend(device: torch.device, dtype: torch.dtype):
-    if os.environ.get("MSVIT_KERNELS") == "off" or device.type != "cpu":
+    """The passes for tensors of this kind, None where the plain path has to do."""
+    if os.environ.get("MSVIT_KERNELS") == "off":
         return None
-    return cpp.passes(dtype)
+    if device.type == "cpu":
+        return cpp.passes(dtype)
+    # Triton starts kernels on the current device only.
+    if device.type == "cuda" and device.index in (None, torch.cuda.current_device()):
+        return _triton_passes(dtype)
+    return None
+
+
+def _triton_passes(dtype: torch.dtype):
+    try:
+        from . import triton_units
+    except ImportError:
+        return None
+    return triton_units.passes(dtype)
 
 
 def _for_units(y: Tensor, norm: Norm | None = None):

@@ -53,6 +53,8 @@ def passes(dtype: torch.dtype) -> Passes | None:
 
 
 class Passes:
+    head_bytes = 8  # a head's channels are worked on in words of this size
+
     def __init__(self, library: ctypes.CDLL, dtype: torch.dtype) -> None:
         self.real = torch.float64 if dtype == torch.float64 else torch.float32
         for name, arguments in _SIGNATURES.items():
@@ -61,6 +63,10 @@ class Passes:
             setattr(self, "_" + name.removeprefix("unit_"), function)
         library.unit_padded.argtypes, library.unit_padded.restype = (c_int64,), c_int64
         self._padded = library.unit_padded
+
+    def decay(self, spec: NeuronSpec, plif_w: Tensor | None) -> float:
+        """How much of the difference a potential makes up in one step."""
+        return 1 / spec.tau if plif_w is None else float(plif_w.detach().to(self.real).sigmoid())
 
     def moments(self, y: Tensor) -> Tensor:
         """Mean and biased variance ``[2, C]`` (float64) over all but the last axis."""

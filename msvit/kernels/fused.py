@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from .spec import NeuronSpec, Norm
+from .spec import Norm
 
 
 def norm_neuron(passes, y, norm, spec, plif_w, shortcut, offset, pool) -> Tensor:
@@ -46,7 +46,7 @@ class _NormNeuron(Function):
     def forward(ctx: Any, y, weight, bias, plif_w, shortcut, passes, norm, spec, offset, pool):
         steps, y, shortcut = len(y), time_major(y), time_major(shortcut)
         folded, count = fold(passes, y, steps, norm, offset)
-        decay = decay_of(spec, plif_w, passes)
+        decay = passes.decay(spec, plif_w)
         ctx.passes, ctx.spec, ctx.decay = passes, spec, decay
         ctx.steps, ctx.count, ctx.group = steps, count, _workers(norm)
         if pool:
@@ -97,7 +97,7 @@ class _Neuron(Function):
     @staticmethod
     def forward(ctx: Any, x, plif_w, passes, spec):
         steps, x = len(x), time_major(x)
-        decay = decay_of(spec, plif_w, passes)
+        decay = passes.decay(spec, plif_w)
         ctx.save_for_backward(x)
         ctx.passes, ctx.spec, ctx.decay, ctx.steps = passes, spec, decay, steps
         return passes.forward(x, steps, None, spec, decay, None)
@@ -187,7 +187,7 @@ class _MaxPool(Function):
 class _ScoreMask(Function):
     @staticmethod
     def forward(ctx: Any, joined, plif_w, passes, parts, spec, heads, *wide):
-        decay = decay_of(spec, plif_w, passes)
+        decay = passes.decay(spec, plif_w)
         wide = [x.contiguous() for x in wide]
         given = (joined.contiguous(), parts, wide, spec, decay, heads)
         out, mask, scores, keys = passes.votes(*given, any(ctx.needs_input_grad))
@@ -255,13 +255,9 @@ def fold(passes, y: Tensor, steps: int, norm: Norm, offset: Tensor | None) -> tu
     return passes.fold(moments, count, norm, offset, running, momentum or 0.0), count
 
 
-def decay_of(spec: NeuronSpec, plif_w: Tensor | None, passes) -> float:
-    if spec.kind != "plif":
-        return 1.0 / spec.tau
-    return float(plif_w.detach().to(passes.real).sigmoid())
-
-
-def plif_gradient(decay_grad: Tensor | None, decay: float, dtype: torch.dtype) -> Tensor | None:
+def plif_gradient(
+    decay_grad: Tensor | None, decay: Tensor | float, dtype: torch.dtype
+) -> Tensor | None:
     """From the gradient of ``sigmoid(w)`` to that of ``w``, a scalar."""
     if decay_grad is None:
         return None
@@ -269,11 +265,10 @@ def plif_gradient(decay_grad: Tensor | None, decay: float, dtype: torch.dtype) -
 
 
 def _workers(norm: Norm):
-    """The process group that shares the statistics of a SyncBatchNorm, None if there is none."""
+    """The process group that shares the statistics of ``norm``, None if there is none."""
     distributed = torch.distributed
-    if not (isinstance(norm, torch.nn.SyncBatchNorm) and norm.training):
-        return None
-    if not (distributed.is_available() and distributed.is_initialized()):
+    shares = hasattr(norm, "process_group") and norm.training
+    if not (shares and distributed.is_available() and distributed.is_initialized()):
         return None
     return norm.process_group or distributed.group.WORLD
 

@@ -13,7 +13,9 @@ class Norm(Protocol):
     """What the units read of a BatchNorm: torch's own, or a module with the same attributes.
 
     Vectors are ``[C]`` float32 (float64 for float64 activations); ``momentum`` None means the
-    cumulative average; ``weight``, ``bias`` and the running statistics may be None.
+    cumulative average; ``weight``, ``bias`` and the running statistics may be None. A norm that
+    also has ``process_group`` (SyncBatchNorm; None: all) shares its batch statistics between
+    workers once ``torch.distributed`` is initialised.
     """
 
     training: bool
