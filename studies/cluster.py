@@ -52,6 +52,8 @@ def connected(place: Place) -> Iterator[None]:
             _start()
         else:
             _join(place.address)
+        # A scheduler's SIGTERM ends a study as Ctrl-C does; Ray would print a stack and abort.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         yield
     except KeyboardInterrupt:
         print(

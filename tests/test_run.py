@@ -4,6 +4,7 @@ import contextlib
 import copy
 import json
 import os
+import pty
 import re
 import signal
 import subprocess
@@ -21,13 +22,14 @@ from msvit.records import (
     iter_records,
     read_failure,
     read_record,
+    write_failure,
 )
 from studies.cluster import Place
 from studies.executor import RESUBMISSIONS, run_cells
 from studies.grids import load_study
 from studies.progress import Display
 from studies.run import main
-from studies.worker import run_cell
+from studies.worker import failure_of, run_cell
 
 ROOT = Path(__file__).resolve().parent.parent
 RUN = ROOT / "studies" / "run.py"
@@ -236,6 +238,34 @@ def test_a_killed_worker_is_started_again_and_two_drivers_share_the_work(
     for folder in results.glob("cells/*"):
         trained = (folder / "log.txt").read_text().count("attempt")
         assert trained == (2 if folder == victim else 1)
+
+
+def test_a_failed_cell_is_run_again_only_when_asked_and_bars_show_it(tiny, tmp_path):
+    one = ("--grid", tiny, "--results", tmp_path, "--seeds", 1, "--set", "model.scales=[1]")
+    cell = load_study(str(tiny), ["model.scales=[1]"], seeds=1).cells[0].cell
+    write_failure(tmp_path, failure_of(cell, "ValueError", "no luck", "Traceback", 1))
+    assert "no luck" in run(*one, code=1)
+    assert read_record(tmp_path, cell.id) is None
+
+    screen, terminal = pty.openpty()
+    process = subprocess.Popen(
+        command(*one, "--retry-failed"),
+        stdout=terminal,
+        env=os.environ | {"TERM": "xterm", "COLUMNS": "100"},
+        start_new_session=True,
+    )
+    os.close(terminal)
+    shown = b""
+    with contextlib.suppress(OSError):  # what Linux says when the other end is closed
+        while chunk := os.read(screen, 65536):
+            shown += chunk
+    os.close(screen)
+    assert process.wait(timeout=60) == 0
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
+    assert re.search(r"cells .*0/1 ", text)
+    assert re.search(r"msvit scales=1 seed 0 .*epoch \d/3", text)
+    assert read_record(tmp_path, cell.id) is not None
+    assert read_failure(tmp_path, cell.id) is None
 
 
 CLUSTER = """
