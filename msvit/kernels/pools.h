@@ -34,10 +34,10 @@ struct Largest {
         if (p) a = in_order(p), b = in_order(q);
         const M first = M{} + window.codes[0];
         x = {V{} - R(INFINITY), V{} - R(INFINITY)};
-        y = load(image + window.pixels[0] * channels, left);
+        y = load_part(image + window.pixels[0] * channels, left);
         code = {first, first};
         for (int i = 0; i < window.count; ++i) {
-            Pair raw = load(image + window.pixels[i] * channels, left), value = p ? raw * a + b : raw;
+            Pair raw = load_part(image + window.pixels[i] * channels, left), value = p ? raw * a + b : raw;
             offer(x.a, y.a, code.a, value.a, raw.a, window.codes[i]);
             offer(x.b, y.b, code.b, value.b, raw.b, window.codes[i]);
         }
@@ -72,7 +72,7 @@ struct PoolPass {
                     const i64 here = t * rows * channels + at;
                     if (t == 0 || y.step) {
                         top.find(source + t * y.step, window, channels, left, scales.at(c), shifts.at(c));
-                        if (raw) store(raw + here, top.y, left);
+                        if (raw) store_part(raw + here, top.y, left);
                         if (codes) store_codes(codes + (t * rows + row) * padded(channels) + c, top.code);
                     }
                     Pair x = top.x;
@@ -82,8 +82,8 @@ struct PoolPass {
                         v = {dynamics->after(h.a, fired_a), dynamics->after(h.b, fired_b)};
                         x = {fired_a ? V{} + R(1) : V{}, fired_b ? V{} + R(1) : V{}};
                     }
-                    if (shortcut.at) x = x + load(shortcut.at + t * shortcut.step + at, left);
-                    store(out + here, x, left);
+                    if (shortcut.at) x = x + load_part(shortcut.at + t * shortcut.step + at, left);
+                    store_part(out + here, x, left);
                 }
             }, [] {});
         });
@@ -113,12 +113,12 @@ struct UnpoolPass {
                         const i64 from = (image * high + oh) * wide + ow;
                         const int code = int((h - 2 * oh + 1) * 3 + w - 2 * ow + 1);
                         Codes found = load_codes(codes + from * padded(channels) + c);
-                        Pair pooled = load(grad + from * channels + c, left);
+                        Pair pooled = load_part(grad + from * channels + c, left);
                         g = g + Pair{found.a == code ? pooled.a : V{}, found.b == code ? pooled.b : V{}};
                     }
                 if (a)
-                    g = in_order(as.at(c)) * g + (in_order(bs.at(c)) * load(y + at, left) + in_order(ds.at(c)));
-                store(out + at, g, left);
+                    g = in_order(as.at(c)) * g + (in_order(bs.at(c)) * load_part(y + at, left) + in_order(ds.at(c)));
+                store_part(out + at, g, left);
             }, [] {});
         });
     }

@@ -20,9 +20,9 @@ void moments(const S* y, i64 rows, i64 channels, double* out, int threads) {
         for (i64 r = rows * thread / n; r < last; r += GROUP) {
             i64 group = std::min(GROUP, last - r);
             for (i64 c = 0; c < channels; c += BLOCK) {
-                Pair pivot = load(y + c, channels - c), sum{}, squares{};
+                Pair pivot = load_part(y + c, channels - c), sum{}, squares{};
                 for (i64 g = 0; g < group; ++g) {
-                    Pair d = load(y + (r + g) * channels + c, channels - c) - pivot;
+                    Pair d = load_part(y + (r + g) * channels + c, channels - c) - pivot;
                     sum = sum + d;
                     squares = squares + d * d;
                 }
@@ -33,7 +33,7 @@ void moments(const S* y, i64 rows, i64 channels, double* out, int threads) {
         }
     });
     for (i64 c = 0; c < channels; ++c) {
-        double pivot = load(y + c, 1).a[0], mean = out[c] / rows;
+        double pivot = load_part(y + c, 1).a[0], mean = out[c] / rows;
         double variance = out[channels + c] / rows - mean * mean;
         out[c] = pivot + mean;
         out[channels + c] = variance < 0 ? 0 : variance;
@@ -50,7 +50,7 @@ struct ForwardPass {
     const Dynamics neuron;
 
     INLINE void block(Planes<const S> y, const R* p, const R* q, Planes<const S> shortcut,
-                      Planes<S> out) const {
+                      Planes<S> out, bool past) const {
         Pair v{neuron.rest(), neuron.rest()}, a{}, b{};
         if (p) a = in_order(p), b = in_order(q);
         for (i64 t = 0; t < steps; ++t) {
@@ -60,16 +60,18 @@ struct ForwardPass {
             M fired_a = neuron.fires(h.a), fired_b = neuron.fires(h.b);
             v = {neuron.after(h.a, fired_a), neuron.after(h.b, fired_b)};
             if (!shortcut.at) {
-                store_spikes(out.at + t * out.step, fired_a, fired_b);
+                store_spikes(out.at + t * out.step, fired_a, fired_b, past);
             } else {
                 Pair s = load(shortcut.at + t * shortcut.step);
-                store(out.at + t * out.step, {fired_a ? s.a + R(1) : s.a, fired_b ? s.b + R(1) : s.b});
+                Pair sum{fired_a ? s.a + R(1) : s.a, fired_b ? s.b + R(1) : s.b};
+                store(out.at + t * out.step, sum, past);
             }
         }
     }
 
     void run(int threads) const {
         const PerChannel scales(scale, channels), shifts(shift, channels);
+        const bool past = large(out, channels, steps * rows * channels);
         in_parallel(threads, [&](int thread, int n) {
             const ForwardPass self = *this;  // a copy that no store can alias
             Tail y_tail(steps), shortcut_tail(steps), out_tail(steps);
@@ -83,9 +85,10 @@ struct ForwardPass {
                     add = shortcut_tail.read(add, self.steps, left);
                     target = out_tail.planes();
                 }
-                self.block(y, scales.at(c), shifts.at(c), add, target);
+                self.block(y, scales.at(c), shifts.at(c), add, target, past);
                 if (left < BLOCK) out_tail.write(out, self.steps, left);
             }, [] {});
+            if (past) written_past();
         });
     }
 };
@@ -107,7 +110,7 @@ struct BackwardPass {
     struct Vectors { const R *scale, *shift, *mean, *a, *b, *d; };  // of one block
 
     INLINE void block(Planes<const S> y, const Vectors& c, Planes<const S> grad, Planes<S> out,
-                      Step* step, Sums* sums, i64 channel, V& decay_sum) const {
+                      Step* step, Sums* sums, i64 channel, V& decay_sum, bool past) const {
         Pair v{neuron.rest(), neuron.rest()}, p{}, q{};
         if (c.scale) p = in_order(c.scale), q = in_order(c.shift);
         for (i64 t = 0; t < steps; ++t) {
@@ -136,7 +139,7 @@ struct BackwardPass {
             if (sums) sum = sum + g, product = product + g * (s.y - mean);
             if (!out.at) continue;
             if (shared) over_time = over_time + g;
-            else store(out.at + t * out.step, c.a ? a * g + (b * s.y + d) : g);
+            else store(out.at + t * out.step, c.a ? a * g + (b * s.y + d) : g, past);
         }
         if (out.at && shared) store(out.at, c.a ? a * over_time + (b * step[0].y + d) : over_time);
         if (sums) sums->add(0, channel, sum), sums->add(1, channel, product);
@@ -147,6 +150,7 @@ struct BackwardPass {
         const PerChannel scales(scale, channels), shifts(shift, channels), means(sums ? mean : nullptr, channels),
             as(a, channels), bs(b, channels), ds(d, channels);
         const i64 out_steps = shared ? 1 : steps;
+        const bool past = large(out, channels, out_steps * rows * channels);
         Tail y_tail(steps), grad_tail(steps), out_tail(steps);
         std::vector<Step> scratch(steps);
         V decay_sum{};
@@ -165,11 +169,12 @@ struct BackwardPass {
                 if (out.at) target = out_tail.planes();
             }
             const Vectors vectors{scales.at(c), shifts.at(c), means.at(c), as.at(c), bs.at(c), ds.at(c)};
-            self.block(y, vectors, grad, target, scratch.data(), sums, c, decay_sum);
+            self.block(y, vectors, grad, target, scratch.data(), sums, c, decay_sum, past);
             if (left < BLOCK && out.at) out_tail.write(out, out_steps, left);
             if (self.learns_decay && ++blocks % Sums::ROWS == 0) flush_decay();
         }, [&] { if (sums) sums->rows_done(1); });
         flush_decay();
+        if (past) written_past();
     }
 
     void run(int threads, double* sums_out, double* decay_out) const {
@@ -194,12 +199,12 @@ void affine(const S* u, const R* a, const S* v, const R* b, const R* d, S* out, 
     in_parallel(threads, [&](int thread, int n) {
         over_blocks(rows, channels, thread, n, [&](i64 row, i64 c) {
             const i64 i = row * channels + c, left = channels - c;
-            Pair x = load(u + i, left) * in_order(as.at(c)) + in_order(ds.at(c));
+            Pair x = load_part(u + i, left) * in_order(as.at(c)) + in_order(ds.at(c));
             if (v) {
-                Pair other = load(v + i, left);
+                Pair other = load_part(v + i, left);
                 x = x + (b ? other * in_order(bs.at(c)) : other);
             }
-            store(out + i, x, left);
+            store_part(out + i, x, left);
         }, [] {});
     });
 }
@@ -210,9 +215,9 @@ void gradient_sums(const S* g, const S* y, const R* mean, double* out, i64 rows,
     sum_in_parallel(2, channels, out, threads, [&](Sums& sums, int thread, int n) {
         over_blocks(rows, channels, thread, n, [&](i64 row, i64 c) {
             const i64 i = row * channels + c, left = channels - c;
-            Pair grad = load(g + i, left);
+            Pair grad = load_part(g + i, left);
             sums.add(0, c, grad);
-            sums.add(1, c, grad * (load(y + i, left) - in_order(means.at(c))));
+            sums.add(1, c, grad * (load_part(y + i, left) - in_order(means.at(c))));
         }, [&] { sums.rows_done(1); });
     });
 }

@@ -52,8 +52,22 @@ INLINE Pair operator-(Pair x, Pair y) { return {x.a - y.a, x.b - y.b}; }
 INLINE Pair operator*(Pair x, Pair y) { return {x.a * y.a, x.b * y.b}; }
 INLINE Pair operator*(Pair x, R y) { return {x.a * y, x.b * y}; }
 
+
 template <class T> INLINE T read(const void* p) { T v; std::memcpy(&v, p, sizeof v); return v; }
 template <class T> INLINE void write(void* p, T v) { std::memcpy(p, &v, sizeof v); }
+// Past the caches: memory is then not read before it is overwritten.
+INLINE void write_past(void* p, V v) {
+#ifdef __AVX512F__
+    asm volatile("vmovntps %1, %0" : "=m"(*static_cast<V*>(p)) : "v"(v));
+#else
+    write(p, v);
+#endif
+}
+INLINE void written_past() {
+#ifdef __AVX512F__
+    asm volatile("sfence" ::: "memory");
+#endif
+}
 
 // 2^-u for u >= 0; NaN stays NaN. Subtracting u from a large constant leaves the exponent of the
 // result in the low bits; a minimax polynomial does the fraction in [-1/2, 1/2]. Relative error
@@ -112,6 +126,22 @@ INLINE void store_spikes(bf16* p, vi a, vi b) {
     write(p, (a ? vu{} + 0x3f80u : vu{}) | (b ? vu{} + 0x3f800000u : vu{}));
 }
 
+// Whether an output of `count` elements in rows of `channels` is better written past the caches: it
+// is larger than they are, and the pass waits for memory, which it does not in bfloat16.
+inline bool large(const S* out, i64 channels, i64 count) {
+    return !PACKED && count * i64(sizeof(S)) > (i64(32) << 20) && channels % BLOCK == 0 &&
+           reinterpret_cast<uintptr_t>(out) % BYTES == 0;
+}
+template <class T> INLINE void store(T* p, Pair x, bool past) {
+    if constexpr (!std::is_same_v<T, bf16>)
+        if (past) return write_past(p, x.a), write_past(p + L, x.b);
+    store(p, x);
+}
+template <class T> INLINE void store_spikes(T* p, M a, M b, bool past) {
+    if constexpr (!std::is_same_v<T, bf16>)
+        if (past) return store(p, {a ? V{} + R(1) : V{}, b ? V{} + R(1) : V{}}, true);
+    store_spikes(p, a, b);
+}
 template <class T> T spike(bool fired) {
     if constexpr (std::is_same_v<T, bf16>) return {uint16_t(fired ? 0x3f80 : 0)};
     else return T(fired);
@@ -191,13 +221,13 @@ struct Tail {
             std::copy_n(&memory[t * BLOCK], channels, target.at + t * target.step);
     }
 };
-INLINE Pair load(const S* p, i64 channels) {  // the first channels of a block
+INLINE Pair load_part(const S* p, i64 channels) {  // the first channels of a block
     if (channels >= BLOCK) return load(p);
     S edge[BLOCK] = {};
     std::copy_n(p, channels, edge);
     return load(edge);
 }
-INLINE void store(S* p, Pair x, i64 channels) {
+INLINE void store_part(S* p, Pair x, i64 channels) {
     if (channels >= BLOCK) return store(p, x);
     S edge[BLOCK];
     store(edge, x);

@@ -70,8 +70,8 @@ struct Votes {
                     per_head(&score[t * lanes()], scratch.data(), [&](i64 c) {
                         const i64 left = channels - c;
                         Pair sum{};
-                        for (i64 p = 0; p + 1 < parts; ++p) sum = sum + load(own + p * channels + c, left);
-                        for (i64 p = 0; p < wides; ++p) sum = sum + load(wide[p] + at * channels + c, left);
+                        for (i64 p = 0; p + 1 < parts; ++p) sum = sum + load_part(own + p * channels + c, left);
+                        for (i64 p = 0; p < wides; ++p) sum = sum + load_part(wide[p] + at * channels + c, left);
                         return sum;
                     });
                     if (scores) std::copy_n(&score[t * lanes()], heads, scores + at * heads);
@@ -94,7 +94,7 @@ struct Votes {
                     for (i64 h = 0; h < heads; ++h) mask[at * heads + h] = spike<S>(opened[h]);
                     if (!keys) continue;
                     for (i64 c = 0; c < channels; c += BLOCK) {
-                        Pair k = load(key + c, channels - c);
+                        Pair k = load_part(key + c, channels - c);
                         store_codes(keys + at * padded(channels) + c,
                                     {__builtin_convertvector(k.a, M), __builtin_convertvector(k.b, M)});
                     }
@@ -119,7 +119,7 @@ struct Votes {
                     const i64 at = t * rows + row;
                     per_head(&vote[t * lanes()], scratch.data(), [&](i64 c) {
                         Codes k = load_codes(keys + at * padded(channels) + c);
-                        return load(grad + at * channels + c, channels - c) *
+                        return load_part(grad + at * channels + c, channels - c) *
                                Pair{__builtin_convertvector(k.a, V), __builtin_convertvector(k.b, V)};
                     });
                     std::copy_n(scores + at * heads, heads, &open[t * lanes()]);
