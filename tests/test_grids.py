@@ -56,6 +56,15 @@ def test_scales_compares_four_scale_counts_and_two_baselines():
     assert len({str(entry.cell.training) for entry in study.cells}) == 1
 
 
+def test_the_grids_of_the_harness_share_cells():
+    scales, timesteps, deltas = (
+        {entry.cell.id for entry in load_study(name).cells}
+        for name in ("scales", "timesteps", "deltas")
+    )
+    assert len(scales & timesteps) == 3
+    assert len(scales & deltas) == 6
+
+
 def test_the_manifest_lists_the_cells_in_grid_order():
     study = load_study("timesteps", seeds=2)
     manifest = study.manifest()
