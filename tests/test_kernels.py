@@ -76,7 +76,7 @@ def cases(draw, dtype=torch.float64, least_rows=1) -> Case:
         return torch.randn(*sizes, generator=generator, dtype=torch.float64).to(dtype)
 
     static = draw(st.booleans())
-    y = normal(1, *shape[1:]).expand(shape) if static else normal(*shape)
+    y = 2 * normal(1 if static else steps, *shape[1:]) + 0.5
     norm = nn.BatchNorm1d(channels, momentum=draw(st.sampled_from([0.1, 0.9, None])))
     norm = norm.to(torch.promote_types(dtype, torch.float32))
     with torch.no_grad():
@@ -88,7 +88,7 @@ def cases(draw, dtype=torch.float64, least_rows=1) -> Case:
     spec = draw(SPECS)
     plif_w = torch.tensor(0.4, dtype=norm.weight.dtype) if spec.kind == "plif" else None
     offset = normal(channels).to(norm.weight) if draw(st.booleans()) else None
-    return Case(2 * y + 0.5, norm, spec, plif_w, draw(st.booleans()), offset, seed)
+    return Case(y.expand(shape), norm, spec, plif_w, draw(st.booleans()), offset, seed)
 
 
 def outcome(unit, case: Case) -> dict[str, Tensor]:
@@ -377,6 +377,27 @@ def test_a_damaged_library_is_compiled_again(fresh, monkeypatch):
     build.library.cache_clear()
     assert build.library("float") is not None
     assert (elsewhere / kept.name).stat().st_size == kept.stat().st_size
+
+
+@pytest.mark.parametrize("flag", ["sse2", "avx2", "avx512vl"])
+def test_other_processors_compute_the_same(flag, fresh, monkeypatch):
+    if flag not in build._processor().split():
+        pytest.skip(f"this processor has no {flag}")
+    native = {"sse2": (), "avx2": ("-march=x86-64-v3",), "avx512vl": ("-march=x86-64-v4",)}[flag]
+    monkeypatch.setattr(build, "NATIVE", native)
+    y = torch.randn(4, 60, 75)
+    y[0, 3, 40], y[1, 7, 50] = float("nan"), float("inf")
+    for dtype in (torch.float64, torch.bfloat16):
+        found = []
+        for module in (kernels, plain):
+            source = y.to(dtype).requires_grad_()
+            norm = nn.BatchNorm1d(75).to(torch.promote_types(dtype, torch.float32))
+            out = module.norm_neuron(source, norm, LIF, shortcut=source)
+            out.backward(torch.linspace(-1, 1, 75).expand_as(out).to(dtype))
+            found.append((out.detach(), source.grad))
+        tolerance = 1e-10 if dtype == torch.float64 else 2e-2
+        for ours, theirs in zip(*found, strict=True):
+            torch.testing.assert_close(ours, theirs, atol=tolerance, rtol=tolerance, equal_nan=True)
 
 
 @pytest.mark.parametrize("why", ["no compiler", "broken compiler", "switched off"])
