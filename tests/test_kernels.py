@@ -332,6 +332,37 @@ def test_one_value_per_channel_is_refused_like_torch_does():
             module.norm_neuron(y, nn.BatchNorm1d(8), LIF)
 
 
+def test_workers_share_the_statistics_of_a_sync_batchnorm(tmp_path):
+    y = torch.randn(3, 7, 12, dtype=torch.float64)  # worker 0 has 2 rows, worker 1 has 5
+    gain = torch.linspace(-1, 1, 12, dtype=torch.float64)
+
+    def step(rows: Tensor, norm: nn.Module) -> list[Tensor]:
+        rows = rows.clone().requires_grad_()
+        spikes = kernels.norm_neuron(rows, norm.double(), LIF)
+        (spikes * gain).sum().backward()
+        return [spikes.detach(), rows.grad, norm.weight.grad, norm.running_var]
+
+    def worker(rank: int) -> None:
+        torch.set_num_threads(1)
+        meeting = f"file://{tmp_path}/meeting"
+        torch.distributed.init_process_group("gloo", meeting, rank=rank, world_size=2)
+        rows = y[:, :2] if rank == 0 else y[:, 2:]
+        torch.save(step(rows, nn.SyncBatchNorm(12)), tmp_path / f"{rank}.pt")
+
+    fork = multiprocessing.get_context("fork")
+    workers = [fork.Process(target=worker, args=(rank,)) for rank in range(2)]
+    for process in workers:
+        process.start()
+    for process in workers:
+        process.join()
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    spikes, grad, weight_grad, running_var = step(y, nn.BatchNorm1d(12))
+    assert torch.equal(torch.cat((first[0], second[0]), 1), spikes)
+    assert torch.allclose(torch.cat((first[1], second[1]), 1), grad, rtol=1e-10, atol=1e-12)
+    assert torch.allclose(first[2] + second[2], weight_grad, rtol=1e-10, atol=1e-12)
+    assert torch.allclose(first[3], running_var, rtol=1e-10)
+
+
 @pytest.fixture
 def fresh(tmp_path, monkeypatch):
     """An empty cache folder, and a package that has not compiled anything yet."""

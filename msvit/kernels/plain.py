@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from spikingjelly.activation_based import functional, surrogate
 from torch import Tensor
+from torch.nn import SyncBatchNorm
 
 from .spec import NeuronSpec, Norm
 
@@ -83,6 +84,8 @@ def _normalise(y: Tensor, norm: Norm, offset: Tensor | None) -> Tensor:
     rows = _exact(y).reshape(-1, y.shape[-1])
     if offset is not None:
         rows = rows + offset.detach()
+    if isinstance(norm, SyncBatchNorm):  # knows how to ask the other workers
+        return norm(rows).view(y.shape)
     tracked, momentum = norm.running_mean is not None, norm.momentum
     if norm.training and tracked:
         norm.num_batches_tracked.add_(1)
