@@ -30,6 +30,7 @@ class FiringMonitor:
 
     def __init__(self) -> None:
         self._layers: dict[str, _Layer] = {}
+        self._called: dict[str, None] = {}  # layers in the order in which data reach them
 
     def attach(self, model: nn.Module, batch_size: Callable[[], int]) -> list[RemovableHandle]:
         """Hook ``model``; ``batch_size`` tells the number of images now in it."""
@@ -55,7 +56,9 @@ class FiringMonitor:
             per_image = rows.sum(1, dtype=torch.float32)
             per_part = per_image.double().unflatten(-1, (len(names), -1)).sum(-1)
             per_step = per_part.unflatten(0, (steps, images)).sum(1).cpu()  # [T, parts]
-            for layer, part in zip((self._layers[n] for n in names), per_step.T, strict=True):
+            for name, part in zip(names, per_step.T, strict=True):
+                layer = self._layers[name]
+                self._called.setdefault(name)
                 layer.spikes = part + layer.spikes if len(layer.spikes) else part.clone()
                 layer.neurons += spikes.numel() // (steps * len(names))
 
@@ -70,7 +73,8 @@ class FiringMonitor:
                 "rate": spikes / layer.neurons,
                 "neurons": layer.neurons // images,
             }
-            for name, layer in self._layers.items()
+            for name in self._called
+            for layer in [self._layers[name]]
             for step, spikes in enumerate(layer.spikes.tolist())
         ]
 

@@ -32,8 +32,9 @@ none, so the row holds the mask's rate and zeros.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -105,7 +106,7 @@ class _Layer:
     kind: str
     operands: tuple[Operand, ...]
     dense_macs: int = 0  # summed over images and time steps
-    rates: list[float] = field(default_factory=list)
+    turn: int | None = None  # place among all layers, by when data first reached it
 
 
 class OperationCounter:
@@ -118,6 +119,7 @@ class OperationCounter:
         """Hook ``model``."""
         averaging = [m for m in model.modules() if isinstance(m, Classifier) and m.neuron is None]
         classifiers = {module.linear: module for module in averaging}
+        calls = itertools.count()
         handles = []
         for path, module in model.named_modules():
             kind = _KINDS.get(type(module))
@@ -130,14 +132,16 @@ class OperationCounter:
             if module in classifiers:
                 see = _see_input(layer)
                 handles.append(classifiers[module].register_forward_pre_hook(see))
-                handles.append(module.register_forward_hook(_count(layer, look=False)))
+                handles.append(module.register_forward_hook(_count(layer, calls, look=False)))
             else:
-                handles.append(module.register_forward_hook(_count(layer)))
+                handles.append(module.register_forward_hook(_count(layer, calls)))
         return handles
 
     def rows(self, images: int) -> list[Operations]:
         """A row per layer, per image of ``images`` and summed over time steps."""
-        return [_row(name, layer, images) for name, layer in self._layers.items()]
+        reached = [item for item in self._layers.items() if item[1].turn is not None]
+        reached.sort(key=lambda item: item[1].turn)
+        return [_row(name, layer, images) for name, layer in reached]
 
 
 def _see_input(layer: _Layer) -> Callable:
@@ -147,8 +151,10 @@ def _see_input(layer: _Layer) -> Callable:
     return see
 
 
-def _count(layer: _Layer, look: bool = True) -> Callable:
+def _count(layer: _Layer, calls: Iterator[int], look: bool = True) -> Callable:
     def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        if layer.turn is None:
+            layer.turn = next(calls)
         first = inputs[0]
         if look:
             seen = inputs if layer.kind == "product" else inputs[:1]
