@@ -188,9 +188,11 @@ def _load_in_process(data_dir, queue):
 
 
 def test_several_processes_may_decode_at_once(cifar10):
-    context = multiprocessing.get_context("fork")
+    # A forked child of a process that has used torch's threads waits for them for ever.
+    context = multiprocessing.get_context("spawn")
     queue = context.Queue()
-    processes = [context.Process(target=_load_in_process, args=(cifar10, queue)) for _ in range(3)]
+    arguments = {"target": _load_in_process, "args": (cifar10, queue), "daemon": True}
+    processes = [context.Process(**arguments) for _ in range(3)]
     for process in processes:
         process.start()
     sums = {queue.get(timeout=60) for _ in processes}
