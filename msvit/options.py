@@ -83,9 +83,9 @@ def _is_options(annotation: Any) -> bool:
 
 
 def unknown(name: Any, valid: Iterable[str], message: str) -> str:
-    """``message`` plus the nearest of the ``valid`` names, or all of them where none is near."""
+    """``message`` plus the nearest of the ``valid`` names, where one is near, and all of them."""
     valid = sorted(valid)
     near = difflib.get_close_matches(str(name), valid, n=1, cutoff=0.5)
     if near:
-        message += f"; did you mean {near[0]!r}?"
-    return f"{message} Valid: {', '.join(valid)}" if valid else message
+        return f"{message}; did you mean {near[0]!r}? (valid: {', '.join(valid)})"
+    return f"{message}; valid: {', '.join(valid)}" if valid else message

@@ -19,9 +19,9 @@ import os
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from msvit.cells import SCHEMA, Cell
@@ -29,6 +29,10 @@ from msvit.cells import SCHEMA, Cell
 
 class RecordError(RuntimeError):
     """A results folder or file that cannot be read or written; the message says what to do."""
+
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Amount = Annotated[float, Field(ge=0)]
 
 
 class CellFields(TypedDict):
@@ -42,22 +46,22 @@ class Epoch(TypedDict):
     epoch: int
     lr: float
     train_loss: float
-    train_accuracy: float | None
+    train_accuracy: Share | None
     val_loss: float
-    val_accuracy: float
-    seconds: float
+    val_accuracy: Share
+    seconds: Amount
 
 
 class Score(TypedDict):
     images: int
     loss: float
-    accuracy: float  # 0 to 1
+    accuracy: Share
 
 
 class Firing(TypedDict):
     layer: str
     timestep: int  # from 0
-    rate: float  # spikes per neuron in this time step
+    rate: Amount  # spikes per neuron in this time step
     neurons: int  # per image
 
 
@@ -67,10 +71,10 @@ class Operations(TypedDict):
     layer: str
     kind: str  # conv, linear, product, mask
     input: str  # analog, spikes, integer
-    dense_macs: float
-    input_rate: float | None
-    macs: float
-    acs: float
+    dense_macs: Amount
+    input_rate: Amount | None
+    macs: Amount
+    acs: Amount
 
 
 class Record(TypedDict):
@@ -82,12 +86,12 @@ class Record(TypedDict):
     selected_epoch: int
     test: Score
     firing: list[Firing]
-    firing_rate: float
+    firing_rate: Amount
     operations: list[Operations]
-    energy_mj: dict[str, float]
-    training_seconds: float
-    images_per_second: float
-    peak_memory_gb: float
+    energy_mj: dict[str, Amount]
+    training_seconds: Amount
+    images_per_second: Amount
+    peak_memory_gb: Amount
     precision: str
     kernels: str
     environment: dict[str, Any]

@@ -346,7 +346,7 @@ def test_a_missing_firing_rate_is_named():
         ("spikingresformer", {"group_size": 60}, "cannot be split into groups of 60"),
         ("spikingresformer", {"depths": [1, 2]}, "at least 3"),
         ("spikingresformer_ti", {"image_size": 40}, "no multiple of 16"),
-        ("spikingresformer", {"layout": "events"}, "Valid: cifar, imagenet"),
+        ("spikingresformer", {"layout": "events"}, "valid: cifar, imagenet"),
         ("metaspikeformer_15m", {"last_dim": 361}, "last_dim 361 cannot be split into 8 heads"),
         ("metaspikeformer", {"dim": 100}, "multiple of 8"),
         ("metaspikeformer", {"image_size": 40}, "no multiple of 16"),

@@ -7,12 +7,13 @@ import argparse
 import torch
 
 from msvit.models import create_model, list_models, zoo
+from msvit.options import unknown
 
 
 def zoo_table(pattern: str = "*") -> str:
     """One row per registry name that matches: parameters, cost of a time step, evidence."""
     lines = [
-        "| model | M params | published | GMAC per step | equals official code | remark |",
+        "| model | M params | published | GMAC per step | compared with authors' code | remark |",
         "|---|---:|---:|---:|---|---|",
     ]
     for name in list_models(pattern):
@@ -52,7 +53,10 @@ def dense_macs_per_step(model: torch.nn.Module) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m msvit.models", description=__doc__)
     parser.add_argument("pattern", nargs="?", default="*", help="names to list, such as 'msvit*'")
-    print(zoo_table(parser.parse_args().pattern))
+    pattern = parser.parse_args().pattern
+    if not list_models(pattern):
+        parser.exit(2, unknown(pattern, zoo(), f"error: no model is called {pattern!r}") + "\n")
+    print(zoo_table(pattern))
 
 
 if __name__ == "__main__":

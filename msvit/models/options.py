@@ -136,12 +136,23 @@ class MSVITOptions(HierarchicalOptions):
         if even:
             near = ", ".join(str(s + 1) for s in even)
             raise ValueError(f"scales: kernel sizes are odd, not {even[0]} (nearest: {near})")
+        self._check_reach()
         outside = [s for s in self.stages if s > len(self.depths)]
         if outside:
             raise ValueError(
                 f"stages: there is no stage {outside[0]}, only 1 to {len(self.depths)}"
             )
         return self
+
+    def _check_reach(self) -> None:
+        """A kernel reaches at most from one end of the first stage's tokens to the other."""
+        side = self.image_size // {"cifar": 1, "imagenet": 4, "events": 8}[self.layout]
+        most = 2 * (side if self.branch_kernel == "2d" else side**2) - 1
+        if max(self.scales) > most:
+            raise ValueError(
+                f"scales: a kernel of {max(self.scales)} is wider than the tokens of stage 1 "
+                f"reach (at most {most} on {self.image_size} pixels)"
+            )
 
 
 class ColumnarOptions(SpikingOptions):
