@@ -138,7 +138,7 @@ def accuracy_over_axis(study: Study, axis: str) -> Figure:
             marks.append(Mark(group, 1, row["mean"], color=look["color"]))
         low, high = axes.get_ylim()
         air = 0.02 * (high - low)
-        axes.set_ylim(max(low, -air), min(high, 100 + air))  # intervals may go beyond
+        axes.set_ylim(max(low, -air), high)  # a t interval may pass 100 %: its end is shown
         say(axes, study, f"accuracy over {option}", f"mean with {CONFIDENCE:.0%} t interval")
         label_right(axes, marks)
     return figure

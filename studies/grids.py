@@ -66,7 +66,7 @@ def load_study(grid: str, overrides: Sequence[str] = (), seeds: int | None = Non
     """Expand ``grid``, the name of a grid of the harness or the path of a YAML file.
 
     ``overrides`` are ``section.key=value`` texts, values in YAML. An override holds for every
-    configuration, before axes and includes; a model that does not have the option is left
+    configuration, after axes and includes; a model that does not have the option is left
     alone as long as another one has it. ``seeds`` replaces the file's seeds by 0 … seeds - 1.
 
     Raises:
