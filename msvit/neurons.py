@@ -52,7 +52,7 @@ class NeuronConfig:
 
     def spec(self) -> NeuronSpec | None:
         """The neuron as :mod:`msvit.kernels` computes it, None where only spikingjelly does."""
-        if self.kind not in ("if", "lif", "plif") or self.surrogate not in ("sigmoid", "atan"):
+        if self.kind not in ("if", "lif", "plif"):
             return None
         return NeuronSpec(
             kind=self.kind,
@@ -60,7 +60,7 @@ class NeuronConfig:
             threshold=self.threshold,
             v_reset=0.0 if self.hard_reset else None,
             surrogate=self.surrogate,
-            alpha=self.surrogate_alpha or {"sigmoid": 4.0, "atan": 2.0}[self.surrogate],
+            alpha=self.build_surrogate().alpha,
             detach_reset=self.detach_reset,
         )
 
@@ -136,6 +136,11 @@ class Spikes(nn.Identity):
         self.parts = parts
 
 
+def watched(module: nn.Module) -> bool:
+    """Whether a monitor wants to see what passes ``module``, so that it must not be skipped."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
 class Neuron(nn.Module):
     """A layer of spiking neurons, ``[T, B, ..., C]`` → spikes ``[T, B, ..., C]``.
 
@@ -165,11 +170,6 @@ class Neuron(nn.Module):
     def time_constant(self) -> Tensor | None:
         """The learnable scalar of a PLIF, ``1 / tau = sigmoid(w)``."""
         return self.node.w if self.config.kind == "plif" else None
-
-    @property
-    def watched(self) -> bool:
-        """Whether a monitor needs the spikes themselves, apart from what is added to them."""
-        return bool(self.spikes._forward_hooks or self.spikes._forward_pre_hooks)
 
     def extra_repr(self) -> str:
         return f"{self.config.kind}, threshold={self.config.threshold}"

@@ -19,7 +19,7 @@ import os
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NotRequired
 
 from pydantic import Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
@@ -121,6 +121,7 @@ class Manifest(TypedDict):
     question: str
     grid_file: str
     axes: list[str]
+    overrides: NotRequired[list[str]]  # command-line settings, as they were given
     cells: list[StudyCell]
 
 

@@ -15,7 +15,7 @@ import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 if not __package__:
     # As a script: this folder's modules are found as studies.*, wherever it is started.
@@ -25,17 +25,11 @@ from msvit.cells import SECTIONS
 from msvit.options import ConfigError
 from msvit.records import RecordError, cell_folder, read_failure, read_record, write_study
 from studies.cluster import Place, RayLost
+from studies.command_line import Parser
 from studies.grids import list_grids, load_study
 from studies.study import Study, show_value
 
 DEFAULT_RESULTS = Path("results")
-
-
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message} (--help lists the options)\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -176,7 +170,7 @@ def _counts(states: dict[str, str]) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         description="Run a study: a grid of cells on Ray, then its tables and figures.",
         epilog="Exit code: 0 all cells done, 1 some cell failed, 2 wrong input, 130 interrupted.",
         allow_abbrev=False,

@@ -25,13 +25,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
-from typing import Any, NoReturn
+from typing import Any
 
 if not __package__:
     # As a script: this folder's modules are found as studies.*, wherever it is started.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from msvit.options import ConfigError, unknown
+from studies.command_line import Parser
 from studies.timing.cases import MODELS, PRECISIONS, SIZES, Case, growth_cases, step_cases
 from studies.timing.kinds import kind_of, split
 from studies.timing.report import (
@@ -50,13 +51,6 @@ QUICK_OUT = Path("results/speed-quick")
 
 class MeasurementError(RuntimeError):
     """A worker process ended without a result."""
-
-
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message} (--help lists the options)\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -80,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=list(MODELS), metavar="NAME")
     parser.add_argument("--sizes", nargs="+", default=list(SIZES), metavar="NAME")
     parser.add_argument(

@@ -11,7 +11,7 @@ from msvit import kernels
 from msvit.layers.norm import BatchNorm
 from msvit.layers.synapses import Conv, SpikeMask, SpikeProduct
 from msvit.layers.units import ConvNormNeuron, fire
-from msvit.neurons import Neuron, NeuronConfig
+from msvit.neurons import Neuron, NeuronConfig, watched
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
@@ -117,8 +117,6 @@ class TokenAttention(nn.Module):
             self.branches = SharedBranches(dim, neuron, scales, self.names, plane)
         else:
             self.branches = SeparateBranches(dim, neuron, scales, self.names, plane)
-        # The branches whose spikes come joined with the keys.
-        self.near = getattr(self.branches, "points", ())
         self.attn_neuron = Neuron(neuron.with_(threshold=attn_threshold))
         self.mask = SpikeMask()
         self.proj = ConvNormNeuron(dim, dim, neuron, bias=True)
@@ -126,7 +124,7 @@ class TokenAttention(nn.Module):
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
         joined, wide = self.branches(x)
         neuron = self.attn_neuron
-        if self.fusion == "token" and neuron.spec is not None and not self.mask._forward_hooks:
+        if self.fusion == "token" and neuron.spec is not None and not watched(self.mask):
             masked, attend = kernels.score_mask(
                 joined,
                 joined.shape[-1] // self.dim,
@@ -143,11 +141,10 @@ class TokenAttention(nn.Module):
     def _score_and_mask(self, joined: Tensor, wide: list[Tensor]) -> Tensor:
         """The same in single steps, which monitors can see and every fusion and neuron takes."""
         *votes, k = joined.split(self.dim, dim=-1)
-        by_branch = iter(wide)
-        near = iter(votes)
-        per_head = [  # [T, B, H, W, heads, d]
-            next(near if s in self.near else by_branch).unflatten(-1, (self.heads, -1))
-            for s in self.names
+        near, far = iter(votes), iter(wide)
+        per_head = [  # [T, B, H, W, heads, d], in the order of the scales
+            next(near if name in self.branches.points else far).unflatten(-1, (self.heads, -1))
+            for name in self.names
         ]
         summed = per_head if self.fusion == "token" else per_head[:1]
         score = sum(v.sum(-1, keepdim=True) for v in summed)
@@ -209,6 +206,8 @@ class SharedBranches(nn.Module):
 
     Returns as :class:`SeparateBranches` does, only the keys being joined.
     """
+
+    points = ()
 
     def __init__(
         self,

@@ -15,7 +15,7 @@ from msvit import kernels
 from msvit.kernels import max_pool
 from msvit.layers.norm import BatchNorm
 from msvit.layers.synapses import Conv
-from msvit.neurons import Neuron, NeuronConfig
+from msvit.neurons import Neuron, NeuronConfig, watched
 
 
 def add(x: Tensor, shortcut: Tensor | None) -> Tensor:
@@ -37,7 +37,7 @@ def fire(
     if neuron.spec is None:
         return add(neuron(norm(y, offset, pool=pool)), shortcut)
     unit = (y, norm, neuron.spec, neuron.time_constant)
-    if shortcut is not None and not neuron.watched:
+    if shortcut is not None and not watched(neuron.spikes):
         return kernels.norm_neuron(*unit, shortcut, offset, pool)
     return add(neuron.spikes(kernels.norm_neuron(*unit, None, offset, pool)), shortcut)
 

@@ -30,7 +30,7 @@ class FiringMonitor:
 
     def __init__(self) -> None:
         self._layers: dict[str, _Layer] = {}
-        self._called: dict[str, None] = {}  # layers in the order in which data reach them
+        self._reached: dict[str, _Layer] = {}  # in the order in which data first come to them
 
     def attach(self, model: nn.Module, batch_size: Callable[[], int]) -> list[RemovableHandle]:
         """Hook ``model``; ``batch_size`` tells the number of images now in it."""
@@ -57,8 +57,7 @@ class FiringMonitor:
             per_part = per_image.double().unflatten(-1, (len(names), -1)).sum(-1)
             per_step = per_part.unflatten(0, (steps, images)).sum(1).cpu()  # [T, parts]
             for name, part in zip(names, per_step.T, strict=True):
-                layer = self._layers[name]
-                self._called.setdefault(name)
+                layer = self._reached.setdefault(name, self._layers[name])
                 layer.spikes = part + layer.spikes if len(layer.spikes) else part.clone()
                 layer.neurons += spikes.numel() // (steps * len(names))
 
@@ -73,8 +72,7 @@ class FiringMonitor:
                 "rate": spikes / layer.neurons,
                 "neurons": layer.neurons // images,
             }
-            for name in self._called
-            for layer in [self._layers[name]]
+            for name, layer in self._reached.items()
             for step, spikes in enumerate(layer.spikes.tolist())
         ]
 

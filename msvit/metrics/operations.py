@@ -32,8 +32,7 @@ none, so the row holds the mask's rate and zeros.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -106,7 +105,6 @@ class _Layer:
     kind: str
     operands: tuple[Operand, ...]
     dense_macs: int = 0  # summed over images and time steps
-    turn: int | None = None  # place among all layers, by when data first reached it
 
 
 class OperationCounter:
@@ -114,12 +112,12 @@ class OperationCounter:
 
     def __init__(self) -> None:
         self._layers: dict[str, _Layer] = {}
+        self._reached: dict[str, _Layer] = {}  # in the order in which data first come to them
 
     def attach(self, model: nn.Module) -> list[RemovableHandle]:
         """Hook ``model``."""
         averaging = [m for m in model.modules() if isinstance(m, Classifier) and m.neuron is None]
         classifiers = {module.linear: module for module in averaging}
-        calls = itertools.count()
         handles = []
         for path, module in model.named_modules():
             kind = _KINDS.get(type(module))
@@ -132,16 +130,16 @@ class OperationCounter:
             if module in classifiers:
                 see = _see_input(layer)
                 handles.append(classifiers[module].register_forward_pre_hook(see))
-                handles.append(module.register_forward_hook(_count(layer, calls, look=False)))
+                handles.append(
+                    module.register_forward_hook(_count(name, layer, self._reached, look=False))
+                )
             else:
-                handles.append(module.register_forward_hook(_count(layer, calls)))
+                handles.append(module.register_forward_hook(_count(name, layer, self._reached)))
         return handles
 
     def rows(self, images: int) -> list[Operations]:
         """A row per layer, per image of ``images`` and summed over time steps."""
-        reached = [item for item in self._layers.items() if item[1].turn is not None]
-        reached.sort(key=lambda item: item[1].turn)
-        return [_row(name, layer, images) for name, layer in reached]
+        return [_row(name, layer, images) for name, layer in self._reached.items()]
 
 
 def _see_input(layer: _Layer) -> Callable:
@@ -151,10 +149,9 @@ def _see_input(layer: _Layer) -> Callable:
     return see
 
 
-def _count(layer: _Layer, calls: Iterator[int], look: bool = True) -> Callable:
+def _count(name: str, layer: _Layer, reached: dict[str, _Layer], look: bool = True) -> Callable:
     def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        if layer.turn is None:
-            layer.turn = next(calls)
+        reached.setdefault(name, layer)
         first = inputs[0]
         if look:
             seen = inputs if layer.kind == "product" else inputs[:1]

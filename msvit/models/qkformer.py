@@ -2,7 +2,7 @@
 
 Three stages of growing width. Early stages attend by token Q-K attention (a score per token,
 linear in their number), the last by spiking self-attention. Spikes are added at shortcuts.
-The whole architecture is :class:`HierarchicalTransformer`, which MSVIT varies.
+MSVIT is this architecture with another attention (:mod:`msvit.models.msvit`).
 """
 
 from __future__ import annotations
