@@ -16,7 +16,12 @@ from torch.nn.functional import conv2d
 MAX_ERROR = 1e-6
 """Largest relative error of a product that may call itself fp32; bf16 is off by 2e-3."""
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_DTYPES = {
+    "fp32": torch.float32,
+    "tf32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
 
 
 @dataclass(frozen=True)
@@ -33,16 +38,20 @@ class Precision:
 
 
 def choose_precision(requested: str, device: torch.device) -> Precision:
-    """Set up the process for ``requested`` (``auto``, ``fp32``, ``bf16`` or ``fp16``).
+    """Set up the process for ``requested``, as ``training.precision`` names it.
 
     ``auto`` is fp32 on a CPU, and on a GPU with bf16 units bf16, as in the published recipes.
     """
     if requested == "auto":
         gpu = device.type == "cuda"
         requested = "bf16" if gpu and bf16_is_native(device) else "fp32"
+    if requested == "tf32" and device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.allow_tf32 = True
+        return Precision(torch.float32, "tf32 (matmul high)")
     matmul = _set_matmul_precision(device)
     label = f"fp32 (matmul {matmul})"
-    if requested != "fp32":
+    if requested not in ("fp32", "tf32"):
         label = f"{requested} autocast over {label}"
     return Precision(_DTYPES[requested], label)
 

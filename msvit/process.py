@@ -10,6 +10,9 @@ from functools import cache
 
 import torch
 
+from msvit import kernels
+from msvit.kernels import build
+
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # glibc's malloc.h
 
 
@@ -34,16 +37,18 @@ def _usable_cpus() -> int:
 
 
 def _keep_freed_memory() -> None:
-    """Have glibc keep large freed blocks instead of giving them back to the kernel.
+    """Have glibc keep large freed blocks, fit for use, instead of returning them to the kernel.
 
     Every activation would otherwise be fresh pages, and clearing them costs a third of a
-    training step. Other systems keep their defaults.
+    training step (for the rest see ``kernels/allocator.cpp``). Other systems keep their defaults.
     """
     if sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
         return
     mallopt = ctypes.CDLL(None).mallopt
     mallopt(_M_MMAP_MAX, 0)
     mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+    if not kernels.off() and (library := build.allocator()):
+        library.allocator_use()
 
 
 def reset_peak_memory(device: torch.device) -> None:

@@ -25,7 +25,7 @@ from msvit.kernels.spec import SURROGATES
 # In a process of its own (see the end), these tests run the Triton kernels in Triton's interpreter.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 pytestmark = pytest.mark.skipif(
-    not INTERPRETED and build.library("float") is None, reason="this machine has no C++ compiler"
+    not INTERPRETED and build.units("float") is None, reason="this machine has no C++ compiler"
 )
 property_test = settings(
     max_examples=5 if INTERPRETED else 30, deadline=None, derandomize=True, database=None
@@ -368,7 +368,7 @@ def fresh(tmp_path, monkeypatch):
     """An empty cache folder, and a package that has not compiled anything yet."""
     monkeypatch.setenv("MSVIT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(build, "FLAGS", tuple(f.replace("-O3", "-O0") for f in build.FLAGS))
-    caches = (build.compiler, build.library, build._report, cpp.passes)
+    caches = (build.compiler, build.units, build._report, cpp.passes)
     for cache in caches:
         cache.cache_clear()
     yield tmp_path / "cache"
@@ -378,7 +378,7 @@ def fresh(tmp_path, monkeypatch):
 
 def test_processes_that_start_at_once_share_one_library(fresh):
     def child() -> None:
-        sys.exit(0 if build.library("float") is not None else 1)
+        sys.exit(0 if build.units("float") is not None else 1)
 
     fork = multiprocessing.get_context("fork")
     children = [fork.Process(target=child) for _ in range(3)]
@@ -405,8 +405,8 @@ def test_a_damaged_library_is_compiled_again(fresh, monkeypatch):
     elsewhere.mkdir()
     (elsewhere / kept.name).write_bytes(kept.read_bytes()[:100])
     monkeypatch.setenv("MSVIT_CACHE", str(elsewhere))
-    build.library.cache_clear()
-    assert build.library("float") is not None
+    build.units.cache_clear()
+    assert build.units("float") is not None
     assert (elsewhere / kept.name).stat().st_size == kept.stat().st_size
 
 

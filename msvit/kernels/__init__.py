@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
 
-from . import cpp, fused, plain
+from . import cpp, fused, plain, waiting
 from .spec import NeuronSpec, Norm
 
 __all__ = [
@@ -29,7 +30,13 @@ __all__ = [
     "norm_add",
     "norm_neuron",
     "score_mask",
+    "spikes_as_bytes",
 ]
+
+
+def off() -> bool:
+    """Whether ``MSVIT_KERNELS=off`` forbids all compiled code of our own."""
+    return os.environ.get("MSVIT_KERNELS") == "off"
 
 
 def available(device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> bool:
@@ -129,9 +136,19 @@ def score_mask(
     return fused.score_mask(passes, joined, parts, wide, spec, heads, plif_w)
 
 
+def spikes_as_bytes(device: torch.device) -> AbstractContextManager:
+    """Context for a forward pass: spikes that are kept for the backward pass take a byte each.
+
+    On a CPU; elsewhere, and where nothing is kept, it does nothing.
+    """
+    if _backend(device, torch.float32) is None or device.type != "cpu":
+        return nullcontext()
+    return waiting.spikes_as_bytes()
+
+
 def _backend(device: torch.device, dtype: torch.dtype):
     """The passes for tensors of this kind, None where the plain path has to do."""
-    if os.environ.get("MSVIT_KERNELS") == "off":
+    if off():
         return None
     if device.type == "cpu":
         return cpp.passes(dtype)

@@ -1,4 +1,4 @@
-"""Compile units.cpp at first use and keep the library in the user's cache folder.
+"""Compile C++ at first use and keep the library in the user's cache folder.
 
 A library is named by a hash of source, flags, compiler and processor, written under another name
 and renamed when complete, so that any number of processes may start at once. What cannot be
@@ -18,26 +18,45 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
+import torch
+
 logger = logging.getLogger(__name__)
 
 FOLDER = Path(__file__).parent
 SOURCES = sorted((*FOLDER.glob("*.cpp"), *FOLDER.glob("*.h")))
 # No -ffast-math: a NaN has to be seen in the loss, and sums are to keep their order.
-FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
+FLAGS = ("-O3", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
 NATIVE = ("-march=native",)
 OPENMP = ("-fopenmp",)
 
 
 @cache
-def library(storage: str) -> ctypes.CDLL | None:
+def units(storage: str) -> ctypes.CDLL | None:
     """The compiled passes for ``storage`` ("float", "double" or "bf16"), None if impossible."""
-    found = compiler()
-    if found is None:
+    flags = ("-std=c++17", f"-DSTORAGE={storage}")
+    return _library("units.cpp", f"units-{storage}", flags, "spiking units run on the plain path")
+
+
+@cache
+def allocator() -> ctypes.CDLL | None:
+    """The compiled memory allocator, None if impossible."""
+    torch_folder = Path(torch.__file__).parent
+    flags = ("-std=c++20", f"-I{torch_folder / 'include'}", f"-L{torch_folder / 'lib'}", "-lc10")
+    name = f"allocator-torch-{torch.__version__}"
+    return _library(
+        "allocator.cpp", name, flags, "freed memory is not used again as well as it might"
+    )
+
+
+def _library(source: str, name: str, flags: tuple[str, ...], without: str) -> ctypes.CDLL | None:
+    program = compiler()
+    if program is None:
+        _report("spiking units run on the plain path: no C++ compiler found")
         return None
     try:
-        return _load(found, storage)
+        return _load(program, source, name, flags)
     except (OSError, subprocess.SubprocessError) as error:
-        _report(str(error))
+        _report(f"{without}: {error}")
         return None
 
 
@@ -45,19 +64,16 @@ def library(storage: str) -> ctypes.CDLL | None:
 def compiler() -> str | None:
     """Path of the C++ compiler: ``$CXX``, or the system's."""
     names = (os.environ.get("CXX"), "c++", "g++", "clang++")
-    found = next((path for name in names if name and (path := shutil.which(name))), None)
-    if found is None:
-        _report("no C++ compiler found")
-    return found
+    return next((path for name in names if name and (path := shutil.which(name))), None)
 
 
 @cache  # one line, not one for every storage type
-def _report(reason: str) -> None:
-    logger.warning("spiking units run on the plain path: %s", reason)
+def _report(message: str) -> None:
+    logger.warning(message)
 
 
-def _load(program: str, storage: str) -> ctypes.CDLL:
-    name = f"units-{storage}-{_key(program, storage)}.so"
+def _load(program: str, source: str, name: str, flags: tuple[str, ...]) -> ctypes.CDLL:
+    name = f"{name}-{_key(program, flags)}.so"
     folder = _cache_folder()
     kept = folder / name
     if kept.exists():
@@ -68,14 +84,14 @@ def _load(program: str, storage: str) -> ctypes.CDLL:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            made = _compile(program, storage, Path(scratch) / name)
+            made = _compile(program, source, flags, Path(scratch) / name)
             os.replace(made, kept)
         return ctypes.CDLL(str(kept))
     except OSError as error:
         logger.info("%s cannot keep compiled kernels (%s)", folder, error)
     # A loaded library outlives its file.
     with tempfile.TemporaryDirectory() as scratch:
-        return ctypes.CDLL(str(_compile(program, storage, Path(scratch) / name)))
+        return ctypes.CDLL(str(_compile(program, source, flags, Path(scratch) / name)))
 
 
 def _cache_folder() -> Path:
@@ -84,11 +100,10 @@ def _cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "msvit"
 
 
-def _compile(program: str, storage: str, target: Path) -> Path:
+def _compile(program: str, source: str, flags: tuple[str, ...], target: Path) -> Path:
     # Apple's compiler has no OpenMP, some have no "native": less speed, same results.
     for optional in ((*NATIVE, *OPENMP), NATIVE, OPENMP, ()):
-        command = [program, *FLAGS, *optional, f"-DSTORAGE={storage}", str(FOLDER / "units.cpp")]
-        command += ["-o", str(target)]
+        command = [program, *FLAGS, *optional, str(FOLDER / source), *flags, "-o", str(target)]
         if optional[-1:] == OPENMP:
             command += _openmp_runtime()
         done = subprocess.run(command, capture_output=True, text=True, timeout=300)
@@ -112,16 +127,15 @@ def _openmp_runtime() -> list[str]:
     return ["-Wl,--as-needed", *sorted(loaded)] if len(loaded) == 1 else []
 
 
-def _key(program: str, storage: str) -> str:
+def _key(program: str, flags: tuple[str, ...]) -> str:
     version = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=60)
     parts = (
         *(path.read_text() for path in SOURCES),
-        storage,
         program,
         version.stdout,
         _processor(),
     )
-    parts += (*FLAGS, *NATIVE, *OPENMP, *_openmp_runtime())
+    parts += (*flags, *FLAGS, *NATIVE, *OPENMP, *_openmp_runtime())
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 

@@ -42,13 +42,15 @@ _SIGNATURES = {
     "unit_unpool": (_P, _P, _P, _P, _P, _P, _P, _I, _I, _I, _I, _I, _T),
     "unit_votes": (_P, _P, _I, _I, _P, _P, _P, _P, _I, _I, _I, _I, _N, _T),
     "unit_votes_backward": (_P, _P, _P, _I, _P, _P, _I, _I, _I, _I, _N, _P, _T),
+    "unit_to_bytes": (_P, _P, _I, _T),
+    "unit_from_bytes": (_P, _P, _I, _T),
 }
 
 
 @cache
 def passes(dtype: torch.dtype) -> Passes | None:
     """The passes for activations of ``dtype``, None where they cannot be compiled."""
-    library = build.library(STORAGE[dtype]) if dtype in STORAGE else None
+    library = build.units(STORAGE[dtype]) if dtype in STORAGE else None
     return None if library is None else Passes(library, dtype)
 
 
@@ -61,6 +63,7 @@ class Passes:
             function = getattr(library, name)
             function.argtypes, function.restype = arguments, None
             setattr(self, "_" + name.removeprefix("unit_"), function)
+        self._to_bytes.restype = c_int
         library.unit_padded.argtypes, library.unit_padded.restype = (c_int64,), c_int64
         self._padded = library.unit_padded
 
@@ -217,6 +220,17 @@ class Passes:
             *(_neuron(spec, decay), _pointer(decay_grad), _threads()),
         )
         return joined, wide_grad, decay_grad
+
+    def to_bytes(self, x: Tensor) -> Tensor | None:
+        """The values of dense ``x`` in the order of its memory, None unless all are 0, 1 … 255."""
+        count = x.numel()
+        out = torch.empty(self._padded(count), dtype=torch.uint8)
+        return out if self._to_bytes(x.data_ptr(), out.data_ptr(), count, _threads()) else None
+
+    def from_bytes(self, values: Tensor, out: Tensor) -> Tensor:
+        """Fills dense ``out`` with what :meth:`to_bytes` has made ``values`` of."""
+        self._from_bytes(values.data_ptr(), out.data_ptr(), out.numel(), _threads())
+        return out
 
 
 def _threads() -> int:

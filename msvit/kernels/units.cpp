@@ -6,6 +6,7 @@
 // its T steps in vector registers, so that nothing but inputs and outputs touches memory. Options
 // such as the kind of reset are ordinary, well predicted branches. No fast-math: NaN and infinity
 // go through.
+#include "bytes.h"
 #include "pools.h"
 #include "votes.h"
 
@@ -357,6 +358,16 @@ void unit_votes_backward(const void* grad, const void* scores, const void* keys,
     Votes{nullptr, nullptr, parts, 0, steps, rows, channels, heads, Dynamics(*neuron)}
         .backward(in<S>(grad), in<R>(scores), in<uint8_t>(keys), to<S>(joined_grad), to<S>(wide_grad),
                   decay_grad, threads);
+}
+
+int unit_to_bytes(const void* x, void* out, i64 count, int threads) {
+    const i64 glance = std::min<i64>(count, 64 * BLOCK);
+    if (!to_bytes(in<S>(x), to<uint8_t>(out), glance, 1)) return 0;
+    return to_bytes(in<S>(x), to<uint8_t>(out), count, useful_threads(threads, count));
+}
+
+void unit_from_bytes(const void* bytes, void* out, i64 count, int threads) {
+    from_bytes(in<uint8_t>(bytes), to<S>(out), count, useful_threads(threads, count));
 }
 
 }  // extern "C"

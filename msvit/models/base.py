@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
+from msvit import kernels
 from msvit.checkpoints import OfficialMap
 from msvit.models.options import SpikingOptions
 from msvit.neurons import NeuronConfig
@@ -28,6 +31,10 @@ class Model(nn.Module):
     def __init__(self, options: SpikingOptions) -> None:
         super().__init__()
         self.options = options
+
+    def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        with kernels.spikes_as_bytes(x.device):
+            return super().__call__(x, *args, **kwargs)
 
     def forward(self, x: Tensor) -> Tensor:
         raise NotImplementedError

@@ -46,8 +46,9 @@ class TrainingOptions(Options):
     """Move training images by up to this many pixels each way; black moves in."""
     mixup: float = Field(0.0, ge=0, le=10)
     """Alpha of mixup (Zhang et al. 2018); 0 mixes nothing."""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """``auto`` is the fastest known to train to the same accuracy on the device."""
+    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "auto"
+    """``auto`` is the fastest known to train to the same accuracy on the device. ``tf32`` is
+    fp32 with products rounded to 10 bits on GPUs that have them, and fp32 elsewhere."""
     eval_batch_size: int = Field(128, ge=1, le=65_536)
 
     @model_validator(mode="after")

@@ -1,0 +1,63 @@
+"""Spikes that wait for the backward pass take a byte each.
+
+A product keeps its input for the gradient of its weights. Where that input holds spikes, or sums of
+a few, bytes say the same as floats; two products of one input share them.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+from torch.multiprocessing.reductions import StorageWeakRef
+
+from . import cpp
+
+_LEAST = 16384  # elements; smaller tensors are not worth a look
+
+
+def spikes_as_bytes() -> saved_tensors_hooks:
+    """Context for a forward pass on the CPU, where kernels can be compiled."""
+    return saved_tensors_hooks(_Packer().pack, unpack)
+
+
+class _Packer:
+    """Packs what one forward pass keeps; knows what it has packed before."""
+
+    def __init__(self) -> None:
+        self._packed: dict[tuple, tuple[StorageWeakRef, Tensor | None]] = {}
+
+    def pack(self, x: Tensor) -> Tensor | tuple:
+        passes = _passes_for(x)
+        if passes is None:
+            return x.detach()  # x itself, kept by what has computed it, would be a cycle
+        # While its weak reference stands, a storage's address is not used for another.
+        storage = StorageWeakRef(x.untyped_storage())
+        key = (storage.cdata, x.storage_offset(), x.numel(), x._version)
+        if key not in self._packed:
+            self._packed[key] = storage, passes.to_bytes(x)
+        values = self._packed[key][1]
+        if values is None:
+            return x.detach()
+        return values, torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta")
+
+
+def unpack(kept: Tensor | tuple) -> Tensor:
+    if isinstance(kept, Tensor):
+        return kept
+    values, like = kept
+    out = torch.empty_strided(like.shape, like.stride(), dtype=like.dtype)
+    return cpp.passes(like.dtype).from_bytes(values, out)
+
+
+def _passes_for(x: Tensor) -> cpp.Passes | None:
+    parameter = x.is_leaf and x.requires_grad
+    if parameter or x.device.type != "cpu" or x.numel() < _LEAST or not _is_dense(x):
+        return None
+    return cpp.passes(x.dtype)
+
+
+def _is_dense(x: Tensor) -> bool:
+    if x.is_contiguous():
+        return True
+    return x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
