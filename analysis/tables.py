@@ -59,10 +59,10 @@ def compare(study: Study) -> Table:
     columns = {
         "configuration": [Entry(group) for group in numbers["configuration"]],
         "accuracy (%)": _accuracy(numbers),
-        "firing rate": _entries(numbers["firing_rate_mean"], 3),
-        f"energy ({energy_unit}/image)": _entries(energy, None, best=min),
-        "parameters (M)": _entries(numbers["parameters"].astype(float) / 1e6),
-        f"training ({time_unit})": _entries(
+        "firing rate": entries(numbers["firing_rate_mean"], 3),
+        f"energy ({energy_unit}/image)": entries(energy, None, best=min),
+        "parameters (M)": entries(numbers["parameters"].astype(float) / 1e6),
+        f"training ({time_unit})": entries(
             numbers["training_seconds_mean"] * TIME_UNITS[time_unit]
         ),
         "seeds": [
@@ -71,10 +71,10 @@ def compare(study: Study) -> Table:
         ],
     }
     if sources:
-        columns["top-1† (%)"] = _entries(numbers["published_top1_percent"], 2)
+        columns["top-1† (%)"] = entries(numbers["published_top1_percent"], 2)
         published = numbers["published_energy_mj"] * ENERGY_UNITS[energy_unit]
         if published.notna().any():
-            columns[f"energy† ({energy_unit}/image)"] = _entries(published)
+            columns[f"energy† ({energy_unit}/image)"] = entries(published)
     return Table(
         name=study.name,
         caption=study.question,
@@ -138,17 +138,17 @@ def unit_for(values: pd.Series, units: dict[str, float]) -> str:
 
 
 def _accuracy(numbers: pd.DataFrame) -> list[Entry]:
-    entries = _entries(numbers["accuracy_percent_mean"], 2, best=max)
+    shown = entries(numbers["accuracy_percent_mean"], 2, best=max)
     details = []
     for seeds, std in zip(numbers["seeds"], numbers["accuracy_percent_std"], strict=True):
         details.append(f"± {std:.2f}" if seeds > 1 else "(one seed)" if seeds else "")
-    return [Entry(e.text, d, e.rank) for e, d in zip(entries, details, strict=True)]
+    return [Entry(e.text, d, e.rank) for e, d in zip(shown, details, strict=True)]
 
 
-def _entries(
+def entries(
     values: pd.Series, decimals: int | None = None, best: type[max] | None = None
 ) -> list[Entry]:
-    """``values`` as text; with ``best`` (min or max) the first two ranks are marked.
+    """``values`` as text, a field each; with ``best`` (min or max) the first two ranks are marked.
 
     Without ``decimals``, as many as give the smallest value three digits. Ranks are those of
     what is shown: what looks equal ranks equal.

@@ -6,6 +6,7 @@
                         /failure.json    why a cell has no record
                         /log.txt         what its process printed
     <results>/studies/<name>/study.json  which cells answer which question
+    <results>/searches/<name>/search.json  what was searched, and where its Optuna study is
 
 A file is either absent or complete and of the schema that this version knows. Anything else
 ends in one :class:`RecordError` line that names the file and says what to do.
@@ -125,9 +126,28 @@ class Manifest(TypedDict):
     cells: list[StudyCell]
 
 
-_RECORD, _FAILURE, _MANIFEST = (TypeAdapter(shape) for shape in (Record, Failure, Manifest))
+class SearchManifest(TypedDict):
+    schema: int
+    name: str  # of the Optuna study too
+    question: str
+    space_file: str
+    storage: str  # of the Optuna study: a journal file or a URL
+    data: str
+    trials: int
+    sampler: str
+    pruner: dict[str, Any]
+    base: dict[str, Any]
+    parameters: dict[str, dict[str, Any]]  # as written in the space
+    objectives: list[tuple[str, str]]  # figure, direction; the first one decides early stopping
+    constraints: list[str]
+    seeds: list[int]
+
+
+_RECORD, _FAILURE, _MANIFEST, _SEARCH = (
+    TypeAdapter(shape) for shape in (Record, Failure, Manifest, SearchManifest)
+)
 _RETRAIN = "Delete it to have the cell run again."
-_RESTART = "Delete it; the next run of the study writes it again."
+_RESTART = "Delete it; the next run writes it again."
 
 
 _FULL = "Free some space and run the same command again; nothing finished is lost."
@@ -240,6 +260,37 @@ def read_study(results: Path, name: str) -> dict[str, Any]:
     if manifest is None:
         raise RecordError(f"{path}: no such file. Run the study first: --grid {name}")
     _check(manifest, _MANIFEST, path, _RESTART)
+    return manifest
+
+
+def search_folder(results: Path, name: str) -> Path:
+    """Where a search's manifest, study, tables and figures are."""
+    return results / "searches" / name
+
+
+def write_search(results: Path, manifest: Mapping[str, Any]) -> Path:
+    """Write a search's manifest.
+
+    Raises:
+        RecordError: where it lacks a field or the file cannot be written.
+    """
+    path = search_folder(results, manifest["name"]) / "search.json"
+    _check(manifest, _SEARCH, path, "This is a bug in the search runner.")
+    write_json(path, manifest)
+    return path
+
+
+def read_search(results: Path, name: str) -> dict[str, Any]:
+    """A search's manifest.
+
+    Raises:
+        RecordError: where the search was never run here or its manifest cannot be used.
+    """
+    path = search_folder(results, name) / "search.json"
+    manifest = _read_json(path, _RESTART)
+    if manifest is None:
+        raise RecordError(f"{path}: no such file. Run the search first: --space {name}")
+    _check(manifest, _SEARCH, path, _RESTART)
     return manifest
 
 

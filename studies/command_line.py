@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from typing import NoReturn
+import math
+from pathlib import Path
+from typing import Any, NoReturn
+
+DEFAULT_RESULTS = Path("results")
 
 
 class Parser(argparse.ArgumentParser):
@@ -11,3 +15,56 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message} (--help lists the options)\n")
+
+
+def add_place(parser: argparse.ArgumentParser, what: str) -> None:
+    """Options that say where results and data are and what each ``what`` may use."""
+    add = parser.add_argument
+    add(
+        "--results",
+        type=Path,
+        default=DEFAULT_RESULTS,
+        metavar="DIR",
+        help="where records, tables and figures are kept (default: %(default)s)",
+    )
+    add("--data-dir", type=Path, metavar="DIR", help="where data sets are, or are downloaded to")
+    add("--address", metavar="auto|HOST:PORT", help="run on this Ray cluster, not here")
+    add(
+        "--cpus-per-cell",
+        type=positive(float),
+        default=1.0,
+        metavar="N",
+        help=f"CPUs, and so threads, of each {what} (default: 1)",
+    )
+    add(
+        "--gpus-per-cell",
+        type=_share,
+        metavar="N",
+        help=f"GPUs of each {what}; 0.5 lets two share one (default: 1 where there are any)",
+    )
+
+
+def positive(kind: type) -> Any:
+    def parse(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = 0
+        if not 0 < value < math.inf:
+            what = "a whole number from 1 on" if kind is int else "a number above 0"
+            raise argparse.ArgumentTypeError(f"{what} is needed (got {text!r})")
+        return value
+
+    return parse
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < math.inf or (value > 1 and value != int(value)):
+        raise argparse.ArgumentTypeError(
+            f"0, a fraction of one or a whole number is needed (got {text!r})"
+        )
+    return value

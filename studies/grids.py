@@ -14,10 +14,11 @@
         label: Spikformer (2023)   # optional; otherwise derived from what is set
     seeds: 3                   # 0, 1, 2; or a list of integers
 
-Without ``axes`` the base is itself a configuration. A configuration's own options replace
-the base's one by one. Where it names another model (or data set) than the base, the base's
-options that the other one also has are inherited, and those that it does not have are left
-out; what a configuration sets itself is never left out, but checked.
+Without ``axes`` the base is itself a configuration, unless it leaves the model's name to what
+it includes. A configuration's own options replace the base's one by one. Where it names another
+model (or data set) than the base, the base's options that the other one also has are inherited,
+and those that it does not have are left out; what a configuration sets itself is never left
+out, but checked.
 
 Two configurations that resolve to the same cell are run once. Nothing here imports torch.
 """
@@ -26,25 +27,30 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from msvit.cells import MAX_SEED, SECTIONS, Cell, option_names, resolve_cell, section_of
+from msvit.cells import SECTIONS, Cell, option_names, resolve_cell, section_of
 from msvit.options import ConfigError, unknown
 from msvit.yaml_files import parse_yaml, read_yaml
+from studies.configurations import (
+    MAX_CELLS,
+    base_of,
+    checked_keys,
+    find_file,
+    list_files,
+    merged,
+    question_of,
+    seeds_of,
+    shown_path,
+    split_key,
+)
 from studies.study import Study, StudyCell, show_value
-
-GRIDS = Path(__file__).resolve().parent / "grids"
-MAX_CELLS = 100_000  # beyond this a grid is a typing error
 
 _SET = "--set"
 _KEYS = ("question", "base", "axes", "include", "seeds")
 _INCLUDE_KEYS = ("label", *SECTIONS)
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 @dataclass
@@ -59,7 +65,7 @@ class _Configuration:
 
 def list_grids() -> list[str]:
     """Names of the grids that come with the harness."""
-    return sorted(path.stem for path in GRIDS.glob("*.yaml"))
+    return list_files("grid")
 
 
 def load_study(grid: str, overrides: Sequence[str] = (), seeds: int | None = None) -> Study:
@@ -73,16 +79,16 @@ def load_study(grid: str, overrides: Sequence[str] = (), seeds: int | None = Non
         ConfigError: for whatever could not be run, naming the file, the key and the nearest
             valid choice.
     """
-    path = _find(grid)
+    path = find_file("grid", grid)
     where = path.name
-    values = _checked_keys(read_yaml(path), _KEYS, where)
-    question = values.get("question")
-    if not isinstance(question, str) or not question.strip():
-        raise ConfigError(f"{where}: question: a sentence is needed (got {question!r})")
-    base = _base(values.get("base"), where)
+    values = checked_keys(read_yaml(path), _KEYS, where)
+    question = question_of(values, where)
+    base = base_of(values.get("base"), where)
     axes = _axes(values.get("axes"), where)
-    configurations = [*_crossed(base, axes, where), *_included(base, values, where)]
-    seed_list = _seeds(values.get("seeds", 1) if seeds is None else seeds, where)
+    configurations = _included(base, values, where)
+    if axes or not configurations or "name" in base["model"]:
+        configurations = [*_crossed(base, axes, where), *configurations]
+    seed_list = seeds_of(values.get("seeds", 1) if seeds is None else seeds, where)
     cells = [_resolved(configuration, base, where) for configuration in configurations]
     if overrides:  # the file is right as it is: what is wrong from here on is in them
         for override in overrides:
@@ -94,8 +100,8 @@ def load_study(grid: str, overrides: Sequence[str] = (), seeds: int | None = Non
         raise ConfigError(f"{where}: more than {MAX_CELLS} cells")
     return Study(
         name=path.stem,
-        question=" ".join(question.split()),
-        grid_file=_shown(path),
+        question=question,
+        grid_file=shown_path(path),
         axes=tuple(axes),
         cells=tuple(
             StudyCell(Cell(cell.model, cell.data, cell.training, seed), group)
@@ -107,52 +113,6 @@ def load_study(grid: str, overrides: Sequence[str] = (), seeds: int | None = Non
     )
 
 
-def _find(grid: str) -> Path:
-    """The file of ``grid``; whatever looks like a path is one."""
-    if grid.endswith((".yaml", ".yml")) or os.sep in grid:
-        path = Path(grid)
-        if not path.is_file():
-            raise ConfigError(f"{grid}: no such grid file")
-    else:
-        if grid not in list_grids():
-            raise ConfigError(unknown(grid, list_grids(), f"--grid: unknown grid {grid!r}"))
-        path = GRIDS / f"{grid}.yaml"
-    if not _NAME.fullmatch(path.stem):
-        raise ConfigError(
-            f"{grid}: the file's name names the study: letters, digits, '.', '_', '-' only"
-        )
-    return path
-
-
-def _shown(path: Path) -> str:
-    """Built-in grids by their place in the repository, others as they were given."""
-    return f"studies/grids/{path.name}" if path.parent == GRIDS else str(path)
-
-
-def _checked_keys(values: Any, valid: Iterable[str], where: str) -> dict[str, Any]:
-    if not isinstance(values, Mapping):
-        raise ConfigError(f"{where}: a mapping is needed (got {values!r})")
-    for key in values:
-        if key not in valid:
-            raise ConfigError(unknown(key, valid, f"{where}: {key}: unknown key"))
-    return dict(values)
-
-
-def _base(values: Any, where: str) -> dict[str, dict[str, Any]]:
-    place = f"{where}: base"
-    values = _checked_keys({} if values is None else values, SECTIONS, place)
-    base = {section: section_of(values, section, place) for section in SECTIONS}
-    for section, options in base.items():
-        # The options of a base that no configuration uses as it is are checked here.
-        if section == "training" or isinstance(options.get("name"), str):
-            known = option_names(section, options.get("name"), f"{place}.{section}")
-            for key in options:
-                if key not in known:
-                    message = f"{place}.{section}.{key}: unknown option"
-                    raise ConfigError(unknown(key, known, message))
-    return base
-
-
 def _axes(values: Any, where: str) -> dict[str, list[Any]]:
     if values is None:
         return {}
@@ -162,20 +122,10 @@ def _axes(values: Any, where: str) -> dict[str, list[Any]]:
         place = f"{where}: axes.{key}"
         if key == "seed":
             raise ConfigError(f"{place}: seeds are given by the key 'seeds'")
-        _split(str(key), place)
+        split_key(str(key), place)
         if not isinstance(choices, list) or not choices:
             raise ConfigError(f"{place}: a list of values is needed (got {choices!r})")
     return dict(values)
-
-
-def _split(key: str, where: str) -> tuple[str, str]:
-    """``model.scales`` → section and option."""
-    section, dot, option = key.partition(".")
-    if section not in SECTIONS:
-        raise ConfigError(unknown(section, SECTIONS, f"{where}: unknown section {section!r}"))
-    if not dot or not option:
-        raise ConfigError(f"{where}: write it as {section}.OPTION")
-    return section, option
 
 
 def _crossed(
@@ -187,9 +137,9 @@ def _crossed(
     for values in itertools.product(*axes.values()):
         own: dict[str, dict[str, Any]] = {}
         for key, value in zip(axes, values, strict=True):
-            section, option = _split(key, place)
+            section, option = split_key(key, place)
             own.setdefault(section, {})[option] = value
-        configurations.append(_Configuration(_merged(base, own, place), place, list(axes)))
+        configurations.append(_Configuration(merged(base, own, place), place, list(axes)))
         if len(configurations) > MAX_CELLS:
             raise ConfigError(f"{where}: axes: more than {MAX_CELLS} combinations")
     return configurations
@@ -204,30 +154,14 @@ def _included(
     configurations = []
     for index, entry in enumerate(entries):
         place = f"{where}: include[{index}]"
-        entry = _checked_keys(entry, _INCLUDE_KEYS, place)
+        entry = checked_keys(entry, _INCLUDE_KEYS, place)
         label = entry.pop("label", None)
         if label is not None and (not isinstance(label, str) or not label.strip()):
             raise ConfigError(f"{place}.label: a text is needed (got {label!r})")
         own = {section: section_of(entry, section, place) for section in SECTIONS}
         named = [f"{section}.{option}" for section in SECTIONS for option in own[section]]
-        configurations.append(_Configuration(_merged(base, own, place), place, named, label))
+        configurations.append(_Configuration(merged(base, own, place), place, named, label))
     return configurations
-
-
-def _merged(
-    base: Mapping[str, Mapping[str, Any]], own: Mapping[str, Mapping[str, Any]], where: str
-) -> dict[str, dict[str, Any]]:
-    """``own`` over ``base``; another model or data set inherits the options that it also has."""
-    merged = {}
-    for section in SECTIONS:
-        inherited = dict(base[section])
-        options = own.get(section, {})
-        name = options.get("name", inherited.get("name"))
-        if section != "training" and "name" in inherited and name != inherited["name"]:
-            known = option_names(section, name, f"{where}.{section}")
-            inherited = {key: value for key, value in inherited.items() if key in known}
-        merged[section] = {**inherited, **options}
-    return merged
 
 
 def _override(configurations: list[_Configuration], text: str) -> None:
@@ -248,12 +182,12 @@ def _override(configurations: list[_Configuration], text: str) -> None:
             raise ConfigError(f"{place}: unknown option {key!r}; did you mean {dotted[0]!r}?")
         raise ConfigError(unknown(key, valid, f"{place}: unknown option {key!r}"))
     value = parse_yaml(value_text, place)
-    section, option = _split(key, place)
+    section, option = split_key(key, place)
     for configuration in configurations:
         if key in names[id(configuration)]:
             with _blamed_on([text]):
                 own = {section: {option: value}}
-                configuration.raw = _merged(configuration.raw, own, _SET)
+                configuration.raw = merged(configuration.raw, own, _SET)
 
 
 def _option_keys(configuration: _Configuration) -> set[str]:
@@ -271,7 +205,8 @@ def _resolved(configuration: _Configuration, base: dict[str, dict[str, Any]], wh
     try:
         return resolve_cell(configuration.raw, configuration.where)
     except ConfigError:
-        resolve_cell(base, f"{where}: base")  # what is wrong with the base is said of the base
+        if "name" in base["model"]:
+            resolve_cell(base, f"{where}: base")  # what is wrong with the base is said of it
         raise
 
 
@@ -321,21 +256,3 @@ def _label(configuration: _Configuration, cell: Cell) -> str:
             short = option if last_parts.count(option) == 1 else key
             parts.append(f"{section if option == 'name' else short}={show_value(value)}")
     return " ".join(parts)
-
-
-def _seeds(values: Any, where: str) -> list[int]:
-    place = f"{where}: seeds"
-    if isinstance(values, int) and not isinstance(values, bool):
-        if values < 1:
-            raise ConfigError(f"{place}: at least one is needed (got {values})")
-        if values > MAX_CELLS:
-            raise ConfigError(f"{place}: more than {MAX_CELLS}; to name one seed write [{values}]")
-        return list(range(values))
-    if not isinstance(values, list) or not values:
-        raise ConfigError(f"{place}: a number or a list of integers is needed (got {values!r})")
-    for seed in values:
-        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= MAX_SEED:
-            raise ConfigError(f"{place}: integers from 0 to {MAX_SEED} are needed (got {seed!r})")
-        if values.count(seed) > 1:
-            raise ConfigError(f"{place}: {seed} appears twice")
-    return list(values)

@@ -10,7 +10,6 @@ A cell that has a record is not run again. Exit code: 0 all cells done, 1 some c
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -25,11 +24,9 @@ from msvit.cells import SECTIONS
 from msvit.options import ConfigError
 from msvit.records import RecordError, cell_folder, read_failure, read_record, write_study
 from studies.cluster import Place, RayLost
-from studies.command_line import Parser
+from studies.command_line import Parser, add_place, positive
 from studies.grids import list_grids, load_study
 from studies.study import Study, show_value
-
-DEFAULT_RESULTS = Path("results")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -186,59 +183,10 @@ def _parser() -> argparse.ArgumentParser:
         metavar="KEY=VALUE",
         help="override an option everywhere, such as training.epochs=3; repeatable",
     )
-    add(
-        "--seeds", type=_positive(int), metavar="N", help="run seeds 0 to N-1 instead of the grid's"
-    )
-    add(
-        "--results",
-        type=Path,
-        default=DEFAULT_RESULTS,
-        metavar="DIR",
-        help="where records, tables and figures are kept (default: %(default)s)",
-    )
-    add("--data-dir", type=Path, metavar="DIR", help="where data sets are, or are downloaded to")
+    add("--seeds", type=positive(int), metavar="N", help="run seeds 0 to N-1 instead of the grid's")
     add("--retry-failed", action="store_true", help="run cells again that failed earlier")
-    add("--address", metavar="auto|HOST:PORT", help="run on this Ray cluster, not here")
-    add(
-        "--cpus-per-cell",
-        type=_positive(float),
-        default=1.0,
-        metavar="N",
-        help="CPUs, and so threads, of each cell (default: 1)",
-    )
-    add(
-        "--gpus-per-cell",
-        type=_share,
-        metavar="N",
-        help="GPUs of each cell; 0.5 lets two share one (default: 1 where there are any)",
-    )
+    add_place(parser, "cell")
     return parser
-
-
-def _positive(kind: type) -> Any:
-    def parse(text: str) -> Any:
-        try:
-            value = kind(text)
-        except ValueError:
-            value = 0
-        if not 0 < value < math.inf:
-            what = "a whole number from 1 on" if kind is int else "a number above 0"
-            raise argparse.ArgumentTypeError(f"{what} is needed (got {text!r})")
-        return value
-
-    return parse
-
-
-def _share(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < math.inf or (value > 1 and value != int(value)):
-        raise argparse.ArgumentTypeError(
-            f"0, a fraction of one or a whole number is needed (got {text!r})"
-        )
-    return value
 
 
 if __name__ == "__main__":

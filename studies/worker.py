@@ -46,8 +46,11 @@ def run_cell(
     data_dir: str | None = None,
     train: Train | None = None,
     attempt: int = 1,
+    on_epoch: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
     """Run one cell; called in a process of its own.
+
+    ``on_epoch`` hears what training reports after each epoch; what it raises ends the cell.
 
     Returns ``{"record": ...}``, ``{"failure": ...}`` or, where another process is running the
     cell, ``{"busy": its owner}``. What is returned is written under ``results`` already, if
@@ -67,7 +70,7 @@ def run_cell(
         if record is not None:
             return {"record": record}
         with _output_to(folder / "log.txt"):
-            return _trained(cell, store, data_dir, attempt, train)
+            return _trained(cell, store, data_dir, attempt, train, on_epoch)
 
 
 def is_locked(folder: Path) -> bool:
@@ -97,7 +100,12 @@ def failure_of(cell: Cell, error: str, message: str, trace: str, attempts: int) 
 
 
 def _trained(
-    cell: Cell, store: Path, data_dir: str | None, attempt: int, train: Train | None
+    cell: Cell,
+    store: Path,
+    data_dir: str | None,
+    attempt: int,
+    train: Train | None,
+    on_epoch: Callable[[Mapping[str, Any]], None] | None,
 ) -> dict[str, Any]:
     folder = cell_folder(store, cell.id)
     print(f"[{_now()}] cell {cell.id}, attempt {attempt}, {_owner()}", flush=True)
@@ -107,6 +115,8 @@ def _trained(
         _append(folder / "progress.jsonl", progress)
         shown = ", ".join(f"{key} {_number(value)}" for key, value in progress.items())
         print(f"[{_now()}] {shown}", flush=True)
+        if on_epoch is not None:
+            on_epoch(progress)
 
     try:
         if train is None:

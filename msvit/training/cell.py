@@ -42,9 +42,9 @@ def train_cell(
     """Train, select by validation accuracy, measure on the test images; returns the record.
 
     After each epoch ``folder/checkpoint.pt`` is replaced and ``report`` is called with
-    ``epoch``, ``epochs``, ``train_loss``, ``val_accuracy`` and ``seconds``. A cell that was
-    stopped goes on after its last finished epoch and ends with the record it would have had:
-    on the same CPU with the same number of threads bit for bit, save times and memory.
+    ``epoch``, ``epochs``, ``train_loss``, ``val_loss``, ``val_accuracy`` and ``seconds``. A cell
+    that was stopped goes on after its last finished epoch and ends with the record it would have
+    had: on the same CPU with the same number of threads bit for bit, save times and memory.
 
     Raises:
         TrainingDiverged: when a loss is not finite.
@@ -97,7 +97,7 @@ def train_cell(
         }
         progress.add(row, trained - started, peak_memory_gb(device))
         progress.save()
-        shown = ("epoch", "train_loss", "val_accuracy", "seconds")
+        shown = ("epoch", "train_loss", "val_loss", "val_accuracy", "seconds")
         report({"epochs": options.epochs, **{key: row[key] for key in shown}})
 
     model.load_state_dict(progress.best)

@@ -1,0 +1,375 @@
+"""The figures of a search, as functions of its data frames (:mod:`analysis.search`)."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import optuna
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from analysis.canvas import canvas, style
+from analysis.labels import Mark, label_marks
+from analysis.published import read_published
+from analysis.search import Search
+from analysis.tables import ENERGY_UNITS, unit_for
+
+_BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "0.65"
+_LEAST = 4  # complete trials below which importance says nothing
+
+
+def save_search_figures(search: Search) -> list[Path]:
+    """Draw all figures of a search into ``<search>/figures`` as PNG and PDF; returns the PNGs."""
+    folder = search.folder / "figures"
+    folder.mkdir(parents=True, exist_ok=True)
+    figures = {"history": history(search), "slices": slices(search), "parallel": parallel(search)}
+    if len(search.objectives) > 1:
+        figures["pareto"] = pareto(search)
+    if (drawn := importance(search)) is not None:
+        figures["importance"] = drawn
+    for old in folder.glob("*.p[nd]*"):
+        if old.stem not in figures:
+            old.unlink()
+    with style():
+        for name, figure in figures.items():
+            figure.draw_without_rendering()
+            figure.set_layout_engine("none")
+            for suffix in (".pdf", ".png"):
+                metadata = {"CreationDate": None} if suffix == ".pdf" else None
+                figure.savefig(folder / (name + suffix), metadata=metadata)
+    return [folder / f"{name}.png" for name in sorted(figures)]
+
+
+def pareto(search: Search) -> Figure:
+    """The first objective over the second, a point per complete trial, the front as steps.
+
+    Published results on the same data (†) are marked where they state what the axes show; they
+    are test accuracies of full trainings, ours are validation accuracies.
+    """
+    y, x = list(search.objectives)[:2]
+    trials = search.complete
+    scale_x, label_x = _scale(trials, x)
+    scale_y, label_y = _scale(trials, y)
+    with style():
+        figure, axes = canvas()
+        axes.set_xlabel(label_x)
+        axes.set_ylabel(label_y)
+        fair, given = trials["feasible"].astype(bool), trials["given"].astype(bool)
+        for rows, look in (
+            (trials[~fair], {"marker": "x", "color": _GREY}),
+            (trials[fair & ~given], {"marker": "o", "color": _BLUE}),
+            (trials[fair & given], {"marker": "*", "color": _ORANGE, "ms": 9}),
+        ):
+            axes.plot(rows[x] * scale_x, rows[y] * scale_y, ls="none", **look)
+        marks = []
+        front = search.front.sort_values(x, ascending=search.objectives[x] == "minimize")
+        xs, ys = list(front[x] * scale_x), list(front[y] * scale_y)
+        if len(search.objectives) == 2 and xs:
+            where = "post" if search.objectives[x] == "minimize" else "pre"
+            order = np.argsort(xs)
+            steps = (np.array(xs)[order], np.array(ys)[order])
+            axes.step(*steps, where=where, color="0.5", ls="--", lw=0.9, zorder=1)
+        for number, px, py in zip(front["number"], xs, ys, strict=True):
+            marks.append(Mark(str(number), px, py, color=_BLUE))
+        remarks = [f"{len(trials)} complete trials, numbers: trials of the front"]
+        if given.any():
+            remarks.append("star: given to start with")
+        if len(search.constraints):
+            remarks.append(f"crosses: not {', '.join(search.constraints)}")
+        remarks += _mark_published(axes, search, x, y, scale_x, scale_y, marks)
+        axes.margins(0.12)
+        _title(axes, search, f"{_name(y)} against {_name(x)}", remarks)
+        if marks:
+            label_marks(axes, marks)
+    return figure
+
+
+def _mark_published(
+    axes: Axes, search: Search, x: str, y: str, scale_x: float, scale_y: float, marks: list[Mark]
+) -> list[str]:
+    """Published results on this data set; returns what the title has to say of them."""
+    if y != "accuracy":
+        return []
+    published = read_published()
+    rows = published[published["dataset"] == search.data].dropna(subset="top1")
+    if rows.empty:
+        return [f"no published result on {search.data}"]
+    places = {"energy_mj": "energy_mj", "parameters": "parameters_m"}
+    factor = 1e6 if x == "parameters" else 1.0
+    placed = rows.dropna(subset=places[x]) if x in places else rows.iloc[:0]
+    for row in placed.itertuples():
+        px, py = getattr(row, places[x]) * factor * scale_x, row.top1
+        axes.plot(px, py, marker="D", color="0.2", ls="none", ms=4, mfc="none")
+        marks.append(Mark(f"{row.model}†", px, py, color="0.2"))
+    others = rows.drop(placed.index)
+    for row in others.itertuples():
+        axes.axhline(row.top1, color="0.7", lw=0.6, ls=":")
+        axes.annotate(
+            f"{row.model}†",
+            (1, row.top1),
+            xycoords=("axes fraction", "data"),
+            ha="right",
+            va="bottom",
+            size=5,
+            color="0.35",
+        )
+    says = "† published test accuracy, not measured here"
+    return [says + (f"; lines: {_name(x)} not published" if len(others) else "")]
+
+
+def importance(search: Search) -> Figure | None:
+    """How much each parameter decides about each objective (PED-ANOVA), in shares."""
+    trials = [t for t in search.study.get_trials(deepcopy=False) if t.state.name == "COMPLETE"]
+    if len(trials) < _LEAST:
+        return None
+    shares = {}
+    for position, objective in enumerate(search.objectives):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                shares[objective] = optuna.importance.get_param_importances(
+                    search.study, target=lambda t, i=position: t.values[i]
+                )
+            except (ValueError, RuntimeError):  # all values are the same, or too few
+                return None
+    frame = pd.DataFrame(shares).reindex(search.parameters)
+    frame = frame.dropna(how="all").sort_values(search.primary)
+    if frame.empty:
+        return None
+    with style():
+        figure, axes = canvas()
+        height = 0.8 / len(frame.columns)
+        for i, (objective, color) in enumerate(zip(frame, _colors(), strict=False)):
+            places = np.arange(len(frame)) + height * ((len(frame.columns) - 1) / 2 - i)
+            axes.barh(places, frame[objective], height * 0.9, color=color, label=_name(objective))
+        axes.set_yticks(range(len(frame)), [_short(key) for key in frame.index])
+        axes.set_xlabel("share of the importance (PED-ANOVA)")
+        axes.grid(axis="y", visible=False)
+        axes.legend(loc="lower right")
+        left_out = [_short(key) for key in search.parameters if key not in frame.index]
+        remarks = [f"from {len(trials)} complete trials"]
+        remarks += [f"conditional, left out: {', '.join(left_out)}"] if left_out else []
+        _title(axes, search, "what decides", remarks)
+    return figure
+
+
+def slices(search: Search) -> Figure:
+    """The primary objective over every parameter; crosses: stopped early, with their last value."""
+    count = len(search.parameters)
+    columns = min(count, 3)
+    rows = math.ceil(count / columns)
+    last = search.curves.sort_values("epoch").groupby("number")["value"].last()
+    scale, label = _scale(search.complete, search.primary)
+    complete, stopped = search.complete, search.trials[search.trials["state"] == "stopped"]
+    with style():
+        figure = Figure(figsize=(2.1 * columns, 1.75 * rows + 0.45))
+        FigureCanvasAgg(figure)
+        panels = figure.subplots(rows, columns, squeeze=False, sharey=True).ravel()
+        numbers = complete["number"]
+        norm = mpl.colors.Normalize(0, max(len(search.trials) - 1, 1))
+        for axes, key in zip(panels, search.parameters, strict=False):
+            places = _places(search, axes, key)
+            axes.plot(
+                _at(stopped[key], places),
+                stopped["number"].map(last) * scale,
+                ls="none",
+                marker="x",
+                color=_GREY,
+                ms=4,
+            )
+            axes.scatter(
+                _at(complete[key], places),
+                complete[search.primary] * scale,
+                c=numbers,
+                norm=norm,
+                s=16,
+                zorder=3,
+            )
+            axes.set_xlabel(_short(key))
+        for axes in panels[count:]:
+            axes.set_visible(False)
+        for axes in panels[::columns]:
+            axes.set_ylabel(label)
+        figure.colorbar(ScalarMappable(norm), ax=list(panels[:count]), label="trial", aspect=40)
+        says = f"{search.name}: {_name(search.primary)} over each parameter"
+        figure.suptitle(says + "; crosses: stopped early", size=8, x=0.01, ha="left")
+    return figure
+
+
+def parallel(search: Search) -> Figure:
+    """Parallel coordinates: a line per complete trial, coloured by the primary objective."""
+    trials = search.complete
+    keys = [*search.parameters, *search.objectives]
+    scale, label = _scale(trials, search.primary)
+    with style():
+        figure = Figure(figsize=(max(4.4, 0.95 * len(keys)), 3.1))
+        FigureCanvasAgg(figure)
+        axes = figure.subplots()
+        values = trials[search.primary].astype(float) * scale
+        norm = mpl.colors.Normalize(*((values.min(), values.max()) if len(values) else (0, 1)))
+        heights = {}
+        for i, key in enumerate(keys):
+            heights[key], low, high = _heights(search, trials, key)
+            axes.axvline(i, color="0.4", lw=0.8)
+            axes.annotate(high, (i, 1.02), ha="center", va="bottom", size=6)
+            axes.annotate(low, (i, -0.03), ha="center", va="top", size=6)
+        colors = mpl.colormaps["viridis"]
+        order = values.sort_values(ascending=search.objectives[search.primary] == "maximize").index
+        for row in order:
+            line = [heights[key].get(row, np.nan) for key in keys]
+            known = [(i, h) for i, h in enumerate(line) if not np.isnan(h)]
+            axes.plot(*zip(*known, strict=True), color=colors(norm(values[row])), alpha=0.8, lw=0.9)
+        axes.set_xticks(range(len(keys)), [_short(key) for key in keys], rotation=25, ha="right")
+        axes.tick_params(axis="x", length=0, pad=9)
+        axes.set_yticks([])
+        axes.grid(visible=False)
+        axes.set_ylim(-0.02, 1.02)
+        for side in axes.spines.values():
+            side.set_visible(False)
+        figure.colorbar(ScalarMappable(norm, colors), ax=axes, label=label)
+        axes.set_title(f"{search.name}: {len(trials)} complete trials, a line each", pad=16)
+    return figure
+
+
+def history(search: Search) -> Figure:
+    """Left: each trial's primary objective and the best so far. Right: its epochs and the rungs."""
+    scale, label = _scale(search.complete, search.primary)
+    complete = search.complete
+    values = complete[search.primary].astype(float) * scale
+    fair = values.where(complete["feasible"].astype(bool))
+    best = fair.cummin() if search.objectives[search.primary] == "minimize" else fair.cummax()
+    ends = search.curves.sort_values("epoch").groupby("number").last()
+    stopped = search.trials.loc[search.trials["state"] == "stopped", "number"]
+    stopped = ends.loc[ends.index.intersection(stopped)]
+    with style():
+        figure = Figure(figsize=(6.4, 2.9))
+        FigureCanvasAgg(figure)
+        left, right = figure.subplots(1, 2, sharey=True)
+        left.plot(complete["number"], values, "o", color=_BLUE, label="complete")
+        left.plot(stopped.index, stopped["value"] * scale, "x", color=_GREY, label="stopped early")
+        left.step(
+            complete["number"], best.ffill(), where="post", color=_ORANGE, label="best so far"
+        )
+        left.set_xlabel("trial")
+        left.set_ylabel(label)
+        left.legend(loc="lower right")
+        for number, curve in search.curves.groupby("number"):
+            over = number in stopped.index
+            right.plot(
+                curve["epoch"],
+                curve["value"] * scale,
+                lw=0.8,
+                alpha=0.8,
+                color=_GREY if over else _BLUE,
+                marker="x" if over else None,
+                markevery=[-1],
+                ms=4,
+            )
+        for rung in rungs(search):
+            right.axvline(rung, color=_ORANGE, lw=0.8, ls=":")
+        right.set_xlabel("epoch")
+        lines = [Line2D([], [], color=_BLUE), Line2D([], [], color=_GREY, marker="x", ms=4)]
+        names = ["complete", "stopped early"]
+        if rungs(search):
+            lines.append(Line2D([], [], color=_ORANGE, ls=":"))
+            names.append(f"rungs of {search.pruner['name']}")
+        right.legend(lines, names, loc="lower right")
+        counts = search.trials["state"].value_counts()
+        shown = ", ".join(f"{count} {state}" for state, count in counts.items())
+        left.set_title(f"{search.name}: {shown}")
+    return figure
+
+
+def rungs(search: Search) -> list[int]:
+    """Epochs at which the pruner judges; of HyperBand's brackets, those of the first."""
+    pruner, longest = search.pruner, search.curves["epoch"].max()
+    if pruner["name"] not in ("asha", "hyperband") or not longest >= 1:
+        return []
+    found, epoch = [], pruner["grace"]
+    while epoch < longest:
+        found.append(int(epoch))
+        epoch *= pruner["reduction"]
+    return found
+
+
+def _title(axes: Axes, search: Search, title: str, remarks: list[str]) -> None:
+    axes.set_title("\n".join([f"{search.name}: {title}", *remarks]))
+    if search.complete.empty:
+        axes.text(0.5, 0.5, "no complete trial yet", transform=axes.transAxes, ha="center", size=9)
+
+
+def _scale(trials: pd.DataFrame, figure: str) -> tuple[float, str]:
+    """The factor to the unit shown, and the axis label."""
+    if figure.endswith("accuracy"):
+        which = "test" if figure.startswith("test") else "validation"
+        return 100.0, f"{which} accuracy (%)"
+    if figure == "energy_mj":
+        unit = unit_for(trials["energy_mj"].astype(float), ENERGY_UNITS)
+        return ENERGY_UNITS[unit], f"energy per image ({unit}, computed)"
+    units = {"parameters": (1e-6, "parameters (M)"), "step_time": (1e3, "training step (ms)")}
+    units |= {"training_seconds": (1.0, "training (s)"), "peak_memory_gb": (1.0, "memory (GB)")}
+    return units.get(figure, (1.0, _name(figure)))
+
+
+def _name(figure: str) -> str:
+    return figure.removesuffix("_mj").removesuffix("_gb").replace("_", " ")
+
+
+def _short(key: str) -> str:
+    return _name(key.partition(".")[2] or key)
+
+
+def _colors() -> list[str]:
+    return mpl.rcParams["axes.prop_cycle"].by_key()["color"]
+
+
+def _places(search: Search, axes: Axes, key: str) -> dict[Any, float] | None:
+    """Places of the values of a parameter without numbers; None where they are numbers."""
+    values = list(dict.fromkeys(search.trials[key].dropna()))
+    if all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
+        if key in search.logarithmic:
+            axes.set_xscale("log")
+        return None
+    values.sort(key=lambda v: (len(v), v) if isinstance(v, tuple) else (0, str(v)))
+    axes.set_xticks(range(len(values)), [_text(v) for v in values])
+    axes.set_xlim(-0.5, len(values) - 0.5)
+    return {value: float(i) for i, value in enumerate(values)}
+
+
+def _at(values: pd.Series, places: dict[Any, float] | None) -> pd.Series:
+    return values.astype(float) if places is None else values.map(places).astype(float)
+
+
+def _heights(search: Search, trials: pd.DataFrame, key: str) -> tuple[pd.Series, str, str]:
+    """Where each trial crosses the axis of ``key`` (0 to 1), and the texts at its ends."""
+    values = trials[key].dropna()
+    numeric = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
+    if not numeric:
+        found = list(dict.fromkeys(values))
+        found.sort(key=lambda v: (len(v), v) if isinstance(v, tuple) else (0, str(v)))
+        places = {v: i / max(len(found) - 1, 1) for i, v in enumerate(found)}
+        ends = (_text(found[0]), _text(found[-1])) if found else ("", "")
+        return values.map(places).astype(float), *ends
+    numbers = values.astype(float)
+    if numbers.empty:
+        return numbers, "", ""
+    shown = numbers.map(np.log) if key in search.logarithmic else numbers
+    span = shown.max() - shown.min() or 1.0
+    factor = _scale(trials, key)[0] if key in search.objectives else 1.0
+    low, high = (f"{factor * end:.3g}" for end in (numbers.min(), numbers.max()))
+    return (shown - shown.min()) / span, low, high
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return str(value)

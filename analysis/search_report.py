@@ -1,0 +1,176 @@
+"""Table and figures of a search from its Optuna study, without training anything.
+
+python analysis/search_report.py --space scales [--results DIR]
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+if not __package__:
+    # As a script, this folder would come first on the path and hide the standard `statistics`.
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import pandas as pd
+
+from analysis.formats import latex, markdown, terminal
+from analysis.search import Search, collect_search
+from analysis.tables import ENERGY_UNITS, NOTHING, Entry, Table, entries, unit_for
+from msvit.records import RecordError
+
+DEFAULT_RESULTS = Path("results")
+
+
+def write_search_report(results: Path, name: str) -> Path:
+    """Write ``trials.md``, ``trials.csv``, ``trials.tex``, ``front.*`` and ``figures/``.
+
+    Returns:
+        The search's folder, ``<results>/searches/<name>``.
+
+    Raises:
+        RecordError: if the search cannot be read or its folder cannot be written.
+    """
+    search = collect_search(results, name)
+    from analysis.search_figures import save_search_figures  # matplotlib takes a second to load
+
+    front = trial_table(search, list(search.front["number"]))
+    try:
+        for stem, table in (("trials", trial_table(search)), ("front", front)):
+            (search.folder / f"{stem}.md").write_text(markdown(table), encoding="utf-8")
+            (search.folder / f"{stem}.tex").write_text(latex(table), encoding="utf-8")
+            table.numbers.to_csv(search.folder / f"{stem}.csv", index=False)
+        save_search_figures(search)
+    except OSError as error:
+        where = error.filename or search.folder
+        raise RecordError(f"{where}: cannot be written ({error.strerror})") from None
+    return search.folder
+
+
+def print_search(results: Path, name: str) -> None:
+    """Print the front of a search, its failed trials, and where its files are.
+
+    Raises:
+        RecordError: if the search cannot be read.
+    """
+    search = collect_search(results, name)
+    front = list(search.front["number"])
+    print_trials(search, front)
+    for trial in search.trials[search.trials["state"] == "failed"].itertuples():
+        print(f"failed: trial {trial.number}: {trial.problem.splitlines()[0]}")
+    files = [path.name for path in sorted(search.folder.glob("*.md"))]
+    print(f"\n{search.folder}: {', '.join([*files, 'figures/'])}")
+
+
+def print_trials(search: Search, numbers: Sequence[int]) -> None:
+    """Print the table of these trials."""
+    from rich.console import Console
+
+    table = trial_table(search, numbers)
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, markup=False, width=120)  # files have no width
+    console.print(terminal(table))
+    for note in table.notes:
+        console.print(note)
+
+
+def trial_table(search: Search, numbers: Sequence[int] | None = None) -> Table:
+    """One row per trial: all of them, the front first, or those of ``numbers`` in their order."""
+    trials = search.trials.set_index("number", drop=False)
+    if numbers is None:
+        rising = search.objectives[search.primary] == "minimize"
+        ordered = trials.assign(_value=trials[search.primary] * (1 if rising else -1))
+        shown = ordered.sort_values(["rank", "_value", "number"]).drop(columns="_value")
+    else:
+        shown = trials.loc[list(numbers)]
+    unit = unit_for(trials["energy_mj"].astype(float), ENERGY_UNITS)
+    columns = {
+        "trial": [Entry(str(row.number), rank=int(row.rank == 0)) for row in shown.itertuples()],
+        "state": [Entry(_state(row)) for row in shown.itertuples()],
+        **{_option(key): [Entry(_value(v)) for v in shown[key]] for key in search.parameters},
+        "validation (%)": _numbers(100 * shown["accuracy"], 2),
+        "test (%)": _numbers(100 * shown["test_accuracy"], 2),
+        f"energy ({unit}/image)": _numbers(ENERGY_UNITS[unit] * shown["energy_mj"], None),
+        "firing rate": _numbers(shown["firing_rate"], 3),
+        "parameters (M)": _numbers(shown["parameters"] / 1e6, None),
+    }
+    always = ("accuracy", "energy_mj", "firing_rate", "parameters")
+    extra = [name for name in search.objectives if name not in always]
+    columns |= {name.replace("_", " "): _numbers(shown[name], None) for name in extra}
+    return Table(
+        name=search.name,
+        caption=search.question,
+        numbers=shown.reset_index(drop=True),
+        headers=tuple(columns),
+        rows=tuple(zip(*columns.values(), strict=True)),
+        notes=tuple(_notes(search)),
+    )
+
+
+def _notes(search: Search) -> list[str]:
+    counts = search.trials["state"].value_counts()
+    shown = ", ".join(f"{count} {state}" for state, count in counts.items()) or "no trial yet"
+    aims = [f"{aim} {name}" for name, aim in search.objectives.items()]
+    aims += search.constraints
+    notes = [
+        f"{search.budget} trials planned: {shown}. Aims: {', '.join(aims)}.",
+        "Validation accuracy chose; the test images chose nothing. The best of many runs is partly "
+        "luck: --best N --grid-out FILE makes a grid of the best, to be run with more seeds.",
+    ]
+    if len(search.complete):
+        notes.append("Bold: on the Pareto front. Energy is computed, not measured on hardware.")
+    return notes
+
+
+def _state(row: Any) -> str:
+    if row.state == "stopped":
+        return f"stopped at {row.epochs}"
+    if row.state == "complete" and not row.feasible:
+        return "complete, not allowed"
+    return f"{row.state}, given" if row.given else row.state
+
+
+def _option(key: str) -> str:
+    return key.partition(".")[2].replace("_", " ")
+
+
+def _value(value: object) -> str:
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    if value is None or (isinstance(value, float) and pd.isna(value)):
+        return NOTHING
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return str(value)
+
+
+def _numbers(values: pd.Series, decimals: int | None) -> list[Entry]:
+    return entries(values.astype(float), decimals)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--space", required=True, help="name of the search")
+    parser.add_argument(
+        "--results",
+        type=Path,
+        default=DEFAULT_RESULTS,
+        help="results folder (default: %(default)s)",
+    )
+    options = parser.parse_args(arguments)
+    try:
+        write_search_report(options.results, options.space)
+        print_search(options.results, options.space)
+    except RecordError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

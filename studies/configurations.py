@@ -1,0 +1,128 @@
+"""What grid files and search spaces have in common: where they are, a base, options over it."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from msvit.cells import MAX_SEED, SECTIONS, option_names, section_of
+from msvit.options import ConfigError, unknown
+
+_FOLDER = Path(__file__).resolve().parent
+MAX_CELLS = 100_000  # beyond this a study is a typing error
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+Raw = dict[str, dict[str, Any]]
+"""A configuration as written: section → options, not checked and without defaults."""
+
+
+def list_files(kind: str) -> list[str]:
+    """Names of the files of a ``kind`` ("grid" or "space") that come with the harness."""
+    return sorted(path.stem for path in (_FOLDER / f"{kind}s").glob("*.yaml"))
+
+
+def find_file(kind: str, given: str) -> Path:
+    """The file of a built-in name, or of a path; whatever looks like a path is one."""
+    if given.endswith((".yaml", ".yml")) or os.sep in given:
+        path = Path(given)
+        if not path.is_file():
+            raise ConfigError(f"{given}: no such {kind} file")
+    else:
+        names = list_files(kind)
+        if given not in names:
+            raise ConfigError(unknown(given, names, f"--{kind}: unknown {kind} {given!r}"))
+        path = _FOLDER / f"{kind}s" / f"{given}.yaml"
+    check_name(path.stem, f"{given}: the file's name names the study")
+    return path
+
+
+def check_name(name: str, where: str) -> None:
+    """Names become folders."""
+    if not _NAME.fullmatch(name):
+        raise ConfigError(f"{where}: letters, digits, '.', '_', '-' only")
+
+
+def shown_path(path: Path) -> str:
+    """Built-in files by their place in the repository, others as they were given."""
+    if path.parent.parent == _FOLDER:
+        return f"studies/{path.parent.name}/{path.name}"
+    return str(path)
+
+
+def question_of(values: Mapping[str, Any], where: str) -> str:
+    question = values.get("question")
+    if not isinstance(question, str) or not question.strip():
+        raise ConfigError(f"{where}: question: a sentence is needed (got {question!r})")
+    return " ".join(question.split())
+
+
+def checked_keys(values: Any, valid: Iterable[str], where: str) -> dict[str, Any]:
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{where}: a mapping is needed (got {values!r})")
+    for key in values:
+        if key not in valid:
+            raise ConfigError(unknown(key, valid, f"{where}: {key}: unknown key"))
+    return dict(values)
+
+
+def base_of(values: Any, where: str) -> Raw:
+    place = f"{where}: base"
+    values = checked_keys({} if values is None else values, SECTIONS, place)
+    base = {section: section_of(values, section, place) for section in SECTIONS}
+    for section, options in base.items():
+        # The options of a base that no configuration uses as it is are checked here.
+        if section == "training" or isinstance(options.get("name"), str):
+            known = option_names(section, options.get("name"), f"{place}.{section}")
+            for key in options:
+                if key not in known:
+                    message = f"{place}.{section}.{key}: unknown option"
+                    raise ConfigError(unknown(key, known, message))
+    return base
+
+
+def split_key(key: str, where: str) -> tuple[str, str]:
+    """``model.scales`` → section and option."""
+    section, dot, option = key.partition(".")
+    if section not in SECTIONS:
+        raise ConfigError(unknown(section, SECTIONS, f"{where}: unknown section {section!r}"))
+    if not dot or not option:
+        raise ConfigError(f"{where}: write it as {section}.OPTION")
+    return section, option
+
+
+def merged(
+    base: Mapping[str, Mapping[str, Any]], own: Mapping[str, Mapping[str, Any]], where: str
+) -> Raw:
+    """``own`` over ``base``; another model or data set inherits the options that it also has."""
+    result = {}
+    for section in SECTIONS:
+        inherited = dict(base[section])
+        options = own.get(section, {})
+        name = options.get("name", inherited.get("name"))
+        if section != "training" and "name" in inherited and name != inherited["name"]:
+            known = option_names(section, name, f"{where}.{section}")
+            inherited = {key: value for key, value in inherited.items() if key in known}
+        result[section] = {**inherited, **options}
+    return result
+
+
+def seeds_of(values: Any, where: str) -> list[int]:
+    """Seeds from a number of them or a list."""
+    place = f"{where}: seeds"
+    if isinstance(values, int) and not isinstance(values, bool):
+        if values < 1:
+            raise ConfigError(f"{place}: at least one is needed (got {values})")
+        if values > MAX_CELLS:
+            raise ConfigError(f"{place}: more than {MAX_CELLS}; to name one seed write [{values}]")
+        return list(range(values))
+    if not isinstance(values, list) or not values:
+        raise ConfigError(f"{place}: a number or a list of integers is needed (got {values!r})")
+    for seed in values:
+        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= MAX_SEED:
+            raise ConfigError(f"{place}: integers from 0 to {MAX_SEED} are needed (got {seed!r})")
+        if values.count(seed) > 1:
+            raise ConfigError(f"{place}: {seed} appears twice")
+    return list(values)

@@ -1,0 +1,196 @@
+"""Search a space of configurations that are accurate and frugal: Optuna proposes, Ray Tune runs.
+
+python studies/hpo.py --space scales --trials 50
+python studies/hpo.py --space scales --best 3 --grid-out best.yaml
+
+A trial is a cell, or one per seed, of the same store as the grids': what has a record is not
+trained again. Killed and started again, a search goes on with its trials. Exit code: 0 the
+budget is used up, 2 something in the command, a file or the machine is not as it must be, 130
+interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+if not __package__:
+    # As a script: this folder's modules are found as studies.*, wherever it is started.
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from msvit.cells import SCHEMA
+from msvit.options import ConfigError
+from msvit.records import RecordError, search_folder, write_search
+from studies.cluster import Place, RayLost
+from studies.command_line import Parser, add_place, positive
+from studies.search.space import PRUNERS, SAMPLERS, Space, list_spaces, load_space
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        if options.list:
+            return _list()
+        if options.space is None:
+            raise ConfigError("which space? --space NAME or FILE.yaml; --list shows the names")
+        if options.grid_out is not None and options.best is None:
+            options.best = 1
+        changes = {key: getattr(options, key) for key in ("trials", "minutes", "sampler", "pruner")}
+        space = load_space(options.space, name=options.name, **changes)
+        if options.data_dir is not None and not options.data_dir.is_dir():
+            raise ConfigError(f"--data-dir {options.data_dir}: no such folder")
+        if options.dry_run:
+            return _dry_run(space)
+        if options.best is not None:
+            return _best(space, options)
+        return _run(space, options)
+    except (ConfigError, RecordError, RayLost) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _run(space: Space, options: argparse.Namespace) -> int:
+    folder = search_folder(options.results, space.name)
+    storage = options.storage or str(folder / "study.journal")
+    write_search(options.results, _manifest(space, storage))
+    with _alone(folder / "lock", space.name):
+        # Optuna takes half a second to load, Ray two: not for a wrong command.
+        from studies.search.ledger import Ledger
+
+        ledger = Ledger.open(space, storage, options.seed)
+        left = ledger.left()
+        print(f"{space.name}: {space.question}")
+        print(f"{space.trials} trials, {space.trials - left} over; {_aims(space)}; in {folder}")
+        if left:
+            from studies.search.tuner import search
+
+            place = Place(options.address, options.cpus_per_cell, options.gpus_per_cell)
+            where = "on this machine" if place.address is None else f"at {place.address}"
+            print(f"running up to {left} trials with Ray {where} ...", flush=True)
+            try:
+                search(space, ledger, options.results, place, options.data_dir, _say)
+            except KeyboardInterrupt:
+                _report(space, options.results)
+                raise
+        _report(space, options.results)
+    return 0
+
+
+def _report(space: Space, results: Path) -> None:
+    from analysis.search_report import print_search, write_search_report
+
+    write_search_report(results, space.name)
+    print()
+    print_search(results, space.name)
+
+
+def _best(space: Space, options: argparse.Namespace) -> int:
+    """Print the best trials; with --grid-out, write them as a grid file."""
+    from analysis.search import collect_search
+    from analysis.search_report import print_trials
+    from studies.search.best import best_trials, write_grid
+
+    search = collect_search(options.results, space.name)
+    numbers = best_trials(search, options.best)
+    print_trials(search, numbers)
+    if options.grid_out is not None:
+        write_grid(space, search, numbers, options.grid_out)
+        print(f"written: {options.grid_out}. To run it: studies/run.py --grid {options.grid_out}")
+    return 0
+
+
+def _manifest(space: Space, storage: str) -> dict:
+    return {
+        "schema": SCHEMA,
+        "name": space.name,
+        "question": space.question,
+        "space_file": space.file,
+        "storage": storage,
+        "trials": space.trials,
+        "sampler": space.sampler,
+        "pruner": asdict(space.pruner),
+        "data": space.data,
+        **space.meaning(),
+    }
+
+
+def _aims(space: Space) -> str:
+    aims = [f"{direction} {name}" for name, direction in space.objectives.items()]
+    return ", ".join([*aims, *map(str, space.constraints)])
+
+
+def _list() -> int:
+    for name in list_spaces():
+        space = load_space(name)
+        print(f"{name:12} {space.trials:3} trials  {space.question}")
+    return 0
+
+
+def _dry_run(space: Space) -> int:
+    print(f"{space.name}: {space.question}")
+    print(f"{space.trials} trials of {len(space.seeds)} seeds; {_aims(space)}")
+    print(f"sampler {space.sampler}; pruner {space.pruner.name}")
+    for key, described in space.meaning()["parameters"].items():
+        print(f"  {key:24} {described}")
+    for start in space.start_with:
+        print(f"start with: {', '.join(f'{key}={value}' for key, value in start.items())}")
+    return 0
+
+
+@contextlib.contextmanager
+def _alone(path: Path, name: str) -> Iterator[None]:
+    """Hold the search's lock: two drivers would each propose the whole budget."""
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                f"{path}: another process is running the search {name!r}; --name begins another one"
+            ) from None
+        except OSError:
+            pass  # a file system without locks
+        yield
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        description="Search a space of configurations: Optuna proposes, Ray Tune runs.",
+        epilog="Exit code: 0 budget used up, 2 wrong input, 130 interrupted.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--space", metavar="NAME|FILE.yaml", help="the space to search")
+    add("--list", action="store_true", help="show the spaces that come with the harness, and stop")
+    add("--dry-run", action="store_true", help="show the space as it was understood, and stop")
+    add(
+        "--trials",
+        type=int,
+        metavar="N",
+        help="budget of the whole study, resumed or not",
+    )
+    add("--minutes", type=float, metavar="M", help="begin no trial later than this")
+    add("--sampler", metavar="NAME", help=", ".join(SAMPLERS))
+    add("--pruner", metavar="NAME", help=", ".join(PRUNERS))
+    add("--seed", type=int, default=0, metavar="N", help="of the sampler (default: 0)")
+    add("--name", metavar="NAME", help="of the search (default: the space's)")
+    add("--storage", metavar="FILE|URL", help="of the Optuna study (default: a journal file)")
+    add("--best", type=positive(int), metavar="N", help="show the N best trials, and stop")
+    add("--grid-out", type=Path, metavar="FILE.yaml", help="with --best: write them as a grid")
+    add_place(parser, "trial")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,71 @@
+"""The best trials of a search as a grid, to be run again with more seeds and epochs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from analysis.search import Search
+from msvit.cells import SECTIONS
+from msvit.options import ConfigError
+from studies.configurations import Raw, merged, split_key
+from studies.grids import load_study
+from studies.search.parameters import decode
+from studies.search.space import Space
+
+SEEDS = 3
+
+
+def best_trials(search: Search, count: int) -> list[int]:
+    """Numbers of the ``count`` best trials: front by front, best primary objective first.
+
+    Raises:
+        ConfigError: where no trial is complete and feasible.
+    """
+    rising = search.objectives[search.primary] == "minimize"
+    ranked = search.trials.dropna(subset="rank")
+    ranked = ranked.sort_values(["rank", search.primary], ascending=[True, rising])
+    if ranked.empty:
+        raise ConfigError(f"--best: the search {search.name!r} has no complete trial that counts")
+    return [int(number) for number in ranked["number"][:count]]
+
+
+def write_grid(space: Space, search: Search, numbers: list[int], path: Path) -> None:
+    """Write trials as a grid of ``SEEDS`` seeds or more; those of the trials have records.
+
+    Raises:
+        ConfigError: where the file's name cannot name a study, or it cannot be written.
+    """
+    if path.suffix not in (".yaml", ".yml"):
+        raise ConfigError(f"--grid-out {path}: a name that ends in .yaml is needed")
+    base = {section: space.base[section] for section in ("data", "training")}
+    content = {
+        "question": f"How good are the best of the search {search.name}, over more seeds?",
+        "base": base,
+        "include": [_entry(space, search, number, base) for number in numbers],
+        "seeds": list(dict.fromkeys((*space.seeds, *range(SEEDS)))),
+    }
+    head = f"# Trials {', '.join(map(str, numbers))} of the search {search.name}.\n"
+    text = head + yaml.safe_dump(content, sort_keys=False, default_flow_style=None, width=96)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"--grid-out {path}: cannot be written ({error.strerror})") from None
+    load_study(str(path))
+
+
+def _entry(space: Space, search: Search, number: int, base: Raw) -> dict[str, Any]:
+    """One configuration; its model is written out, since a base of another would be inherited."""
+    own: Raw = {}
+    for key, value in search.study.get_trials(deepcopy=False)[number].params.items():
+        section, option = split_key(key, space.file)
+        own.setdefault(section, {})[option] = decode(value)
+    whole = merged(space.base, own, space.file)
+    entry: dict[str, Any] = {"label": f"trial {number}", "model": whole["model"]}
+    for section in SECTIONS:
+        if section != "model" and (set_here := own.get(section)):
+            entry[section] = set_here
+    return entry

@@ -1,0 +1,129 @@
+"""What a search can aim at: figures that every record holds.
+
+``accuracy`` and ``val_loss`` are those of the validation images. The test images choose nothing;
+their accuracy is only shown beside.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any, Literal
+
+from msvit.options import ConfigError, unknown
+
+Direction = Literal["maximize", "minimize"]
+
+BEST: dict[str, Direction] = {
+    "accuracy": "maximize",
+    "val_loss": "minimize",
+    "energy_mj": "minimize",
+    "firing_rate": "minimize",
+    "parameters": "minimize",
+    "macs": "minimize",
+    "acs": "minimize",
+    "step_time": "minimize",
+    "training_seconds": "minimize",
+    "peak_memory_gb": "minimize",
+}
+"""Every figure, and which end of it is the good one."""
+
+PER_EPOCH = {"accuracy": "val_accuracy", "val_loss": "val_loss"}
+"""Figures that are known after each epoch, by their key in what training reports."""
+
+ENERGY_MODEL = "sop_spikformer"
+_CONSTRAINT = re.compile(r"\s*(\w+)\s*(<=|>=)\s*(\S+)\s*")
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """``figure <= bound`` or ``figure >= bound``."""
+
+    figure: str
+    sign: Literal["<=", ">="]
+    bound: float
+
+    def excess(self, figures: Mapping[str, float]) -> float:
+        """How far the figures are on the wrong side; at most 0 where they are allowed."""
+        over = figures[self.figure] - self.bound
+        return over if self.sign == "<=" else -over
+
+    def __str__(self) -> str:
+        return f"{self.figure} {self.sign} {self.bound:g}"
+
+
+def figures_of(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Means over ``records`` (one configuration, several seeds) of all figures.
+
+    Units: accuracies are shares; energy is millijoule per image, by ``ENERGY_MODEL``; ``macs``
+    and ``acs`` are operations per image; ``step_time`` is seconds per training step.
+    """
+    rows = [_figures(record) for record in records]
+    return {name: fmean(row[name] for row in rows) for name in rows[0]}
+
+
+def _figures(record: Mapping[str, Any]) -> dict[str, float]:
+    epoch = next(e for e in record["history"] if e["epoch"] == record["selected_epoch"])
+    same = ("firing_rate", "parameters", "training_seconds", "peak_memory_gb")
+    return {
+        "accuracy": epoch["val_accuracy"],
+        "val_loss": epoch["val_loss"],
+        "energy_mj": record["energy_mj"][ENERGY_MODEL],
+        **{name: float(record[name]) for name in same},
+        "macs": sum(row["macs"] for row in record["operations"]),
+        "acs": sum(row["acs"] for row in record["operations"]),
+        "step_time": record["cell"]["training"]["batch_size"] / record["images_per_second"],
+        "test_accuracy": record["test"]["accuracy"],
+    }
+
+
+def objectives_of(values: Any, where: str) -> dict[str, Direction]:
+    """Objectives as written: ``{accuracy: maximize, ...}`` or a list of names."""
+    place = f"{where}: objectives"
+    if isinstance(values, list):
+        values = {str(name): BEST.get(str(name), "minimize") for name in values}
+    if not isinstance(values, Mapping) or not values:
+        raise ConfigError(f"{place}: a mapping such as {{accuracy: maximize}} is needed")
+    for name, direction in values.items():
+        _check_figure(name, f"{place}.{name}")
+        if direction not in ("maximize", "minimize"):
+            raise ConfigError(
+                unknown(
+                    direction,
+                    ("maximize", "minimize"),
+                    f"{place}.{name}: unknown direction {direction!r}",
+                )
+            )
+    return dict(values)
+
+
+def constraints_of(values: Any, where: str) -> tuple[Constraint, ...]:
+    """Constraints as written: a list of texts such as ``energy_mj <= 0.2``."""
+    place = f"{where}: constraints"
+    if values is None:
+        return ()
+    if not isinstance(values, list):
+        raise ConfigError(f"{place}: a list such as ['energy_mj <= 0.2'] is needed")
+    return tuple(_constraint(text, f"{place}[{i}]") for i, text in enumerate(values))
+
+
+def _constraint(text: Any, where: str) -> Constraint:
+    match = _CONSTRAINT.fullmatch(str(text))
+    if not match:
+        raise ConfigError(f"{where}: write it as 'energy_mj <= 0.2' (got {text!r})")
+    figure, sign, number = match.groups()
+    _check_figure(figure, where)
+    try:
+        bound = float(number)
+    except ValueError:
+        bound = float("nan")
+    if not -1e300 < bound < 1e300:
+        raise ConfigError(f"{where}: a number is needed behind {sign} (got {number!r})")
+    return Constraint(figure, sign, bound)
+
+
+def _check_figure(name: Any, where: str) -> None:
+    if name not in BEST:
+        raise ConfigError(unknown(name, BEST, f"{where}: {name!r} is not recorded"))

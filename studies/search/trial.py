@@ -1,0 +1,76 @@
+"""What happens in the process of one trial: its cells are run, Tune hears of every epoch."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from msvit.cells import Cell
+from msvit.records import cell_folder, read_record
+from studies.worker import run_cell
+
+_WAIT_SECONDS = 2.0
+
+
+def run_trial(config: Mapping[str, Any]) -> None:
+    """Tune's trainable: run the cells of ``config["task"]``, JSON, one after the other.
+
+    Reports ``{"epoch", "value"}`` after each epoch of the first cell but the last, and at the end
+    ``{"epoch", "value", "records"}``, or ``{"epoch", "failure"}``. Epochs that an earlier process
+    has trained are reported first. Where Tune stops the trial, ``report`` does not return.
+    """
+    from ray import tune
+
+    task = json.loads(config["task"])
+    first, *others = (Cell.from_dict(cell) for cell in task["cells"])
+    results, key = Path(task["results"]), task["per_epoch"]
+    epochs, value = first.training["epochs"], float("nan")
+
+    def report(progress: Mapping[str, Any]) -> None:
+        nonlocal value
+        value = progress.get(key, value)
+        if progress["epoch"] < epochs:
+            tune.report({"epoch": progress["epoch"], "value": value})
+
+    if key is None or read_record(results, first.id) is not None:
+        report = None
+    else:
+        for progress in _trained_before(cell_folder(results, first.id)):
+            report(progress)
+    records = []
+    for cell in (first, *others):
+        outcome = _run(cell, task, None if cell is not first else report)
+        if "failure" in outcome:
+            failure = outcome["failure"]
+            message = f"{failure['error']}: {failure['message']}"
+            tune.report({"epoch": epochs, "failure": message})
+            return
+        records.append(outcome["record"])
+    if key is not None:
+        value = records[0]["history"][-1][key]
+    tune.report({"epoch": epochs, "value": value, "records": records})
+
+
+def _run(cell: Cell, task: Mapping[str, Any], report: Callable[..., None] | None) -> dict[str, Any]:
+    """The outcome of a cell, waited for where another process is running it."""
+    while True:
+        outcome = run_cell(cell.as_dict(), task["results"], task["data_dir"], on_epoch=report)
+        if "busy" not in outcome:
+            return outcome
+        time.sleep(_WAIT_SECONDS)
+
+
+def _trained_before(folder: Path) -> list[dict[str, Any]]:
+    """What training has reported about the epochs that its checkpoint holds."""
+    if not (folder / "checkpoint.pt").exists():
+        return []
+    try:
+        lines = (folder / "progress.jsonl").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    rows = [json.loads(line) for line in lines if line.endswith("}")]
+    by_epoch = {row["epoch"]: row for row in rows if row["epoch"] > 0}
+    return [by_epoch[epoch] for epoch in sorted(by_epoch)]

@@ -1,0 +1,237 @@
+"""Ray Tune's side of a search: it runs trials and stops weak ones; the ledger proposes them.
+
+Tune's own Optuna searcher and its restore are not used: the one tells stopped trials as complete,
+the other forgets or repeats trials after a kill. What Tune keeps on disk lives in a temporary
+folder; a search goes on from its study and from the cells' checkpoints.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from msvit.options import ConfigError
+from msvit.records import read_record, write_record
+from studies.cluster import Place, RayLost, connected, gpus_per_cell, resources, slots
+from studies.search.ledger import Ledger, Proposal
+from studies.search.objectives import PER_EPOCH, figures_of
+from studies.search.space import Space, largest_epochs
+from studies.search.trial import run_trial
+
+RESTARTS = 2  # of a trial whose process died, and of Tune if it dies itself
+
+Say = Callable[[str], None]
+
+
+def search(
+    space: Space, ledger: Ledger, results: Path, place: Place, data_dir: Path | None, say: Say
+) -> None:
+    """Run trials until the budget of the study, or its time, is used up.
+
+    Raises:
+        ConfigError: where Ray cannot be reached or no machine is large enough for a trial.
+        RayLost: where Ray dies.
+        KeyboardInterrupt: on Ctrl-C; the trials that were running go on next time.
+    """
+    deadline = None if space.minutes is None else time.monotonic() + 60 * space.minutes
+    _calm_tune()
+    with connected(place):
+        gpus = gpus_per_cell(place)
+        if not slots(place.cpus_per_cell, gpus):
+            raise ConfigError(
+                f"no machine has the {place.cpus_per_cell:g} CPUs and {gpus:g} GPUs that one "
+                f"trial is to get; Ray sees {resources()}"
+            )
+        for restart in range(RESTARTS + 1):
+            proposer = make_proposer(space, ledger, results, data_dir, deadline, say)
+            try:
+                _fit(space, ledger, proposer, place, gpus)
+            except Exception as error:
+                # A process killed for want of memory can take Tune's loop with it.
+                if restart == RESTARTS:
+                    raise RayLost(f"Ray Tune has died: {error}") from error
+                say(f"Ray Tune has died ({type(error).__name__}); going on")
+                ledger = ledger.reopened()
+                continue
+            if proposer.broken:
+                raise proposer.broken
+            return
+
+
+def make_proposer(
+    space: Space,
+    ledger: Ledger,
+    results: Path,
+    data_dir: Path | None,
+    deadline: float | None,
+    say: Say,
+):
+    """Tune's searcher over ``ledger``; its class is made here since Ray is loaded late."""
+    from ray.tune.search import Searcher
+
+    class Proposer(Searcher):
+        def __init__(self) -> None:
+            super().__init__(metric="value", mode=_mode(space))
+            self.running: dict[str, Proposal] = {}
+            self.broken: Exception | None = None
+
+        def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+            late = deadline is not None and time.monotonic() > deadline
+            proposal = None if late or self.broken else ledger.propose()
+            if proposal is None:
+                return Searcher.FINISHED
+            self.running[trial_id] = proposal
+            if proposal.resumed:
+                say(f"trial {proposal.number} goes on")
+            task = {
+                "cells": [cell.as_dict() for cell in proposal.cells],
+                "results": str(results.resolve()),
+                "data_dir": str(data_dir.resolve()) if data_dir else None,
+                "per_epoch": PER_EPOCH.get(space.primary),
+            }
+            return {"task": json.dumps(task)}
+
+        def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> None:
+            if "value" in result:
+                number = self.running[trial_id].number
+                ledger.epoch(number, result["epoch"], result["value"])
+
+        def on_trial_complete(
+            self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False
+        ) -> None:
+            proposal, result = self.running.pop(trial_id), result or {}
+            number = proposal.number
+            try:
+                if "records" in result:
+                    self.on_trial_result_of(proposal, result)
+                elif "failure" in result:
+                    ledger.fail(number, result["failure"])
+                    self.tell(number, f"FAILED, {result['failure'].splitlines()[0]}")
+                elif error:
+                    problem = f"its process died {1 + RESTARTS} times"
+                    ledger.fail(number, problem)
+                    self.tell(number, f"FAILED, {problem}")
+                else:
+                    ledger.prune(number)
+                    value = _shown(space.primary, result.get("value"))
+                    self.tell(number, f"stopped after epoch {result.get('epoch')}, {value}")
+            except Exception as problem:  # Tune would log it and go on with an empty book
+                self.broken = self.broken or problem
+
+        def on_trial_result_of(self, proposal: Proposal, result: Mapping[str, Any]) -> None:
+            ledger.epoch(proposal.number, result["epoch"], result["value"])
+            for record in result["records"]:
+                # The worker has written it, unless it has no disk in common with us.
+                if read_record(results, record["id"]) is None:
+                    write_record(results, record)
+            figures = figures_of(result["records"])
+            best = ledger.complete(proposal.number, figures)
+            aims = dict.fromkeys((*space.objectives, *(c.figure for c in space.constraints)))
+            shown = ", ".join(_shown(name, figures[name]) for name in aims)
+            broken = [str(c) for c in space.constraints if c.excess(figures) > 0]
+            note = f"; not {', '.join(broken)}" if broken else "; best so far" if best else ""
+            if best and len(space.objectives) > 1:
+                note = "; on the front"
+            self.tell(proposal.number, shown + note)
+
+        def tell(self, number: int, text: str) -> None:
+            over = space.trials - ledger.left()
+            say(f"[{over:{len(str(space.trials))}d}/{space.trials}] trial {number}: {text}")
+
+        def save(self, checkpoint_path: str) -> None:
+            return  # nothing of Tune's is ever restored
+
+        def restore(self, checkpoint_path: str) -> None:
+            raise NotImplementedError
+
+    return Proposer()
+
+
+def _fit(space: Space, ledger: Ledger, proposer: Any, place: Place, gpus: float) -> None:
+    from ray import tune
+
+    left = ledger.left()
+    if not left:
+        return
+    with tempfile.TemporaryDirectory(prefix="msvit-tune-") as folder:
+        tune.Tuner(
+            tune.with_resources(run_trial, {"cpu": place.cpus_per_cell, "gpu": gpus}),
+            tune_config=tune.TuneConfig(
+                search_alg=proposer,
+                scheduler=_scheduler(space, ledger),
+                num_samples=left,
+                max_concurrent_trials=max(1, slots(place.cpus_per_cell, gpus)),
+                trial_dirname_creator=lambda trial: trial.trial_id,
+            ),
+            run_config=tune.RunConfig(
+                name=space.name,
+                storage_path=folder,
+                failure_config=tune.FailureConfig(max_failures=RESTARTS),
+                verbose=0,
+            ),
+        ).fit()
+
+
+def _scheduler(space: Space, ledger: Ledger) -> Any:
+    """Early stopping; it has seen all earlier trials of the study."""
+    from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule
+
+    pruner, epochs = space.pruner, largest_epochs(space)
+    grace = min(pruner.grace, epochs)
+    aim = {"metric": "value", "mode": _mode(space), "time_attr": "epoch", "grace_period": grace}
+    if pruner.name == "none":
+        return FIFOScheduler()
+    if pruner.name == "median":
+        # A slice without end: it is never to pause a trial, only to stop it.
+        scheduler = MedianStoppingRule(**aim, min_time_slice=10**9)
+    else:
+        # HyperBand without its pauses is ASHA in brackets that begin to stop at different epochs.
+        brackets = 3 if pruner.name == "hyperband" else 1
+        scheduler = AsyncHyperBandScheduler(
+            **aim, max_t=epochs, reduction_factor=pruner.reduction, brackets=brackets
+        )
+    for number, history in enumerate(ledger.past()):
+        stand_in = _PastTrial(f"past-{number}")
+        scheduler.on_trial_add(None, stand_in)
+        for epoch, value in history[:-1]:
+            scheduler.on_trial_result(None, stand_in, {"epoch": epoch, "value": value})
+        epoch, value = history[-1]
+        scheduler.on_trial_complete(None, stand_in, {"epoch": epoch, "value": value})
+    return scheduler
+
+
+class _PastTrial:
+    """What schedulers look at of a trial."""
+
+    def __init__(self, trial_id: str) -> None:
+        self.trial_id = trial_id
+
+
+def _mode(space: Space) -> str:
+    return "max" if space.objectives[space.primary] == "maximize" else "min"
+
+
+def _shown(name: str, value: float | None) -> str:
+    if value is None:
+        return f"no {name} yet"
+    label = name.removesuffix("_mj").removesuffix("_gb").replace("_", " ")
+    if name == "accuracy":
+        return f"{label} {value:.1%}"
+    unit = {"energy_mj": " mJ", "peak_memory_gb": " GB"}.get(name, "")
+    return f"{label} {value:.4g}{unit}"
+
+
+def _calm_tune() -> None:
+    """Settings that Ray reads when it is imported."""
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C ends a search as a grid
+    os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
+    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "3600")  # state that nobody reads
+    for name in ("ray.tune", "ray.air", "ray.train"):
+        logging.getLogger(name).setLevel(logging.ERROR)

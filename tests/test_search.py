@@ -1,0 +1,393 @@
+"""``studies/hpo.py`` from outside: real processes, real Ray Tune, a real Optuna study."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import numpy as np
+import optuna
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from analysis.search import Search, collect_search, open_storage
+from analysis.search_report import write_search_report
+from msvit.records import cell_folder, iter_records, read_record, search_folder
+from studies.grids import load_study
+from studies.hpo import main
+from studies.search.comparison import hypervolume
+from studies.search.ledger import Ledger
+from studies.search.objectives import figures_of
+from studies.search.space import load_space
+from tests.results_folder import make_cell, make_record
+
+ROOT = Path(__file__).resolve().parent.parent
+HPO = ROOT / "studies" / "hpo.py"
+
+TINY = """
+    question: Does it search?
+    base:
+      model: {name: msvit, dim: 16, heads: 2, depths: [1, 1], widths: [0.5, 1.0], timesteps: 1}
+      data: {name: digits, image_size: 8, train_per_class: 13}
+      training: {epochs: 4, batch_size: 16}
+    parameters:
+      model.scales: {categorical: [[1], [1, 3]]}
+      training.lr: {float: [1.0e-4, 3.0e-2], log: true}
+    objectives: {accuracy: maximize, energy_mj: minimize}
+    constraints: [parameters <= 10000]
+    trials: 6
+    pruner: {name: asha, grace: 1, reduction: 2}
+    start_with: [{model.scales: [1, 3], training.lr: 0.02}]
+"""
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """Writes a space of trials that take seconds."""
+
+    def write(old="", new="", name="tiny.yaml", more=""):
+        assert old in textwrap.dedent(TINY)
+        path = tmp_path / name
+        path.write_text(textwrap.dedent(TINY).replace(old, new) + textwrap.dedent(more))
+        return path
+
+    return write
+
+
+def start(*arguments):
+    return subprocess.Popen(
+        [sys.executable, str(HPO), *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def run(*arguments, code=0):
+    process = start(*arguments)
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode == code, output
+    assert "Traceback" not in output, output
+    return output
+
+
+def study_of(results, name="tiny"):
+    storage = open_storage(str(search_folder(results, name) / "study.journal"))
+    return optuna.load_study(study_name=name, storage=storage)
+
+
+def states(results, name="tiny"):
+    return [trial.state.name for trial in study_of(results, name).get_trials()]
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory):
+    """A search of six trials, run once."""
+    folder = tmp_path_factory.mktemp("searched")
+    space = folder / "tiny.yaml"
+    space.write_text(textwrap.dedent(TINY))
+    output = run("--space", space, "--results", folder / "results")
+    return folder / "results", space, output
+
+
+def test_a_search_uses_its_budget_and_tells_optuna_what_the_records_say(searched):
+    results, _, output = searched
+    trials = study_of(results).get_trials()
+    assert len(trials) == 6
+    assert {trial.state.name for trial in trials} <= {"COMPLETE", "PRUNED"}
+    complete = [trial for trial in trials if trial.state.name == "COMPLETE"]
+    assert complete
+    for trial in complete:
+        (cell_id,) = trial.user_attrs["cells"]
+        record = read_record(results, cell_id)
+        assert record["cell"]["training"]["lr"] == trial.params["training.lr"]
+        epoch = record["history"][record["selected_epoch"] - 1]
+        assert trial.values == [epoch["val_accuracy"], record["energy_mj"]["sop_spikformer"]]
+        assert trial.constraints == {"parameters <= 10000": record["parameters"] - 10000}
+    # What was given to start with came first.
+    assert trials[0].params == {"model.scales": "[1, 3]", "training.lr": 0.02}
+    assert re.search(r"trial 0: accuracy \d+\.\d%, energy [\d.e-]+ mJ", output)
+
+
+def test_stopped_trials_have_no_record_and_are_on_no_front(searched):
+    results, _, _ = searched
+    search = collect_search(results, "tiny")
+    stopped = search.trials[search.trials["state"] == "stopped"]
+    assert len(stopped) >= 1, search.trials
+    assert stopped["rank"].isna().all()
+    assert (stopped["epochs"] < 4).all()
+    study = study_of(results)
+    for number in stopped["number"]:
+        trial = study.get_trials()[number]
+        assert trial.values is None
+        assert read_record(results, trial.user_attrs["cells"][0]) is None
+    assert {t.number for t in study.best_trials} == set(search.front["number"])
+
+
+def test_a_search_that_is_over_trains_nothing_and_a_larger_budget_goes_on(searched, tmp_path):
+    results, space, _ = searched
+    before = {path: path.stat().st_mtime_ns for path in results.glob("cells/*/record.json")}
+    begun = time.monotonic()
+    output = run("--space", space, "--results", results)
+    assert time.monotonic() - begun < 60
+    assert "running" not in output
+    assert {p: p.stat().st_mtime_ns for p in results.glob("cells/*/record.json")} == before
+    run("--space", space, "--results", results, "--trials", 7)
+    assert len(study_of(results).get_trials()) == 7
+
+
+def test_tables_and_figures_of_a_search(searched):
+    results, _, _ = searched
+    folder = write_search_report(results, "tiny")
+    names = {path.name for path in folder.glob("figures/*.png")}
+    assert {"history.png", "pareto.png", "parallel.png", "slices.png"} <= names
+    assert all(path.stat().st_size > 5000 for path in folder.glob("figures/*.png"))
+    search = collect_search(results, "tiny")
+    table = (folder / "trials.md").read_text()
+    assert table.count("\n| ") == 1 + len(search.trials)
+    assert "stopped at" in table
+    assert "chose nothing" in table
+    front = (folder / "front.csv").read_text().splitlines()
+    assert len(front) == 1 + len(search.front)
+    assert r"\toprule" in (folder / "front.tex").read_text()
+
+
+def test_the_best_trials_become_a_grid_whose_first_cells_are_done(searched, tmp_path):
+    results, space, _ = searched
+    out = tmp_path / "again.yaml"
+    output = run("--space", space, "--results", results, "--best", 2, "--grid-out", out)
+    assert "written" in output
+    study = load_study(str(out))
+    search = collect_search(results, "tiny")
+    best = int(search.front["number"].iloc[0])
+    assert study.cells[0].group == f"trial {best}"
+    assert [entry.cell.seed for entry in study.cells[:3]] == [0, 1, 2]
+    done = [read_record(results, entry.cell.id) is not None for entry in study.cells]
+    assert done[:3] == [True, False, False]
+    assert len({entry.group for entry in study.cells}) == 2
+
+
+def test_another_meaning_needs_another_name(searched, tmp_path, capsys):
+    results, _, _ = searched
+    changed = tmp_path / "tiny.yaml"
+    changed.write_text(textwrap.dedent(TINY).replace("3.0e-2", "5.0e-2"))
+    assert main(["--space", str(changed), "--results", str(results)]) == 2
+    error = capsys.readouterr().err
+    assert "parameters changed" in error
+    assert "--name" in error
+
+
+def test_a_repeated_proposal_costs_nothing(tiny, tmp_path):
+    # One choice: after the first trial every other one is the same cell.
+    space = tiny("{float: [1.0e-4, 3.0e-2], log: true}", "{categorical: [0.02]}")
+    space.write_text(space.read_text().replace("[[1], [1, 3]]", "[[1, 3]]"))
+    results = tmp_path / "results"
+    output = run("--space", space, "--results", results, "--trials", 5)
+    assert states(results) == ["COMPLETE"] * 5, output
+    (record,) = iter_records(results)
+    assert len(record["history"]) == 4
+    log = (cell_folder(results, record["id"]) / "log.txt").read_text()
+    assert log.count("attempt") == 1
+
+
+def wait_for(condition, seconds=180):
+    deadline = time.monotonic() + seconds
+    while not (result := condition()):
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+    return result
+
+
+def at_work(results):
+    return [
+        path.parent
+        for path in results.glob("cells/*/checkpoint.pt")
+        if not (path.parent / "record.json").exists()
+    ]
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_killed_search_goes_on_with_its_trials(how, tiny, tmp_path):
+    space = tiny("epochs: 4", "epochs: 12", more="sampler: random")
+    results = tmp_path / "results"
+    arguments = ("--space", space, "--results", results, "--trials", 4, "--pruner", "none")
+    process = start(*arguments)
+    wait_for(lambda: at_work(results))
+    if how == signal.SIGKILL:
+        os.killpg(process.pid, how)
+    else:
+        process.send_signal(how)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == (-9 if how == signal.SIGKILL else 130), output
+    running = [t for t in study_of(results).get_trials() if t.state.name == "RUNNING"]
+    assert running
+    kept = {trial.number: trial.params for trial in running}
+    wait_for(lambda: not _workers(results))
+
+    output = run(*arguments)
+    trials = study_of(results).get_trials()
+    assert [trial.state.name for trial in trials] == ["COMPLETE"] * 4, output
+    for number, params in kept.items():
+        assert f"trial {number} goes on" in output
+        assert trials[number].params == params
+    logs = "".join(path.read_text() for path in results.glob("cells/*/log.txt"))
+    assert "resuming" in logs
+
+
+def _workers(results):
+    """Processes that still hold the lock of a cell."""
+    from studies.worker import is_locked
+
+    return [path for path in results.glob("cells/*") if is_locked(path)]
+
+
+def test_a_worker_that_dies_is_started_again(tiny, tmp_path):
+    space = tiny("epochs: 4", "epochs: 12")
+    results = tmp_path / "results"
+    process = start(
+        "--space", space, "--results", results, "--trials", 1, "--pruner", "none"
+    )
+    folder = wait_for(lambda: at_work(results))[0]
+    owner = (folder / "lock").read_text()
+    os.kill(int(re.search(r"process (\d+)", owner)[1]), signal.SIGKILL)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    assert states(results) == ["COMPLETE"]
+    assert "resuming" in (folder / "log.txt").read_text()
+
+
+def test_a_second_driver_of_a_search_is_refused(tiny, tmp_path):
+    space = tiny("epochs: 4", "epochs: 12")
+    results = tmp_path / "results"
+    arguments = ("--space", space, "--results", results, "--trials", 1, "--pruner", "none")
+    process = start(*arguments)
+    wait_for(lambda: at_work(results))
+    assert "another process is running the search" in run(*arguments, code=2)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+
+
+def test_a_trial_that_cannot_run_fails_alone(tiny, tmp_path):
+    # CIFAR-10 is not there: these trials fail, the others do not.
+    space = tiny(
+        "      model.scales:",
+        "      data.name: {categorical: [digits, cifar10]}\n      model.scales:",
+        more="sampler: grid",
+    )
+    space.write_text(
+        space.read_text()
+        .replace("{float: [1.0e-4, 3.0e-2], log: true}", "{categorical: [0.02]}")
+        .replace("image_size: 8, ", "")
+        .split("start_with")[0]
+        + "sampler: grid\n"
+    )
+    results = tmp_path / "results"
+    output = run("--space", space, "--results", results, "--pruner", "none", "--trials", 9)
+    assert sorted(states(results)) == ["COMPLETE"] * 2 + ["FAIL"] * 2, output
+    assert "DataError" in output
+    assert len(collect_search(results, "tiny").complete) == 2
+
+
+def test_a_database_holds_the_study_too(tiny, tmp_path):
+    results = tmp_path / "results"
+    url = f"sqlite:///{tmp_path}/study.db"
+    arguments = ("--space", tiny(), "--results", results, "--trials", 2, "--storage", url)
+    run(*arguments)
+    assert len(collect_search(results, "tiny").trials) == 2
+    assert not (search_folder(results, "tiny") / "study.journal").exists()
+    assert "sqlite" in run(*arguments[:-1], "sqlit:///x", code=2)
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "gp", "nsga2", "random"])
+def test_every_sampler_finds_what_is_easy(sampler, tiny, tmp_path):
+    """The ledger alone, on figures that follow from the options: the front is known."""
+    space = load_space(str(tiny()), sampler=sampler, trials=40)
+    ledger = Ledger.open(space, str(tmp_path / f"{sampler}.journal"), seed=1)
+    while proposal := ledger.propose():
+        lr = proposal.chosen["training.lr"]
+        wide = proposal.chosen["model.scales"] == "[1, 3]"
+        accuracy = 0.9 - abs(np.log10(lr) + 2) / 10 + 0.02 * wide
+        ledger.complete(
+            proposal.number,
+            {"accuracy": accuracy, "energy_mj": 1.0 + wide, "parameters": 5000.0},
+        )
+    best = max(trial.values[0] for trial in ledger.study.best_trials)
+    assert len(ledger.study.get_trials()) == 40
+    assert best > 0.91
+
+
+def test_constraints_keep_trials_off_the_front(tiny, tmp_path):
+    space = load_space(str(tiny("parameters <= 10000", "energy_mj <= 1.5")), trials=10)
+    ledger = Ledger.open(space, str(tmp_path / "c.journal"), seed=1)
+    while proposal := ledger.propose():
+        wide = proposal.chosen["model.scales"] == "[1, 3]"
+        ledger.complete(
+            proposal.number, {"accuracy": 0.8 + 0.1 * wide, "energy_mj": 1.0 + wide}
+        )
+    assert {trial.params["model.scales"] for trial in ledger.study.best_trials} == {"[1]"}
+
+
+def test_means_over_seeds_are_the_score():
+    cells = [make_cell({"name": "msvit", "scales": [1]}, seed) for seed in (0, 1)]
+    records = [make_record(cell, 0.9, 0.1 * (1 + cell.seed)) for cell in cells]
+    for record, accuracy in zip(records, (0.5, 0.7), strict=True):
+        record["history"][1]["val_accuracy"] = accuracy
+        record["cell"]["training"]["batch_size"] = 32
+    figures = figures_of(records)
+    assert figures["accuracy"] == pytest.approx(0.6)
+    assert figures["energy_mj"] == pytest.approx(0.15)
+    assert figures["test_accuracy"] == 0.9
+
+
+def test_several_seeds_of_a_trial_are_cells_of_their_own(tiny, tmp_path):
+    results = tmp_path / "results"
+    run("--space", tiny(more="seeds: 2"), "--results", results, "--trials", 1)
+    (trial,) = study_of(results).get_trials()
+    records = [read_record(results, cell) for cell in trial.user_attrs["cells"]]
+    assert [record["cell"]["seed"] for record in records] == [0, 1]
+    assert trial.values[0] == figures_of(records)["accuracy"]
+
+
+@given(
+    st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), max_size=12),
+    st.integers(0, 2**16),
+)
+@settings(max_examples=50, deadline=None, derandomize=True, database=None)
+def test_hypervolume_is_the_dominated_share_of_the_square(points, seed):
+    samples = np.random.default_rng(seed).random((4000, 2))
+    losses = np.array(points).reshape(-1, 2)
+    dominated = (losses[None] <= samples[:, None]).all(-1).any(1).mean() if points else 0.0
+    assert hypervolume(losses) == pytest.approx(dominated, abs=0.05)
+
+
+def test_the_pareto_figure_marks_published_results(searched, monkeypatch):
+    from analysis import search_figures
+
+    results, _, _ = searched
+    search = collect_search(results, "tiny")
+    assert "no published result on digits" in _text(search_figures.pareto(search))
+    cifar = Search(**{**vars(search), "data": "cifar10"})
+    text = _text(search_figures.pareto(cifar))
+    assert "msvit-4-384†" in text
+    assert "energy not published" in text
+
+
+def _text(figure):
+    from matplotlib.text import Text
+
+    return " ".join(artist.get_text() for artist in figure.findobj(Text))
+
+
+def test_the_manifest_says_where_everything_is(searched):
+    results, space, _ = searched
+    manifest = json.loads((search_folder(results, "tiny") / "search.json").read_text())
+    assert manifest["space_file"] == str(space)
+    assert manifest["objectives"][0] == ["accuracy", "maximize"]
+    assert manifest["storage"].endswith("study.journal")
