@@ -24,6 +24,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,7 +116,7 @@ def collect_search(results: Path, name: str) -> Search:
         train = f"To run it: python studies/hpo.py --space {name}"
         raise RecordError(f"{unknown(name, known, message)}. {train}")
     manifest = read_search(results, name)
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    quiet_optuna()
     try:
         study = optuna.load_study(study_name=name, storage=open_storage(manifest["storage"]))
     except (ConfigError, KeyError) as error:
@@ -149,6 +150,12 @@ def collect_search(results: Path, name: str) -> Search:
         trials=trials,
         curves=pd.DataFrame(curves, columns=["number", "epoch", "value"]),
     )
+
+
+def quiet_optuna() -> None:
+    """No line per trial, and none about the parts of Optuna that may still change."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 
 
 def open_storage(storage: str) -> BaseStorage:

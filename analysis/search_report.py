@@ -66,21 +66,30 @@ def print_search(results: Path, name: str) -> None:
 
 
 def print_trials(search: Search, numbers: Sequence[int]) -> None:
-    """Print the table of these trials."""
+    """Print a table of these trials, and what was chosen in each."""
     from rich.console import Console
 
-    table = trial_table(search, numbers)
+    table = trial_table(search, numbers, short=True)
     console = Console(highlight=False, markup=False)
     if not console.is_terminal:
         console = Console(highlight=False, markup=False, width=120)  # files have no width
     console.print(terminal(table))
+    for number in numbers:
+        row = search.trials.iloc[number]
+        chosen = ((_option(key), _value(row[key])) for key in search.parameters)
+        text = " ".join(f"{name}={value}" for name, value in chosen if value != NOTHING)
+        console.print(f"trial {number}: {text}")
+    console.print()
     for note in table.notes:
         console.print(note)
 
 
-def trial_table(search: Search, numbers: Sequence[int] | None = None) -> Table:
-    """One row per trial: all of them, the front first, or those of ``numbers`` in their order."""
-    trials = search.trials.set_index("number", drop=False)
+def trial_table(search: Search, numbers: Sequence[int] | None = None, short: bool = False) -> Table:
+    """One row per trial: all of them, the front first, or those of ``numbers`` in their order.
+
+    ``short`` leaves out what was chosen, which a terminal has no room for.
+    """
+    trials = search.trials.set_index("number", drop=False).rename_axis(None)
     if numbers is None:
         rising = search.objectives[search.primary] == "minimize"
         ordered = trials.assign(_value=trials[search.primary] * (1 if rising else -1))
@@ -91,7 +100,7 @@ def trial_table(search: Search, numbers: Sequence[int] | None = None) -> Table:
     columns = {
         "trial": [Entry(str(row.number), rank=int(row.rank == 0)) for row in shown.itertuples()],
         "state": [Entry(_state(row)) for row in shown.itertuples()],
-        **{_option(key): [Entry(_value(v)) for v in shown[key]] for key in search.parameters},
+        **({} if short else _parameters(shown, search)),
         "validation (%)": _numbers(100 * shown["accuracy"], 2),
         "test (%)": _numbers(100 * shown["test_accuracy"], 2),
         f"energy ({unit}/image)": _numbers(ENERGY_UNITS[unit] * shown["energy_mj"], None),
@@ -109,6 +118,10 @@ def trial_table(search: Search, numbers: Sequence[int] | None = None) -> Table:
         rows=tuple(zip(*columns.values(), strict=True)),
         notes=tuple(_notes(search)),
     )
+
+
+def _parameters(shown: pd.DataFrame, search: Search) -> dict[str, list[Entry]]:
+    return {_option(key): [Entry(_value(v)) for v in shown[key]] for key in search.parameters}
 
 
 def _notes(search: Search) -> list[str]:

@@ -138,7 +138,7 @@ class SearchManifest(TypedDict):
     pruner: dict[str, Any]
     base: dict[str, Any]
     parameters: dict[str, dict[str, Any]]  # as written in the space
-    objectives: list[tuple[str, str]]  # figure, direction; the first one decides early stopping
+    objectives: list[list[str]]  # figure, direction; the first one decides early stopping
     constraints: list[str]
     seeds: list[int]
 

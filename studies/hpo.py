@@ -60,15 +60,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(space: Space, options: argparse.Namespace) -> int:
     folder = search_folder(options.results, space.name)
     storage = options.storage or str(folder / "study.journal")
-    write_search(options.results, _manifest(space, storage))
     with _alone(folder / "lock", space.name):
         # Optuna takes half a second to load, Ray two: not for a wrong command.
         from studies.search.ledger import Ledger
 
         ledger = Ledger.open(space, storage, options.seed)
+        write_search(options.results, _manifest(space, storage))
         left = ledger.left()
         print(f"{space.name}: {space.question}")
-        print(f"{space.trials} trials, {space.trials - left} over; {_aims(space)}; in {folder}")
+        print(f"{ledger.budget} trials, {ledger.budget - left} over; {_aims(space)}; in {folder}")
         if left:
             from studies.search.tuner import search
 
@@ -148,7 +148,12 @@ def _dry_run(space: Space) -> int:
 @contextlib.contextmanager
 def _alone(path: Path, name: str) -> Iterator[None]:
     """Hold the search's lock: two drivers would each propose the whole budget."""
-    with path.open("a+") as file:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written ({error.strerror})") from None
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -83,7 +83,7 @@ def test_early_stopping_needs_an_objective_that_is_known_early(space):
 
 
 WRONG = [
-    ("", "model.scales:", "model.scale:", "parameters.model.scale: ", "did you mean 'scales'"),
+    ("", "training.lr:", "training.rl:", "parameters.training.rl: ", "did you mean 'lr'"),
     ("", "model.scales:", "scales:", "unknown section 'scales'", "model"),
     ("", "[0.001, 0.1]", "[0.1, 0.001]", "parameters.training.lr.float", "the range is empty"),
     ("", "[0.001, 0.1]", "[-0.1, 0.1]", "parameters.training.lr.float", "above 0"),
@@ -91,7 +91,7 @@ WRONG = [
     ("", "[0.001, 0.1]", "0.1", "parameters.training.lr.float", "[low, high]"),
     ("", "log: true", "step: 0.7", "parameters.training.lr.step", "whole number of steps"),
     ("", "log: true", "lgo: true", "parameters.training.lr.lgo", "did you mean 'log'"),
-    ("", "[[1], [1, 3]]", "[[1], [2]]", "parameters.model.scales", "odd"),
+    ("", "[[1], [1, 3]]", "[[1], [1, 3], [2]]", "parameters.model.scales", "odd"),
     ("", "[[1], [1, 3]]", "[]", "parameters.model.scales.categorical", "a list of values"),
     ("", "[[1], [1, 3]]", "[[1], [1], [1, 3]]", "parameters.model.scales", "appears twice"),
     ("", "{model.scales: [1, 3]}", "{model.scales: [1, 5]}", "branch_kernel.when", "not one of"),
@@ -99,7 +99,7 @@ WRONG = [
     ("", "energy_mj: minimize", "energy: minimize", "objectives.energy", "'energy_mj'"),
     ("", "energy_mj: minimize", "energy_mj: min", "objectives.energy_mj", "'minimize'"),
     ("", "dim: 32", "dmi: 32", "base.model.dmi", "did you mean 'dim'"),
-    ("", "dim: 32", "dim: 30", "base.model", "heads"),
+    ("", "dim: 32", "dim: 30", "base.model", "widths"),
     ("", "question: Which?", "question: ''", "question", "a sentence"),
     ("constraints: ['energy <= 1']", "", "", "constraints[0]", "'energy_mj'"),
     ("constraints: ['energy_mj < 1']", "", "", "constraints[0]", "energy_mj <= 0.2"),
@@ -108,7 +108,8 @@ WRONG = [
     ("trials: 0", "", "", "trials", "from 1"),
     ("minutes: -1", "", "", "minutes", "above 0"),
     ("sampler: tep", "", "", "sampler", "did you mean 'tpe'"),
-    ("sampler: grid", "", "", "sampler", "step or choices for training.lr"),
+    ("sampler: grid", "", "", "sampler", "takes no condition"),
+    ("sampler: grid", ", when: {model.scales: [1, 3]}", "", "sampler", "choices for training.lr"),
     ("pruner: {name: asha, grace: 0}", "", "", "pruner.grace", "whole number of epochs"),
     ("start_with: [msvit_cifar1]", "", "", "start_with[0]", "msvit_cifar10"),
     ("start_with: [{model.scales: [3]}]", "", "", "start_with[0]", "is not one of"),

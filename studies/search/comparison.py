@@ -19,7 +19,9 @@ def report(results: Path, space: Space, names: Mapping[str, Sequence[str]], out:
 
     ``names`` are the searches of each sampler, repetition by repetition.
     """
-    searches = {sampler: [collect_search(results, n) for n in own] for sampler, own in names.items()}
+    searches = {
+        sampler: [collect_search(results, n) for n in own] for sampler, own in names.items()
+    }
     worst, best = _corners([s for own in searches.values() for s in own])
     curves = pd.DataFrame(
         [
@@ -87,7 +89,7 @@ def _text(
         f"| repetition | {ours} | {chance} | difference |",
         "|---|--:|--:|--:|",
         *(
-            f"| {repeat + 1} | {row[ours]:.3f} | {row[chance]:.3f} | {row[ours] - row[chance]:+.3f} |"
+            f"| {repeat + 1} | {row[ours]:.3f} | {row[chance]:.3f} | {difference[repeat]:+.3f} |"
             for repeat, row in last.iterrows()
         ),
         f"| mean ± std | {last[ours].mean():.3f} ± {last[ours].std():.3f} | "
@@ -121,9 +123,8 @@ def _draw(space: Space, curves: pd.DataFrame, path: Path) -> None:
         for sampler, own in curves.groupby("sampler", sort=False):
             wide = own.pivot_table(index="trial", columns="repeat", values="hypervolume")
             (line,) = axes.plot(wide.index, wide.mean(axis=1), label=f"{sampler}, mean")
-            axes.fill_between(
-                wide.index, wide.min(axis=1), wide.max(axis=1), color=line.get_color(), alpha=0.15, lw=0
-            )
+            band = (wide.min(axis=1), wide.max(axis=1))
+            axes.fill_between(wide.index, *band, color=line.get_color(), alpha=0.15, lw=0)
         axes.set_xlabel("trial")
         axes.set_ylabel("share of objective space dominated")
         axes.legend(loc="lower right")

@@ -17,7 +17,7 @@ import optuna
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.trial import TrialState
 
-from analysis.search import open_storage
+from analysis.search import open_storage, quiet_optuna
 from msvit.cells import Cell
 from msvit.options import ConfigError
 from studies.search.parameters import Scalar
@@ -42,7 +42,7 @@ class Ledger:
     def __init__(self, study: optuna.Study, space: Space) -> None:
         self._study = study
         self._space = space
-        self._left_running = [t for t in study.get_trials(deepcopy=False) if not _is_over(t)]
+        self._left_running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         self._trials: dict[int, optuna.Trial] = {}
         self._epochs: dict[int, dict[int, float]] = {}
 
@@ -53,7 +53,7 @@ class Ledger:
         Raises:
             ConfigError: where the storage cannot be used, or the study in it has another space.
         """
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        quiet_optuna()
         book = open_storage(storage)
         study = optuna.create_study(
             study_name=space.name,
@@ -89,13 +89,18 @@ class Ledger:
     def study(self) -> optuna.Study:
         return self._study
 
+    @property
+    def budget(self) -> int:
+        """Trials of the whole study; a grid has no more than its points."""
+        if self._space.sampler != "grid":
+            return self._space.trials
+        points = _count_points(self._space) + len(self._space.start_with)
+        return min(self._space.trials, points)
+
     def left(self) -> int:
         """How many trials of the budget are still to be run, resumed ones among them."""
-        over = sum(_is_over(t, _FINISHED) for t in self._study.get_trials(deepcopy=False))
-        budget = self._space.trials
-        if self._space.sampler == "grid":
-            budget = min(budget, _count_points(self._space) + len(self._space.start_with))
-        return max(0, budget - over)
+        trials = self._study.get_trials(deepcopy=False, states=_FINISHED)
+        return max(0, self.budget - len(trials))
 
     def propose(self) -> Proposal | None:
         """The next trial, None where the budget is used up.
@@ -164,10 +169,6 @@ class Ledger:
         if epochs := self._epochs.pop(number, None):
             trial.set_user_attr("epochs", epochs)
         self._study.tell(trial, values, state)
-
-
-def _is_over(trial: optuna.trial.FrozenTrial, states: tuple[TrialState, ...] = ()) -> bool:
-    return trial.state in (states or (*_FINISHED, TrialState.WAITING))
 
 
 def _sampler(space: Space, seed: int) -> BaseSampler:

@@ -33,7 +33,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from msvit.cells import Cell, resolve_cell
+from msvit.cells import Cell, option_names, resolve_cell
 from msvit.models import model_options, zoo
 from msvit.options import ConfigError, unknown
 from msvit.yaml_files import read_yaml
@@ -217,6 +217,8 @@ def _described(parameter: Parameter) -> dict[str, Any]:
 def _check_possible(space: Space, where: str) -> None:
     """Every choice and both ends of every range must be part of some configuration."""
     for parameter in space.parameters:
+        _check_known(space, parameter.key, where)
+    for parameter in space.parameters:
         section, option = split_key(parameter.key, where)
         place = f"{where}: parameters.{parameter.key}"
         for value in parameter.corners():
@@ -242,6 +244,19 @@ def _check_possible(space: Space, where: str) -> None:
                     for line in str(problem).splitlines()
                 ]
                 raise ConfigError("\n".join(lines))
+
+
+def _check_known(space: Space, key: str, where: str) -> None:
+    """The option must be one of some model (data set) that the space can name."""
+    section, option = split_key(key, where)
+    names = [p.choices for p in space.parameters if p.key == f"{section}.name"]
+    choices = names[0] if names else (space.base[section].get("name"),)
+    if section != "training" and not all(isinstance(name, str) for name in choices):
+        raise ConfigError(f"{where}: base.{section}.name: a name is needed")
+    known = {o for name in choices for o in option_names(section, str(name), f"{where}: {section}")}
+    if option not in known:
+        message = f"{where}: parameters.{key}: unknown option"
+        raise ConfigError(unknown(option, known, message))
 
 
 def _possible(space: Space, chosen: Mapping[str, Scalar]) -> Cell | ConfigError:

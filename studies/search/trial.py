@@ -27,13 +27,12 @@ def run_trial(config: Mapping[str, Any]) -> None:
     task = json.loads(config["task"])
     first, *others = (Cell.from_dict(cell) for cell in task["cells"])
     results, key = Path(task["results"]), task["per_epoch"]
-    epochs, value = first.training["epochs"], float("nan")
+    epochs = first.training["epochs"]
 
     def report(progress: Mapping[str, Any]) -> None:
-        nonlocal value
-        value = progress.get(key, value)
-        if progress["epoch"] < epochs:
-            tune.report({"epoch": progress["epoch"], "value": value})
+        # The last epoch is reported with the record: where the pruner would stop, all is done.
+        if 0 < progress["epoch"] < epochs and key in progress:
+            tune.report({"epoch": progress["epoch"], "value": progress[key]})
 
     if key is None or read_record(results, first.id) is not None:
         report = None
@@ -49,9 +48,8 @@ def run_trial(config: Mapping[str, Any]) -> None:
             tune.report({"epoch": epochs, "failure": message})
             return
         records.append(outcome["record"])
-    if key is not None:
-        value = records[0]["history"][-1][key]
-    tune.report({"epoch": epochs, "value": value, "records": records})
+    last = {} if key is None else {"value": records[0]["history"][-1][key]}
+    tune.report({"epoch": epochs, "records": records, **last})
 
 
 def _run(cell: Cell, task: Mapping[str, Any], report: Callable[..., None] | None) -> dict[str, Any]:

@@ -28,6 +28,8 @@ RESTARTS = 2  # of a trial whose process died, and of Tune if it dies itself
 
 Say = Callable[[str], None]
 
+_ENERGY_UNITS = (("mJ", 1.0), ("µJ", 1e3), ("nJ", 1e6))
+
 
 def search(
     space: Space, ledger: Ledger, results: Path, place: Place, data_dir: Path | None, say: Say
@@ -55,7 +57,11 @@ def search(
             except Exception as error:
                 # A process killed for want of memory can take Tune's loop with it.
                 if restart == RESTARTS:
-                    raise RayLost(f"Ray Tune has died: {error}") from error
+                    reason = str(error).strip().splitlines() or [type(error).__name__]
+                    raise RayLost(
+                        f"Ray Tune has died {1 + RESTARTS} times ({reason[-1].strip()}); "
+                        "the same command goes on where this one stopped"
+                    ) from None
                 say(f"Ray Tune has died ({type(error).__name__}); going on")
                 ledger = ledger.reopened()
                 continue
@@ -109,23 +115,24 @@ def make_proposer(
             number = proposal.number
             try:
                 if "records" in result:
-                    self.on_trial_result_of(proposal, result)
+                    self._complete(proposal, result)
                 elif "failure" in result:
                     ledger.fail(number, result["failure"])
-                    self.tell(number, f"FAILED, {result['failure'].splitlines()[0]}")
+                    self._tell(number, f"FAILED, {result['failure'].splitlines()[0]}")
                 elif error:
                     problem = f"its process died {1 + RESTARTS} times"
                     ledger.fail(number, problem)
-                    self.tell(number, f"FAILED, {problem}")
+                    self._tell(number, f"FAILED, {problem}")
                 else:
                     ledger.prune(number)
                     value = _shown(space.primary, result.get("value"))
-                    self.tell(number, f"stopped after epoch {result.get('epoch')}, {value}")
+                    self._tell(number, f"stopped after epoch {result.get('epoch')}, {value}")
             except Exception as problem:  # Tune would log it and go on with an empty book
                 self.broken = self.broken or problem
 
-        def on_trial_result_of(self, proposal: Proposal, result: Mapping[str, Any]) -> None:
-            ledger.epoch(proposal.number, result["epoch"], result["value"])
+        def _complete(self, proposal: Proposal, result: Mapping[str, Any]) -> None:
+            if "value" in result:
+                ledger.epoch(proposal.number, result["epoch"], result["value"])
             for record in result["records"]:
                 # The worker has written it, unless it has no disk in common with us.
                 if read_record(results, record["id"]) is None:
@@ -138,11 +145,11 @@ def make_proposer(
             note = f"; not {', '.join(broken)}" if broken else "; best so far" if best else ""
             if best and len(space.objectives) > 1:
                 note = "; on the front"
-            self.tell(proposal.number, shown + note)
+            self._tell(proposal.number, shown + note)
 
-        def tell(self, number: int, text: str) -> None:
-            over = space.trials - ledger.left()
-            say(f"[{over:{len(str(space.trials))}d}/{space.trials}] trial {number}: {text}")
+        def _tell(self, number: int, text: str) -> None:
+            over, budget = ledger.budget - ledger.left(), ledger.budget
+            say(f"[{over:{len(str(budget))}d}/{budget}] trial {number}: {text}")
 
         def save(self, checkpoint_path: str) -> None:
             return  # nothing of Tune's is ever restored
@@ -223,14 +230,18 @@ def _shown(name: str, value: float | None) -> str:
     label = name.removesuffix("_mj").removesuffix("_gb").replace("_", " ")
     if name == "accuracy":
         return f"{label} {value:.1%}"
-    unit = {"energy_mj": " mJ", "peak_memory_gb": " GB"}.get(name, "")
-    return f"{label} {value:.4g}{unit}"
+    if name == "energy_mj":
+        unit, factor = next(u for u in _ENERGY_UNITS if value * u[1] >= 1 or u[1] == 1e6)
+        return f"{label} {value * factor:.3g} {unit}"
+    return f"{label} {value:.4g}" + (" GB" if name == "peak_memory_gb" else "")
 
 
 def _calm_tune() -> None:
     """Settings that Ray reads when it is imported."""
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C ends a search as a grid
+    os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # a failure has no value
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # a banner that verbose=0 does not silence
     os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "3600")  # state that nobody reads
     for name in ("ray.tune", "ray.air", "ray.train"):
