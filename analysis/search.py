@@ -35,7 +35,7 @@ from optuna.storages import BaseStorage, JournalStorage, get_storage
 from optuna.storages.journal import JournalFileBackend
 
 from msvit.options import ConfigError, unknown
-from msvit.records import RecordError, read_search, search_folder
+from msvit.records import RecordError, locate, read_search, search_folder
 
 FIGURES = (
     *("accuracy", "val_loss", "test_accuracy", "energy_mj", "firing_rate", "parameters"),
@@ -116,9 +116,10 @@ def collect_search(results: Path, name: str) -> Search:
         train = f"To run it: python studies/hpo.py --space {name}"
         raise RecordError(f"{unknown(name, known, message)}. {train}")
     manifest = read_search(results, name)
+    storage = locate(manifest["storage"], search_folder(results, name))
     quiet_optuna()
     try:
-        study = optuna.load_study(study_name=name, storage=open_storage(manifest["storage"]))
+        study = optuna.load_study(study_name=name, storage=open_storage(storage))
     except (ConfigError, KeyError) as error:
         raise RecordError(
             f"{search_folder(results, name)}: its study cannot be read ({error})"

@@ -16,9 +16,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from analysis.canvas import canvas, style
-from analysis.labels import Mark, label_marks
 from analysis.published import read_published
 from analysis.search import Search
 from analysis.tables import ENERGY_UNITS, unit_for
@@ -70,7 +71,6 @@ def pareto(search: Search) -> Figure:
             (trials[fair & given], {"marker": "*", "color": _ORANGE, "ms": 9}),
         ):
             axes.plot(rows[x] * scale_x, rows[y] * scale_y, ls="none", **look)
-        marks = []
         front = search.front.sort_values(x, ascending=search.objectives[x] == "minimize")
         xs, ys = list(front[x] * scale_x), list(front[y] * scale_y)
         if len(search.objectives) == 2 and xs:
@@ -79,23 +79,34 @@ def pareto(search: Search) -> Figure:
             steps = (np.array(xs)[order], np.array(ys)[order])
             axes.step(*steps, where=where, color="0.5", ls="--", lw=0.9, zorder=1)
         for number, px, py in zip(front["number"], xs, ys, strict=True):
-            marks.append(Mark(str(number), px, py, color=_BLUE))
+            _name_point(axes, str(number), px, py)
         remarks = [f"{len(trials)} complete trials, numbers: trials of the front"]
         if given.any():
             remarks.append("star: given to start with")
-        if len(search.constraints):
+        if not fair.all():
             remarks.append(f"crosses: not {', '.join(search.constraints)}")
-        remarks += _mark_published(axes, search, x, y, scale_x, scale_y, marks)
+        remarks += _mark_published(axes, search, x, y, scale_x)
         axes.margins(0.12)
         _title(axes, search, f"{_name(y)} against {_name(x)}", remarks)
-        if marks:
-            label_marks(axes, marks)
     return figure
 
 
-def _mark_published(
-    axes: Axes, search: Search, x: str, y: str, scale_x: float, scale_y: float, marks: list[Mark]
-) -> list[str]:
+def _name_point(axes: Axes, text: str, x: float, y: float, size: float = 6.5) -> None:
+    """``text`` above a point, legible over whatever lies there."""
+    axes.annotate(
+        text,
+        (x, y),
+        xytext=(0, 4),
+        textcoords="offset points",
+        ha="center",
+        va="bottom",
+        size=size,
+        zorder=5,
+        path_effects=[withStroke(linewidth=1.5, foreground="white")],
+    )
+
+
+def _mark_published(axes: Axes, search: Search, x: str, y: str, scale_x: float) -> list[str]:
     """Published results on this data set; returns what the title has to say of them."""
     if y != "accuracy":
         return []
@@ -109,7 +120,7 @@ def _mark_published(
     for row in placed.itertuples():
         px, py = getattr(row, places[x]) * factor * scale_x, row.top1
         axes.plot(px, py, marker="D", color="0.2", ls="none", ms=4, mfc="none")
-        marks.append(Mark(f"{row.model}†", px, py, color="0.2"))
+        _name_point(axes, f"{row.model}†", px, py, size=5)
     others = rows.drop(placed.index)
     for row in others.itertuples():
         axes.axhline(row.top1, color="0.7", lw=0.6, ls=":")
@@ -132,12 +143,13 @@ def importance(search: Search) -> Figure | None:
     if len(trials) < _LEAST:
         return None
     shares = {}
-    for position, objective in enumerate(search.objectives):
+    for position, (objective, aim) in enumerate(search.objectives.items()):
+        sign = 1 if aim == "minimize" else -1  # Optuna takes the small values for the good ones
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
                 shares[objective] = optuna.importance.get_param_importances(
-                    search.study, target=lambda t, i=position: t.values[i]
+                    search.study, target=lambda t, i=position, s=sign: s * t.values[i]
                 )
             except (ValueError, RuntimeError):  # all values are the same, or too few
                 return None
@@ -218,10 +230,12 @@ def parallel(search: Search) -> Figure:
         norm = mpl.colors.Normalize(*((values.min(), values.max()) if len(values) else (0, 1)))
         heights = {}
         for i, key in enumerate(keys):
-            heights[key], low, high = _heights(search, trials, key)
+            heights[key], texts = _heights(search, trials, key)
             axes.axvline(i, color="0.4", lw=0.8)
-            axes.annotate(high, (i, 1.02), ha="center", va="bottom", size=6)
-            axes.annotate(low, (i, -0.03), ha="center", va="top", size=6)
+            for height, text in texts.items():
+                look = {"va": "center", "size": 6, "zorder": 5}
+                look["path_effects"] = [withStroke(linewidth=1.5, foreground="white")]
+                axes.annotate(text, (i, height), (3, 0), textcoords="offset points", **look)
         colors = mpl.colormaps["viridis"]
         order = values.sort_values(ascending=search.objectives[search.primary] == "maximize").index
         for row in order:
@@ -229,10 +243,11 @@ def parallel(search: Search) -> Figure:
             known = [(i, h) for i, h in enumerate(line) if not np.isnan(h)]
             axes.plot(*zip(*known, strict=True), color=colors(norm(values[row])), alpha=0.8, lw=0.9)
         axes.set_xticks(range(len(keys)), [_short(key) for key in keys], rotation=25, ha="right")
-        axes.tick_params(axis="x", length=0, pad=9)
+        axes.tick_params(axis="x", length=0)
         axes.set_yticks([])
         axes.grid(visible=False)
-        axes.set_ylim(-0.02, 1.02)
+        axes.set_ylim(-0.04, 1.04)
+        axes.set_xlim(-0.2, len(keys) - 0.6)
         for side in axes.spines.values():
             side.set_visible(False)
         figure.colorbar(ScalarMappable(norm, colors), ax=axes, label=label)
@@ -261,7 +276,6 @@ def history(search: Search) -> Figure:
         )
         left.set_xlabel("trial")
         left.set_ylabel(label)
-        left.legend(loc="lower right")
         for number, curve in search.curves.groupby("number"):
             over = number in stopped.index
             right.plot(
@@ -277,12 +291,13 @@ def history(search: Search) -> Figure:
         for rung in rungs(search):
             right.axvline(rung, color=_ORANGE, lw=0.8, ls=":")
         right.set_xlabel("epoch")
-        lines = [Line2D([], [], color=_BLUE), Line2D([], [], color=_GREY, marker="x", ms=4)]
-        names = ["complete", "stopped early"]
+        right.xaxis.set_major_locator(MaxNLocator(integer=True))
+        left.xaxis.set_major_locator(MaxNLocator(integer=True))
+        handles, names = left.get_legend_handles_labels()
         if rungs(search):
-            lines.append(Line2D([], [], color=_ORANGE, ls=":"))
+            handles.append(Line2D([], [], color=_ORANGE, lw=0.8, ls=":"))
             names.append(f"rungs of {search.pruner['name']}")
-        right.legend(lines, names, loc="lower right")
+        figure.legend(handles, names, loc="outside lower center", ncols=len(names))
         counts = search.trials["state"].value_counts()
         shown = ", ".join(f"{count} {state}" for state, count in counts.items())
         left.set_title(f"{search.name}: {shown}")
@@ -338,6 +353,7 @@ def _places(search: Search, axes: Axes, key: str) -> dict[Any, float] | None:
     if all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
         if key in search.logarithmic:
             axes.set_xscale("log")
+            axes.xaxis.set_minor_formatter(NullFormatter())
         return None
     values.sort(key=lambda v: (len(v), v) if isinstance(v, tuple) else (0, str(v)))
     axes.set_xticks(range(len(values)), [_text(v) for v in values])
@@ -349,24 +365,22 @@ def _at(values: pd.Series, places: dict[Any, float] | None) -> pd.Series:
     return values.astype(float) if places is None else values.map(places).astype(float)
 
 
-def _heights(search: Search, trials: pd.DataFrame, key: str) -> tuple[pd.Series, str, str]:
-    """Where each trial crosses the axis of ``key`` (0 to 1), and the texts at its ends."""
+def _heights(search: Search, trials: pd.DataFrame, key: str) -> tuple[pd.Series, dict[float, str]]:
+    """Where each trial crosses the axis of ``key`` (0 to 1), and texts along the axis."""
     values = trials[key].dropna()
-    numeric = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
-    if not numeric:
+    if not all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
         found = list(dict.fromkeys(values))
         found.sort(key=lambda v: (len(v), v) if isinstance(v, tuple) else (0, str(v)))
         places = {v: i / max(len(found) - 1, 1) for i, v in enumerate(found)}
-        ends = (_text(found[0]), _text(found[-1])) if found else ("", "")
-        return values.map(places).astype(float), *ends
+        return values.map(places).astype(float), {h: _text(v) for v, h in places.items()}
     numbers = values.astype(float)
     if numbers.empty:
-        return numbers, "", ""
+        return numbers, {}
     shown = numbers.map(np.log) if key in search.logarithmic else numbers
     span = shown.max() - shown.min() or 1.0
     factor = _scale(trials, key)[0] if key in search.objectives else 1.0
-    low, high = (f"{factor * end:.3g}" for end in (numbers.min(), numbers.max()))
-    return (shown - shown.min()) / span, low, high
+    ends = {0.0: numbers.min(), 1.0: numbers.max()}
+    return (shown - shown.min()) / span, {h: f"{factor * end:.3g}" for h, end in ends.items()}
 
 
 def _text(value: Any) -> str:

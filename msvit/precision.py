@@ -40,11 +40,10 @@ class Precision:
 def choose_precision(requested: str, device: torch.device) -> Precision:
     """Set up the process for ``requested``, as ``training.precision`` names it.
 
-    ``auto`` is fp32 on a CPU, and on a GPU with bf16 units bf16, as in the published recipes.
+    ``auto`` is bf16 where the device computes in it, and fp32 elsewhere.
     """
     if requested == "auto":
-        gpu = device.type == "cuda"
-        requested = "bf16" if gpu and bf16_is_native(device) else "fp32"
+        requested = "bf16" if bf16_is_native(device) else "fp32"
     if requested == "tf32" and device.type == "cuda":
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.allow_tf32 = True

@@ -131,7 +131,7 @@ class SearchManifest(TypedDict):
     name: str  # of the Optuna study too
     question: str
     space_file: str
-    storage: str  # of the Optuna study: a journal file or a URL
+    storage: str  # of the Optuna study: a URL, or a journal file (relative: to this folder)
     data: str
     trials: int
     sampler: str
@@ -266,6 +266,11 @@ def read_study(results: Path, name: str) -> dict[str, Any]:
 def search_folder(results: Path, name: str) -> Path:
     """Where a search's manifest, study, tables and figures are."""
     return results / "searches" / name
+
+
+def locate(storage: str, folder: Path) -> str:
+    """The URL or path of an Optuna study from what the manifest in ``folder`` says."""
+    return storage if "://" in storage else str(folder / storage)
 
 
 def write_search(results: Path, manifest: Mapping[str, Any]) -> Path:

@@ -18,6 +18,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 if not __package__:
     # As a script: this folder's modules are found as studies.*, wherever it is started.
@@ -25,7 +26,7 @@ if not __package__:
 
 from msvit.cells import SCHEMA
 from msvit.options import ConfigError
-from msvit.records import RecordError, search_folder, write_search
+from msvit.records import RecordError, locate, read_search, search_folder, write_search
 from studies.cluster import Place, RayLost
 from studies.command_line import Parser, add_place, positive
 from studies.search.space import PRUNERS, SAMPLERS, Space, list_spaces, load_space
@@ -59,13 +60,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(space: Space, options: argparse.Namespace) -> int:
     folder = search_folder(options.results, space.name)
-    storage = options.storage or str(folder / "study.journal")
     with _alone(folder / "lock", space.name):
         # Optuna takes half a second to load, Ray two: not for a wrong command.
         from studies.search.ledger import Ledger
 
-        ledger = Ledger.open(space, storage, options.seed)
-        write_search(options.results, _manifest(space, storage))
+        storage = options.storage or _storage_before(options.results, space.name)
+        ledger = Ledger.open(space, locate(storage, folder), options.seed)
+        write_search(options.results, manifest(space, storage))
         left = ledger.left()
         print(f"{space.name}: {space.question}")
         print(f"{ledger.budget} trials, {ledger.budget - left} over; {_aims(space)}; in {folder}")
@@ -82,6 +83,13 @@ def _run(space: Space, options: argparse.Namespace) -> int:
                 raise
         _report(space, options.results)
     return 0
+
+
+def _storage_before(results: Path, name: str) -> str:
+    """Where an earlier run of the search has its study; else a journal in the search's folder."""
+    if (search_folder(results, name) / "search.json").exists():
+        return read_search(results, name)["storage"]
+    return "study.journal"
 
 
 def _report(space: Space, results: Path) -> None:
@@ -107,7 +115,8 @@ def _best(space: Space, options: argparse.Namespace) -> int:
     return 0
 
 
-def _manifest(space: Space, storage: str) -> dict:
+def manifest(space: Space, storage: str) -> dict[str, Any]:
+    """What ``search.json`` says (:mod:`msvit.records`)."""
     return {
         "schema": SCHEMA,
         "name": space.name,
@@ -165,6 +174,10 @@ def _alone(path: Path, name: str) -> Iterator[None]:
         yield
 
 
+def _storage(text: str) -> str:
+    return text if "://" in text else str(Path(text).resolve())
+
+
 def _say(text: str) -> None:
     print(text, flush=True)
 
@@ -190,7 +203,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--pruner", metavar="NAME", help=", ".join(PRUNERS))
     add("--seed", type=int, default=0, metavar="N", help="of the sampler (default: 0)")
     add("--name", metavar="NAME", help="of the search (default: the space's)")
-    add("--storage", metavar="FILE|URL", help="of the Optuna study (default: a journal file)")
+    add(
+        "--storage",
+        type=_storage,
+        metavar="FILE|URL",
+        help="of the Optuna study (default: a journal file beside the results)",
+    )
     add("--best", type=positive(int), metavar="N", help="show the N best trials, and stop")
     add("--grid-out", type=Path, metavar="FILE.yaml", help="with --best: write them as a grid")
     add_place(parser, "trial")

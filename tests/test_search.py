@@ -16,11 +16,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from analysis import search_figures
 from analysis.search import Search, collect_search, open_storage
 from analysis.search_report import write_search_report
-from msvit.records import cell_folder, iter_records, read_record, search_folder
+from msvit.records import cell_folder, iter_records, read_record, search_folder, write_search
 from studies.grids import load_study
-from studies.hpo import main
+from studies.hpo import main, manifest
 from studies.search.comparison import hypervolume
 from studies.search.ledger import Ledger
 from studies.search.objectives import figures_of
@@ -117,12 +118,16 @@ def test_a_search_uses_its_budget_and_tells_optuna_what_the_records_say(searched
 
 
 def test_stopped_trials_have_no_record_and_are_on_no_front(searched):
-    results, _, _ = searched
+    results, _, output = searched
     search = collect_search(results, "tiny")
     stopped = search.trials[search.trials["state"] == "stopped"]
     assert len(stopped) >= 1, search.trials
     assert stopped["rank"].isna().all()
     assert (stopped["epochs"] < 4).all()
+    said = dict(re.findall(r"trial (\d+): stopped after epoch (\d+)", output))
+    assert {
+        str(n): str(e) for n, e in zip(stopped["number"], stopped["epochs"], strict=True)
+    } == said
     study = study_of(results)
     for number in stopped["number"]:
         trial = study.get_trials()[number]
@@ -362,9 +367,32 @@ def test_hypervolume_is_the_dominated_share_of_the_square(points, seed):
     assert hypervolume(losses) == pytest.approx(dominated, abs=0.05)
 
 
-def test_the_pareto_figure_marks_published_results(searched, monkeypatch):
-    from analysis import search_figures
+def test_importance_asks_what_makes_a_trial_good(tiny, tmp_path):
+    """The learning rate decides what is best, the scales what is worst; and about energy."""
+    results = tmp_path / "results"
+    space = load_space(str(tiny()), trials=40, sampler="random")
+    storage = str(tmp_path / "i.journal")
+    ledger = Ledger.open(space, storage, seed=1)
+    while proposal := ledger.propose():
+        lr = np.log10(proposal.chosen["training.lr"])
+        wide = proposal.chosen["model.scales"] == "[1, 3]"
+        accuracy = 0.9 + lr / 100 if lr > -1.8 else 0.5 - 0.1 * wide
+        figures = {"accuracy": accuracy, "energy_mj": 1.0 + wide}
+        ledger.complete(proposal.number, figures | {"parameters": 5000.0})
+    write_search(results, manifest(space, storage))
+    figure = search_figures.importance(collect_search(results, "tiny"))
+    widths = {
+        (bars.get_label(), place): bar.get_width()
+        for bars in figure.axes[0].containers
+        for place, bar in zip(("scales", "lr"), bars, strict=True)
+    }
+    names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert names == ["scales", "lr"]  # barh counts from below: the more important one on top
+    assert widths["accuracy", "lr"] > 0.7
+    assert widths["energy", "scales"] > 0.7
 
+
+def test_the_pareto_figure_marks_published_results(searched, monkeypatch):
     results, _, _ = searched
     search = collect_search(results, "tiny")
     assert "no published result on digits" in _text(search_figures.pareto(search))
@@ -382,7 +410,7 @@ def _text(figure):
 
 def test_the_manifest_says_where_everything_is(searched):
     results, space, _ = searched
-    manifest = json.loads((search_folder(results, "tiny") / "search.json").read_text())
-    assert manifest["space_file"] == str(space)
-    assert manifest["objectives"][0] == ["accuracy", "maximize"]
-    assert manifest["storage"].endswith("study.journal")
+    content = json.loads((search_folder(results, "tiny") / "search.json").read_text())
+    assert content["space_file"] == str(space)
+    assert content["objectives"][0] == ["accuracy", "maximize"]
+    assert content["storage"] == "study.journal"  # the folder may be moved

@@ -104,9 +104,7 @@ def make_proposer(
             return {"task": json.dumps(task)}
 
         def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> None:
-            if "value" in result:
-                number = self.running[trial_id].number
-                ledger.epoch(number, result["epoch"], result["value"])
+            self._note(self.running[trial_id].number, result)
 
         def on_trial_complete(
             self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False
@@ -124,6 +122,8 @@ def make_proposer(
                     ledger.fail(number, problem)
                     self._tell(number, f"FAILED, {problem}")
                 else:
+                    # Tune does not pass the result on that made it stop.
+                    self._note(number, result)
                     ledger.prune(number)
                     value = _shown(space.primary, result.get("value"))
                     self._tell(number, f"stopped after epoch {result.get('epoch')}, {value}")
@@ -131,8 +131,7 @@ def make_proposer(
                 self.broken = self.broken or problem
 
         def _complete(self, proposal: Proposal, result: Mapping[str, Any]) -> None:
-            if "value" in result:
-                ledger.epoch(proposal.number, result["epoch"], result["value"])
+            self._note(proposal.number, result)
             for record in result["records"]:
                 # The worker has written it, unless it has no disk in common with us.
                 if read_record(results, record["id"]) is None:
@@ -146,6 +145,10 @@ def make_proposer(
             if best and len(space.objectives) > 1:
                 note = "; on the front"
             self._tell(proposal.number, shown + note)
+
+        def _note(self, number: int, result: Mapping[str, Any]) -> None:
+            if "value" in result:
+                ledger.epoch(number, result["epoch"], result["value"])
 
         def _tell(self, number: int, text: str) -> None:
             over, budget = ledger.budget - ledger.left(), ledger.budget
