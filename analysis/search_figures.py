@@ -66,9 +66,9 @@ def pareto(search: Search) -> Figure:
         axes.set_ylabel(label_y)
         fair, given = trials["feasible"].astype(bool), trials["given"].astype(bool)
         for rows, look in (
-            (trials[~fair], {"marker": "x", "color": _GREY}),
             (trials[fair & ~given], {"marker": "o", "color": _BLUE}),
             (trials[fair & given], {"marker": "*", "color": _ORANGE, "ms": 9}),
+            (trials[~fair], {"marker": "x", "color": _GREY}),
         ):
             axes.plot(rows[x] * scale_x, rows[y] * scale_y, ls="none", **look)
         front = search.front.sort_values(x, ascending=search.objectives[x] == "minimize")
@@ -84,9 +84,14 @@ def pareto(search: Search) -> Figure:
         if given.any():
             remarks.append("star: given to start with")
         if not fair.all():
-            remarks.append(f"crosses: not {', '.join(search.constraints)}")
-        remarks += _mark_published(axes, search, x, y, scale_x)
-        axes.margins(0.12)
+            not_allowed = f"{(~fair).sum()} not {' or '.join(search.constraints)}"
+            remarks.append(f"crosses: {not_allowed}, some may lie outside")
+        # Trials that are not allowed do not decide which part of the plane is shown.
+        inside = trials[fair] if fair.any() else trials
+        shown_x, shown_y = list(inside[x] * scale_x), list(inside[y] * scale_y)
+        remarks += _mark_published(axes, search, x, y, scale_x, shown_x, shown_y)
+        axes.set_xlim(_around(shown_x))
+        axes.set_ylim(_around(shown_y))
         _title(axes, search, f"{_name(y)} against {_name(x)}", remarks)
     return figure
 
@@ -106,8 +111,28 @@ def _name_point(axes: Axes, text: str, x: float, y: float, size: float = 6.5) ->
     )
 
 
-def _mark_published(axes: Axes, search: Search, x: str, y: str, scale_x: float) -> list[str]:
-    """Published results on this data set; returns what the title has to say of them."""
+def _around(values: list[float]) -> tuple[float, float]:
+    """Limits of an axis that shows all ``values``."""
+    if not values:
+        return (0.0, 1.0)
+    low, high = min(values), max(values)
+    margin = 0.12 * (high - low) or 0.05 * abs(high) or 1.0
+    return (low - margin, high + margin)
+
+
+def _mark_published(
+    axes: Axes,
+    search: Search,
+    x: str,
+    y: str,
+    scale_x: float,
+    shown_x: list[float],
+    shown_y: list[float],
+) -> list[str]:
+    """Mark published results on this data set, and add where they are to what is shown.
+
+    Returns what the title has to say of them.
+    """
     if y != "accuracy":
         return []
     published = read_published()
@@ -119,6 +144,7 @@ def _mark_published(axes: Axes, search: Search, x: str, y: str, scale_x: float) 
     placed = rows.dropna(subset=places[x]) if x in places else rows.iloc[:0]
     for row in placed.itertuples():
         px, py = getattr(row, places[x]) * factor * scale_x, row.top1
+        shown_x.append(px)
         axes.plot(px, py, marker="D", color="0.2", ls="none", ms=4, mfc="none")
         _name_point(axes, f"{row.model}†", px, py, size=5)
     others = rows.drop(placed.index)
@@ -133,7 +159,8 @@ def _mark_published(axes: Axes, search: Search, x: str, y: str, scale_x: float) 
             size=5,
             color="0.35",
         )
-    says = "† published test accuracy, not measured here"
+    shown_y.extend(rows["top1"])
+    says = "† published test accuracy"
     return [says + (f"; lines: {_name(x)} not published" if len(others) else "")]
 
 
@@ -227,7 +254,9 @@ def parallel(search: Search) -> Figure:
         FigureCanvasAgg(figure)
         axes = figure.subplots()
         values = trials[search.primary].astype(float) * scale
-        norm = mpl.colors.Normalize(*((values.min(), values.max()) if len(values) else (0, 1)))
+        fair = values[trials["feasible"].astype(bool)]
+        shown = fair if len(fair) else values
+        norm = mpl.colors.Normalize(*((shown.min(), shown.max()) if len(shown) else (0, 1)))
         heights = {}
         for i, key in enumerate(keys):
             heights[key], texts = _heights(search, trials, key)

@@ -89,7 +89,7 @@ def step_cases(models: list[str], size_name: str, quick: bool) -> list[Case]:
     ]
 
 
-#: One axis at a time around batch 8, T = 4, width 384, 32 × 32. Larger values would need more
+#: One axis at a time around batch 4, T = 4, width 384, 32 × 32. Larger values would need more
 #: memory with the plain modules than a machine of 16 GB has.
 GROWTH_AXES: dict[str, tuple[int, ...]] = {
     "timesteps": (1, 2, 4, 8),
@@ -103,7 +103,7 @@ GROWTH_CURVES = (("plain", "fp32"), ("ours", "fp32"), ("ours", "bf16"))
 def growth_cases(quick: bool) -> list[tuple[str, int, Case]]:
     """Training steps of MSVIT for the growth figure: ``(axis, value, case)``."""
     base = step_cases(["msvit"], "cifar", quick)[0]
-    base = replace(base, size="growth", mode="train", batch=2 if quick else 8)
+    base = replace(base, size="growth", mode="train", batch=2 if quick else 4)
     found = []
     for axis, values in GROWTH_AXES.items():
         for value in values[:2] if quick else values:
