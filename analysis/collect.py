@@ -20,6 +20,7 @@ of these frames and of nothing else. Columns and units:
     training_seconds          wall time of the training
     images_per_second         training images per second
     peak_memory_gb            gigabytes
+    precision                 what products were computed in
     problem                   why a cell is not finished, one line; empty for finished cells
     log                       path of the cell's log, if there is one
     ========================  =====================================================
@@ -63,6 +64,7 @@ CELL_COLUMNS = [
     *("id", "group", "label", "seed", "status", "model", "data"),
     *("parameters", "test_accuracy", "val_accuracy", "test_images", "selected_epoch"),
     *("firing_rate", "energy_mj", "training_seconds", "images_per_second", "peak_memory_gb"),
+    "precision",
     *("problem", "log"),
 ]
 HISTORY_COLUMNS = list(Epoch.__annotations__)
@@ -202,7 +204,7 @@ def _scores(record: Mapping[str, Any]) -> dict[str, Any]:
         lacks = f"energy by {ENERGY_MODEL}" if selected else "history of the selected epoch"
         raise RecordError(f"record.json of cell {record['id']}: no {lacks}.")
     same = ["parameters", "selected_epoch", "firing_rate"]
-    same += ["training_seconds", "images_per_second", "peak_memory_gb"]
+    same += ["training_seconds", "images_per_second", "peak_memory_gb", "precision"]
     return {
         **_options(record["cell"]),
         **{column: record[column] for column in same},

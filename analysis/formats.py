@@ -44,7 +44,7 @@ def latex(table: Table) -> str:
     rows = [" & ".join(show(entry) for entry in row) + r" \\" for row in table.rows]
     # Units in a second row: the table has to fit a page.
     heads = zip(*(_split_unit(header) for header in table.headers), strict=True)
-    caption = f"{table.caption} Best in bold, second underlined."
+    caption = table.caption + (" Best in bold, second underlined." if table.ranked else "")
     lines = [
         "% needs \\usepackage{booktabs}",
         r"\begin{table}[t]",
@@ -77,6 +77,8 @@ _LATEX = {
     "µ": r"$\mu$",
     "×": r"$\times$",
     "·": r"$\cdot$",
+    "≤": r"$\le$",
+    "≥": r"$\ge$",
     "—": "---",
     "–": "--",
 }

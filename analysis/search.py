@@ -13,8 +13,10 @@
                               ``energy_mj``, ``firing_rate``, ``parameters``, ``macs``, ``acs``,
                               ``step_time`` (s), ``training_seconds``, ``peak_memory_gb``
     feasible                  whether all constraints hold (complete trials)
+    same_as                   the earlier complete trial with the same cells, if there is one
     rank                      0 on the Pareto front, 1 on the front of what is left without it,
-                              and so on; empty for trials that are not complete and feasible
+                              and so on; empty for trials that are not complete and feasible,
+                              and for repeated ones
     problem                   why it failed
     ========================  =====================================================
 
@@ -23,8 +25,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -118,18 +122,20 @@ def collect_search(results: Path, name: str) -> Search:
     manifest = read_search(results, name)
     storage = locate(manifest["storage"], search_folder(results, name))
     quiet_optuna()
+    if "://" not in storage and not Path(storage).exists():
+        raise RecordError(f"{storage}: no such file; the search {name!r} had its study there")
     try:
-        study = optuna.load_study(study_name=name, storage=open_storage(storage))
-    except (ConfigError, KeyError) as error:
-        raise RecordError(
-            f"{search_folder(results, name)}: its study cannot be read ({error})"
-        ) from None
+        with readable(storage):
+            study = optuna.load_study(study_name=name, storage=open_storage(storage))
+    except ConfigError as error:
+        raise RecordError(str(error)) from None
     objectives = dict(manifest["objectives"])
     parameters = tuple(manifest["parameters"])
     frozen = study.get_trials(deepcopy=False)
     trials = pd.DataFrame(
         [_row(trial, parameters) for trial in frozen], columns=_columns(parameters)
     )
+    trials["same_as"] = _repeats(frozen)
     trials["rank"] = _ranks(trials, objectives)
     curves = [
         (trial.number, int(epoch), value)
@@ -162,17 +168,43 @@ def quiet_optuna() -> None:
 def open_storage(storage: str) -> BaseStorage:
     """The storage of an Optuna study: a database by its URL, or a journal file by its path.
 
+    Use it inside of :func:`readable`.
+    """
+    if "://" in storage:
+        return get_storage(storage)
+    Path(storage).parent.mkdir(parents=True, exist_ok=True)
+    return JournalStorage(JournalFileBackend(storage))
+
+
+@contextlib.contextmanager
+def readable(storage: str) -> Iterator[None]:
+    """Have whatever is wrong with a storage said in one line.
+
     Raises:
-        ConfigError: where it cannot be opened.
+        ConfigError: where it cannot be opened or read.
     """
     try:
-        if "://" in storage:
-            return get_storage(storage)
-        Path(storage).parent.mkdir(parents=True, exist_ok=True)
-        return JournalStorage(JournalFileBackend(storage))
+        yield
+    except (json.JSONDecodeError, KeyError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{storage}: no readable Optuna study ({error})") from None
     except Exception as error:  # drivers of databases raise what they like
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise ConfigError(f"--storage {storage}: {reason}") from None
+        raise ConfigError(f"{storage}: {reason}") from None
+
+
+def mend_journal(path: Path) -> bool:
+    """Cut off a last line that a full disk or a power cut has left unfinished.
+
+    Optuna would read past it, but write its next line behind it, and never read either again.
+    The file as it was stays beside, with ``.bak`` at its end. Returns whether there was one.
+    """
+    content = path.read_bytes() if path.exists() else b""
+    if not content or content.endswith(b"\n"):
+        return False
+    path.with_name(path.name + ".bak").write_bytes(content)
+    with path.open("r+b") as file:
+        file.truncate(content.rfind(b"\n") + 1)
+    return True
 
 
 def _columns(parameters: tuple[str, ...]) -> list[str]:
@@ -202,9 +234,20 @@ def _plain(value: Any) -> Any:
     return value
 
 
+def _repeats(trials: list[optuna.trial.FrozenTrial]) -> list[int | None]:
+    first: dict[tuple[str, ...], int] = {}
+    repeats = []
+    for trial in trials:
+        cells = tuple(trial.user_attrs.get("cells", ()))
+        complete = bool(cells) and trial.state.name == "COMPLETE"
+        earlier = first.setdefault(cells, trial.number) if complete else trial.number
+        repeats.append(None if earlier == trial.number else earlier)
+    return repeats
+
+
 def _ranks(trials: pd.DataFrame, objectives: dict[str, str]) -> pd.Series:
     """Peel one front after the other off the complete, feasible trials."""
-    left = trials[trials["feasible"].astype(bool)]
+    left = trials[trials["feasible"].astype(bool) & trials["same_as"].isna()]
     signs = {name: 1 if aim == "minimize" else -1 for name, aim in objectives.items()}
     losses = left[list(objectives)].astype(float).mul(signs)
     ranks = pd.Series(float("nan"), index=trials.index)

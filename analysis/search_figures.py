@@ -25,7 +25,7 @@ from analysis.search import Search
 from analysis.tables import ENERGY_UNITS, unit_for
 
 _BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "0.65"
-_LEAST = 4  # complete trials below which importance says nothing
+_LEAST = 10  # complete trials below which importance says nothing
 
 
 def save_search_figures(search: Search) -> list[Path]:
@@ -340,7 +340,7 @@ def rungs(search: Search) -> list[int]:
         return []
     found, epoch = [], pruner["grace"]
     while epoch < longest:
-        found.append(int(epoch))
+        found.append(math.ceil(epoch))
         epoch *= pruner["reduction"]
     return found
 

@@ -117,6 +117,7 @@ def trial_table(search: Search, numbers: Sequence[int] | None = None, short: boo
         headers=tuple(columns),
         rows=tuple(zip(*columns.values(), strict=True)),
         notes=tuple(_notes(search)),
+        ranked=False,
     )
 
 
@@ -128,11 +129,12 @@ def _notes(search: Search) -> list[str]:
     counts = search.trials["state"].value_counts()
     shown = ", ".join(f"{count} {state}" for state, count in counts.items()) or "no trial yet"
     aims = [f"{aim} {name}" for name, aim in search.objectives.items()]
-    aims += search.constraints
+    aims += [text.replace("<=", "≤").replace(">=", "≥") for text in search.constraints]
     notes = [
         f"{search.budget} trials planned: {shown}. Aims: {', '.join(aims)}.",
-        "Validation accuracy chose; the test images chose nothing. The best of many runs is partly "
-        "luck: --best N --grid-out FILE makes a grid of the best, to be run with more seeds.",
+        "Chosen by validation accuracy, never by test accuracy; energy and firing rate are counted "
+        "on the test images. The best of many runs is partly luck: --best N --grid-out FILE makes "
+        "a grid of the best, to be run with more seeds.",
     ]
     if len(search.complete):
         notes.append("Bold: on the Pareto front. Energy is computed, not measured on hardware.")
@@ -142,6 +144,8 @@ def _notes(search: Search) -> list[str]:
 def _state(row: Any) -> str:
     if row.state == "stopped":
         return f"stopped at {row.epochs}"
+    if not pd.isna(row.same_as):
+        return f"same as {row.same_as:.0f}"
     if row.state == "complete" and not row.feasible:
         return "complete, not allowed"
     return f"{row.state}, given" if row.given else row.state
@@ -167,7 +171,7 @@ def _numbers(values: pd.Series, decimals: int | None) -> list[Entry]:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0], allow_abbrev=False)
     parser.add_argument("--space", required=True, help="name of the search")
     parser.add_argument(
         "--results",

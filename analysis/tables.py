@@ -40,6 +40,7 @@ class Table:
         headers: one per column, with units.
         rows: one per configuration, one entry per header.
         notes: sentences that belong under the table.
+        ranked: whether marks mean best and second best of a column.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Table:
     headers: tuple[str, ...]
     rows: tuple[tuple[Entry, ...], ...]
     notes: tuple[str, ...]
+    ranked: bool = True
 
 
 def compare(study: Study) -> Table:
@@ -190,10 +192,24 @@ def _notes(study: Study, sources: dict[str, str]) -> list[str]:
         "Firing rate: spikes per neuron and time step. Energy: computed from operation counts "
         f"by the model {ENERGY_MODEL}, not measured on hardware."
     )
+    notes += _mixed_precisions(finished)
     if sources:
         which = "; ".join(f"{group}: {source}" for group, source in sources.items())
         notes.append(f"† published figure, not measured here. {which}.")
     return notes
+
+
+def _mixed_precisions(finished: pd.DataFrame) -> list[str]:
+    """``auto`` is another precision on another processor, and was another one before."""
+    by_group = finished.groupby("group", sort=False)["precision"].agg(lambda p: sorted(set(p)))
+    mixed = [f"{group} ({'; '.join(found)})" for group, found in by_group.items() if len(found) > 1]
+    if mixed:
+        return [f"Their seeds were trained in different precisions: {', '.join(mixed)}."]
+    by_asked = finished.groupby("training.precision")["precision"].nunique()
+    if (by_asked > 1).any():
+        which = "; ".join(f"{group}: {found[0]}" for group, found in by_group.items())
+        return [f"Configurations were trained in different precisions. {which}."]
+    return []
 
 
 def _verdict(study: Study) -> str:

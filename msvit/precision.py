@@ -48,7 +48,9 @@ def choose_precision(requested: str, device: torch.device) -> Precision:
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.allow_tf32 = True
         return Precision(torch.float32, "tf32 (matmul high)")
-    matmul = _set_matmul_precision(device)
+    matmul = _exact_matmul_precision(device)
+    torch.set_float32_matmul_precision(matmul)
+    torch.backends.cudnn.allow_tf32 = False
     label = f"fp32 (matmul {matmul})"
     if requested not in ("fp32", "tf32"):
         label = f"{requested} autocast over {label}"
@@ -56,10 +58,9 @@ def choose_precision(requested: str, device: torch.device) -> Precision:
 
 
 @cache
-def _set_matmul_precision(device: torch.device) -> str:
+def _exact_matmul_precision(device: torch.device) -> str:
     """The fastest setting under which fp32 products and convolutions are fp32."""
-    if device.type == "cuda":
-        torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
     for setting in ("medium", "highest"):
         torch.set_float32_matmul_precision(setting)
         if product_error(device) < MAX_ERROR:

@@ -42,7 +42,7 @@ def _keep_freed_memory() -> None:
     Every activation would otherwise be fresh pages, and clearing them costs a third of a
     training step (for the rest see ``kernels/allocator.cpp``). Other systems keep their defaults.
     """
-    if sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
+    if not _is_glibc():
         return
     mallopt = ctypes.CDLL(None).mallopt
     mallopt(_M_MMAP_MAX, 0)
@@ -51,11 +51,17 @@ def _keep_freed_memory() -> None:
         library.allocator_use()
 
 
+def _is_glibc() -> bool:
+    return sys.platform == "linux" and platform.libc_ver()[0] == "glibc"
+
+
 def reset_peak_memory(device: torch.device) -> None:
     """Start a new measurement for :func:`peak_memory_gb`, where the system can."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
+    if _is_glibc():
+        ctypes.CDLL(None).malloc_trim(0)  # what an earlier cell has left in the heap
     try:
         with open("/proc/self/clear_refs", "w") as file:
             file.write("5")  # resets VmHWM

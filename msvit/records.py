@@ -148,6 +148,7 @@ _RECORD, _FAILURE, _MANIFEST, _SEARCH = (
 )
 _RETRAIN = "Delete it to have the cell run again."
 _RESTART = "Delete it; the next run writes it again."
+_AGAIN = f"{_RESTART} If the search had a --storage of its own, give it again."
 
 
 _FULL = "Free some space and run the same command again; nothing finished is lost."
@@ -292,10 +293,10 @@ def read_search(results: Path, name: str) -> dict[str, Any]:
         RecordError: where the search was never run here or its manifest cannot be used.
     """
     path = search_folder(results, name) / "search.json"
-    manifest = _read_json(path, _RESTART)
+    manifest = _read_json(path, _AGAIN)
     if manifest is None:
-        raise RecordError(f"{path}: no such file. Run the search first: --space {name}")
-    _check(manifest, _SEARCH, path, _RESTART)
+        raise RecordError(f"{path}: no such file. Run the search {name!r} first.")
+    _check(manifest, _SEARCH, path, _AGAIN)
     return manifest
 
 

@@ -35,6 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         space = load_space(options.space, trials=options.trials, sampler=options.sampler)
         if len(space.objectives) != 2:
             raise ConfigError(f"{options.space}: two objectives are needed for this comparison")
+        if options.repeats < 2:
+            raise ConfigError("--repeats: two at least; one has no spread")
         if space.sampler == CHANCE:
             raise ConfigError(f"{options.space}: random search cannot be compared with itself")
         _run(space, options)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fcntl
+import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -29,7 +30,14 @@ from msvit.options import ConfigError
 from msvit.records import RecordError, locate, read_search, search_folder, write_search
 from studies.cluster import Place, RayLost
 from studies.command_line import Parser, add_place, positive
-from studies.search.space import PRUNERS, SAMPLERS, Space, list_spaces, load_space
+from studies.search.space import (
+    PRUNERS,
+    SAMPLERS,
+    Space,
+    list_spaces,
+    load_space,
+    possible_share,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -62,22 +70,29 @@ def _run(space: Space, options: argparse.Namespace) -> int:
     folder = search_folder(options.results, space.name)
     with _alone(folder / "lock", space.name):
         # Optuna takes half a second to load, Ray two: not for a wrong command.
+        from analysis.search import mend_journal
         from studies.search.ledger import Ledger
 
-        storage = options.storage or _storage_before(options.results, space.name)
-        ledger = Ledger.open(space, locate(storage, folder), options.seed)
+        storage = _storage(options, space.name)
+        place = locate(storage, folder)
+        if "://" not in place and mend_journal(Path(place)):
+            print(f"{place}: the last line was not finished and is left out (whole file: .bak)")
+        ledger = Ledger.open(space, place, options.seed)
         write_search(options.results, manifest(space, storage))
         left = ledger.left()
         print(f"{space.name}: {space.question}")
+        share, problem = possible_share(space)
+        if share < 0.9:
+            print(f"note: about {1 - share:.0%} of the space cannot be built, such as: {problem}")
         print(f"{ledger.budget} trials, {ledger.budget - left} over; {_aims(space)}; in {folder}")
         if left:
             from studies.search.tuner import search
 
-            place = Place(options.address, options.cpus_per_cell, options.gpus_per_cell)
-            where = "on this machine" if place.address is None else f"at {place.address}"
+            machines = Place(options.address, options.cpus_per_cell, options.gpus_per_cell)
+            where = "on this machine" if machines.address is None else f"at {machines.address}"
             print(f"running up to {left} trials with Ray {where} ...", flush=True)
             try:
-                search(space, ledger, options.results, place, options.data_dir, _say)
+                search(space, ledger, options.results, machines, options.data_dir, _say)
             except KeyboardInterrupt:
                 _report(space, options.results)
                 raise
@@ -85,11 +100,17 @@ def _run(space: Space, options: argparse.Namespace) -> int:
     return 0
 
 
-def _storage_before(results: Path, name: str) -> str:
-    """Where an earlier run of the search has its study; else a journal in the search's folder."""
-    if (search_folder(results, name) / "search.json").exists():
-        return read_search(results, name)["storage"]
-    return "study.journal"
+def _storage(options: argparse.Namespace, name: str) -> str:
+    """What was given, where an earlier run has the study, or a journal in the search's folder."""
+    if not (search_folder(options.results, name) / "search.json").exists():
+        return options.storage or "study.journal"
+    known = read_search(options.results, name)["storage"]
+    if options.storage not in (None, known):
+        raise ConfigError(
+            f"--storage {options.storage}: the search {name!r} has its study in {known}; "
+            "--name begins another one"
+        )
+    return known
 
 
 def _report(space: Space, results: Path) -> None:
@@ -107,6 +128,9 @@ def _best(space: Space, options: argparse.Namespace) -> int:
     from studies.search.best import best_trials, write_grid
 
     search = collect_search(options.results, space.name)
+    known, meaning = read_search(options.results, space.name), space.meaning()
+    if changed := [key for key in meaning if json.loads(json.dumps(meaning[key])) != known[key]]:
+        raise ConfigError(f"{space.file}: {', '.join(changed)} changed since the search was run")
     numbers = best_trials(search, options.best)
     print_trials(search, numbers)
     if options.grid_out is not None:
@@ -174,8 +198,15 @@ def _alone(path: Path, name: str) -> Iterator[None]:
         yield
 
 
-def _storage(text: str) -> str:
-    return text if "://" in text else str(Path(text).resolve())
+def _place(text: str) -> str:
+    if "://" not in text:
+        return str(Path(text).resolve())
+    if ":" in text.partition("://")[2].partition("@")[0] and "@" in text:
+        raise argparse.ArgumentTypeError(
+            "a password would be written into search.json; leave it to the environment "
+            "(PGPASSWORD, ~/.pgpass, ~/.my.cnf)"
+        )
+    return text
 
 
 def _say(text: str) -> None:
@@ -198,14 +229,14 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="budget of the whole study, resumed or not",
     )
-    add("--minutes", type=float, metavar="M", help="begin no trial later than this")
+    add("--minutes", type=float, metavar="M", help="begin no trial later than this in one run")
     add("--sampler", metavar="NAME", help=", ".join(SAMPLERS))
     add("--pruner", metavar="NAME", help=", ".join(PRUNERS))
     add("--seed", type=int, default=0, metavar="N", help="of the sampler (default: 0)")
     add("--name", metavar="NAME", help="of the search (default: the space's)")
     add(
         "--storage",
-        type=_storage,
+        type=_place,
         metavar="FILE|URL",
         help="of the Optuna study (default: a journal file beside the results)",
     )

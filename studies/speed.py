@@ -15,6 +15,7 @@ Exit code: 0 done, 2 a wrong option or a failed measurement, 130 interrupted.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import subprocess
@@ -33,7 +34,15 @@ if not __package__:
 
 from msvit.options import ConfigError, unknown
 from studies.command_line import Parser
-from studies.timing.cases import MODELS, PRECISIONS, SIZES, Case, growth_cases, step_cases
+from studies.timing.cases import (
+    MODELS,
+    PRECISIONS,
+    SIZES,
+    VARIANTS,
+    Case,
+    growth_cases,
+    step_cases,
+)
 from studies.timing.kinds import kind_of, split
 from studies.timing.report import (
     Machine,
@@ -164,11 +173,11 @@ def _split_time(options: argparse.Namespace) -> None:
     cases = step_cases(["msvit"], size, options.quick)
     profiles: dict[str, dict[str, float]] = {}
     rows = []
-    for precision in PRECISIONS:
-        case = replace(cases[0], variant="ours", precision=precision, mode="train")
+    for variant, precision in itertools.product(VARIANTS, PRECISIONS):
+        case = replace(cases[0], variant=variant, precision=precision, mode="train")
         result = _run(case.task("profile"), case.threads)
-        profiles[f"ours, {precision}"] = split(result["operators"])
-        common = {"model": case.model, "size": size, "precision": precision}
+        profiles[f"{variant}, {precision}"] = split(result["operators"])
+        common = {"model": case.model, "size": size, "variant": variant, "precision": precision}
         for operator, seconds in result["operators"]:
             row = {"kind": kind_of(operator), "operator": operator, "seconds": round(seconds, 6)}
             rows.append(common | row)

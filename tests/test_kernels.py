@@ -279,6 +279,56 @@ def test_nan_and_infinity_are_passed_on(dtype, bad):
     assert torch.equal(kernels.neuron(x, LIF), plain.neuron(x, LIF))
 
 
+@pytest.mark.parametrize("far", [0, 1, 2, 3])
+def test_an_outlier_does_not_cost_the_variance_its_digits(far):
+    y = torch.randn(1, 4000, 24) * 1e-3 + 10
+    y[0, far * 1000 - (far == 3)] = 5.0  # a corner beside the padding, and where pivots stand
+    exact = y.double().var((0, 1), unbiased=True)
+    norm = nn.BatchNorm1d(24, momentum=1.0)
+    kernels.norm_neuron(y, norm, LIF)
+    assert torch.allclose(norm.running_var.double(), exact, rtol=2e-6)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        "channels",
+        "shortcut row",
+        "shortcut channel",
+        "offset dtype",
+        "strided weight",
+        "wide dtype",
+    ],
+)
+def test_operands_of_another_shape_or_type_are_left_to_torch(odd):
+    """Added as torch adds them, or refused in torch's words; memory is never misread."""
+    torch.manual_seed(0)
+    y, norm, shortcut, offset = torch.randn(4, 50, 64), nn.BatchNorm1d(64), None, None
+    if odd == "wide dtype":
+        joined = torch.rand(4, 50, 128).round().bfloat16()
+        wide = [torch.rand(4, 50, 64).round()]
+        found, expected = (
+            m.score_mask(joined, 2, wide, LIF, 8)[0].float() for m in (kernels, plain)
+        )
+        assert torch.equal(found, expected)
+        return
+    if odd == "channels":
+        with pytest.raises(RuntimeError, match="running_mean should contain 64 elements"):
+            kernels.norm_neuron(y, nn.BatchNorm1d(32), LIF)
+        return
+    if odd.startswith("shortcut"):
+        shortcut = torch.randn(4, 1, 64) if odd == "shortcut row" else torch.randn(4, 50, 1)
+    if odd == "offset dtype":
+        offset = torch.randn(64).bfloat16()
+    if odd == "strided weight":
+        norm.weight = nn.Parameter(torch.rand(64, 2)[:, 0])
+    twin = copy.deepcopy(norm)
+    found = kernels.norm_neuron(y, norm, LIF, shortcut=shortcut, offset=offset)
+    expected = plain.norm_neuron(y, twin, LIF, shortcut=shortcut, offset=offset)
+    assert torch.equal(found, expected)
+    assert torch.equal(norm.running_mean, twin.running_mean)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_same_threads_same_bits(dtype):
     y = torch.randn(4, 3000, 48).to(dtype)
@@ -396,6 +446,17 @@ def test_without_a_writable_cache_the_library_is_compiled_aside(fresh, caplog):
     with caplog.at_level(logging.INFO, logger="msvit.kernels"):
         assert kernels.available()
     assert "cannot keep" in caplog.text
+
+
+def test_without_a_home_the_library_is_compiled_aside(fresh, monkeypatch):
+    for name in ("MSVIT_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+    def nobody() -> None:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(build.Path, "home", nobody)
+    assert kernels.available()
 
 
 def test_a_damaged_library_is_compiled_again(fresh, monkeypatch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from torch.nn.functional import conv2d, linear
 
 from msvit import kernels
 from msvit.kernels import build, cpp
-from tests.small import small_input, small_model
+from tests.small import fire, small_input, small_model
 
 pytestmark = pytest.mark.skipif(
     build.units("float") is None, reason="this machine has no C++ compiler"
@@ -84,19 +85,75 @@ def test_products_of_one_input_share_its_bytes_until_it_changes(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["msvit", "spikformer", "spikingformer", "maxformer"])
-def test_models_train_alike_with_and_without(name, monkeypatch):
-    found = []
+def test_models_keep_bytes_and_train_alike_without(name, monkeypatch):
+    found, unpacked = [], []
+    unpack = cpp.Passes.from_bytes
+    monkeypatch.setattr(
+        cpp.Passes, "from_bytes", lambda *a: unpacked.append(a) or unpack(*a), raising=True
+    )
     for keep_bytes in (True, False):
         model = small_model(name).double()
+        fire(model)
+        model.zero_grad()
         if not keep_bytes:
-            monkeypatch.setattr(torch.autograd.graph.saved_tensors_hooks, "__enter__", lambda _: _)
-            monkeypatch.setattr(
-                torch.autograd.graph.saved_tensors_hooks, "__exit__", lambda *_: None
-            )
+            monkeypatch.setattr(kernels, "spikes_as_bytes", lambda device: nullcontext())
         model(small_input(model, 4)).square().sum().backward()
         found.append([p.grad for p in model.parameters() if p.grad is not None])
+        assert (len(unpacked) > 5) == keep_bytes
+        unpacked.clear()
     assert len(found[0]) > 20
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_parts_of_one_memory_are_told_apart():
+    """Two dense halves and a strided view of one storage, each with numbers of its own."""
+    whole = torch.cat((torch.ones(200, 100), torch.full((200, 100), 2.0)))
+    halves, strided = (whole[:200], whole[200:]), whole[::2]
+    weights = [torch.randn(5, 100, requires_grad=True) for _ in range(4)]
+    with kernels.spikes_as_bytes(whole.device):
+        parts = [linear(x, w).sum() for x, w in zip((*halves, strided), weights, strict=False)]
+        parts.append(linear(whole.view(torch.int32)[:200].float(), weights[3]).sum())
+    sum(parts).backward()
+    assert [float(w.grad[0, 0]) for w in weights[:3]] == [200, 400, 300]
+
+
+def test_a_change_in_place_is_noticed_as_without_hooks():
+    for start in (torch.randn(200, 100), torch.ones(20, 10)):
+        x, weight = start.clone(), torch.randn(5, start.shape[1], requires_grad=True)
+        with kernels.spikes_as_bytes(x.device):
+            y = linear(x, weight)
+        x.mul_(2)
+        with pytest.raises(RuntimeError, match="changed in place"):
+            y.sum().backward()
+
+
+def test_hooks_of_the_caller_are_left_alone():
+    model = small_model("msvit").double()
+    seen = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: seen.append(x.shape) or x, lambda x: x):
+        model(small_input(model, 2))
+    assert len(seen) > 20
+
+
+def test_a_small_cell_after_a_large_one_knows_its_own_peak():
+    script = """
+import torch
+from msvit.process import peak_memory_gb, prepare_process, reset_peak_memory
+prepare_process()
+cpu, peaks = torch.device("cpu"), []
+for megabytes in (10, 500, 10):
+    reset_peak_memory(cpu)
+    x = [torch.ones(2**18) for _ in range(megabytes)]
+    del x
+    peaks.append(peak_memory_gb(cpu))
+print(peaks[1] - peaks[0], peaks[2] - peaks[0])
+"""
+    if not sys.platform.startswith("linux"):
+        pytest.skip("peaks are not reset here")
+    output = subprocess.check_output([sys.executable, "-c", script], text=True)
+    large, small = map(float, output.split())
+    assert large > 0.4
+    assert small < 0.1
 
 
 CHURN = """

@@ -12,20 +12,23 @@ from pathlib import Path
 
 import numpy as np
 import optuna
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from analysis import search_figures
-from analysis.search import Search, collect_search, open_storage
+from analysis.search import Search, collect_search, mend_journal, open_storage
 from analysis.search_report import write_search_report
 from msvit.records import cell_folder, iter_records, read_record, search_folder, write_search
 from studies.grids import load_study
 from studies.hpo import main, manifest
-from studies.search.comparison import hypervolume
+from studies.search.best import best_trials
+from studies.search.comparison import hypervolume, report
 from studies.search.ledger import Ledger
 from studies.search.objectives import figures_of
 from studies.search.space import load_space
+from studies.search.tuner import PastTrial, make_scheduler
 from tests.results_folder import make_cell, make_record
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -158,7 +161,7 @@ def test_tables_and_figures_of_a_search(searched):
     table = (folder / "trials.md").read_text()
     assert table.count("\n| ") == 2 + len(search.trials)
     assert "stopped at" in table
-    assert "chose nothing" in table
+    assert "never by test accuracy" in table
     front = (folder / "front.csv").read_text().splitlines()
     assert len(front) == 1 + len(search.front)
     assert r"\toprule" in (folder / "front.tex").read_text()
@@ -307,22 +310,174 @@ def test_a_database_holds_the_study_too(tiny, tmp_path):
     assert "sqlit:///x: " in run(*arguments[:-1], "sqlit:///x", code=2)
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "gp", "nsga2", "random"])
-def test_every_sampler_finds_what_is_easy(sampler, tiny, tmp_path):
-    """The ledger alone, on figures that follow from the options: the front is known."""
-    space = load_space(str(tiny()), sampler=sampler, trials=40)
-    ledger = Ledger.open(space, str(tmp_path / f"{sampler}.journal"), seed=1)
+def played(space, storage, seed=1, trials=None):
+    """A ledger whose trials have figures that follow from the options: the front is known."""
+    ledger = Ledger.open(space, str(storage), seed)
     while proposal := ledger.propose():
-        lr = proposal.chosen["training.lr"]
+        distance = abs(np.log10(proposal.chosen["training.lr"]) + 2)
         wide = proposal.chosen["model.scales"] == "[1, 3]"
-        accuracy = 0.9 - abs(np.log10(lr) + 2) / 10 + 0.02 * wide
-        ledger.complete(
-            proposal.number,
-            {"accuracy": accuracy, "energy_mj": 1.0 + wide, "parameters": 5000.0},
-        )
-    best = max(trial.values[0] for trial in ledger.study.best_trials)
-    assert len(ledger.study.get_trials()) == 40
-    assert best > 0.91
+        figures = {"accuracy": 0.9 - distance / 10 + 0.02 * wide, "energy_mj": 1.0 + wide}
+        ledger.complete(proposal.number, figures | {"parameters": 5000.0})
+    return ledger
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "gp", "nsga2", "random"])
+def test_every_sampler_uses_the_budget(sampler, tiny, tmp_path):
+    ledger = played(load_space(str(tiny()), sampler=sampler, trials=30), tmp_path / "j")
+    assert len(ledger.study.get_trials()) == 30
+    assert max(trial.values[0] for trial in ledger.study.best_trials) > 0.9
+
+
+def test_the_default_sampler_learns(tiny, tmp_path):
+    """Its later trials lie nearer to the best learning rate than those of chance."""
+    spread = {}
+    for sampler in ("tpe", "random"):
+        rates = []
+        for seed in range(3):
+            space = load_space(str(tiny()), sampler=sampler, trials=30)
+            ledger = played(space, tmp_path / f"{sampler}{seed}", seed)
+            rates += [t.params["training.lr"] for t in ledger.study.get_trials()[15:]]
+        spread[sampler] = np.mean(np.abs(np.log10(rates) + 2))
+    assert spread["tpe"] < 0.7 * spread["random"], spread
+
+
+def test_a_search_that_goes_on_draws_something_new(tiny, tmp_path):
+    for budget in (6, 12):
+        space = load_space(str(tiny()), sampler="random", trials=budget)
+        ledger = played(space, tmp_path / "j")
+    rates = [trial.params["training.lr"] for trial in ledger.study.get_trials()]
+    assert len(set(rates)) == 12
+
+
+def test_a_grid_goes_on_with_the_points_that_are_left(tiny, tmp_path):
+    path = tiny("{float: [1.0e-4, 3.0e-2], log: true}", "{categorical: [0.01, 0.02]}")
+    for budget, expected in ((2, 2), (3, 3), (9, 4)):
+        ledger = played(load_space(str(path), sampler="grid", trials=budget), tmp_path / "j")
+        run = ledger.study.get_trials(states=(optuna.trial.TrialState.COMPLETE,))
+        assert len({tuple(trial.params.values()) for trial in run}) == len(run) == expected
+    assert ledger.left() == 0
+
+
+def test_failed_trials_count_and_say_why(tiny, tmp_path):
+    path = tiny("training.lr: {float: [1.0e-4, 3.0e-2], log: true}", "model.dim: {int: [16, 64]}")
+    path.write_text(path.read_text().split("start_with")[0])
+    ledger = Ledger.open(load_space(str(path), trials=12), str(tmp_path / "j"), seed=1)
+    while proposal := ledger.propose():
+        ledger.fail(proposal.number, "no reason")
+    assert [t.state.name for t in ledger.study.get_trials()] == ["FAIL"] * 12
+    assert ledger.impossible
+    assert all("dim" in problem for _, problem in ledger.impossible)
+
+
+@pytest.mark.parametrize("pruner", ["asha", "hyperband", "median"])
+def test_pruners_stop_what_is_worse_than_all_earlier_trials(pruner, tiny, tmp_path):
+    """The scheduler that a search starts with has seen the trials of the study."""
+    space = load_space(str(tiny()), sampler="random", pruner=pruner, trials=40)
+    ledger = Ledger.open(space, str(tmp_path / "j"), seed=1)
+    for _ in range(20):
+        proposal = ledger.propose()
+        for epoch in (1, 2, 3, 4):
+            ledger.epoch(proposal.number, epoch, 0.5 + 0.1 * epoch)
+        ledger.prune(proposal.number)
+    scheduler = make_scheduler(space, ledger)
+    decisions = {}
+    for name, value in (("good", 0.99), ("bad", 0.01)):
+        stopped = 0
+        for number in range(10):  # HyperBand's brackets are drawn
+            trial = PastTrial(f"{name}{number}")
+            scheduler.on_trial_add(None, trial)
+            told = (
+                scheduler.on_trial_result(None, trial, {"epoch": epoch, "value": value})
+                for epoch in (1, 2, 3)
+            )
+            stopped += "STOP" in told  # asks no further
+        decisions[name] = stopped
+    assert decisions["good"] == 0
+    assert decisions["bad"] >= (10 if pruner != "hyperband" else 1)
+
+
+def test_time_that_is_up_begins_no_trial_and_loses_none(tiny, tmp_path):
+    results = tmp_path / "results"
+    output = run("--space", tiny(), "--results", results, "--minutes", 0.001)
+    assert "time is up" in output
+    assert "COMPLETE" not in states(results)
+    run("--space", tiny(), "--results", results, "--trials", 1)
+    assert states(results).count("COMPLETE") == 1
+
+
+def test_a_journal_cut_in_the_middle_of_a_line_goes_on(tiny, tmp_path):
+    path = tmp_path / "study.journal"
+    played(load_space(str(tiny()), trials=4), path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-20])
+    assert mend_journal(path)
+    assert not mend_journal(path)
+    assert (tmp_path / "study.journal.bak").read_bytes() == whole[:-20]
+    ledger = played(load_space(str(tiny()), trials=6), path)
+    assert len([t for t in ledger.study.get_trials() if t.state.name == "COMPLETE"]) == 6
+
+
+def test_a_foreign_journal_is_refused_in_one_line(tiny, tmp_path, capsys):
+    journal = tmp_path / "results" / "searches" / "tiny" / "study.journal"
+    journal.parent.mkdir(parents=True)
+    journal.write_text("foreign\n")
+    assert main(["--space", str(tiny()), "--results", str(tmp_path / "results")]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert f"{journal}: no readable Optuna study" in error
+
+
+def test_a_password_is_not_written_down(tiny, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["--space", str(tiny()), "--storage", "postgresql://me:secret@host/db"])
+    error = capsys.readouterr().err
+    assert "PGPASSWORD" in error
+    assert "secret" not in error
+
+
+def test_repeated_trials_are_on_no_front(tiny, tmp_path):
+    path = tiny("{float: [1.0e-4, 3.0e-2], log: true}", "{categorical: [0.01, 0.02]}")
+    results, journal = tmp_path / "results", tmp_path / "j"
+    space = load_space(str(path), sampler="random", trials=20)
+    played(space, journal)
+    write_search(results, manifest(space, str(journal)))
+    search = collect_search(results, "tiny")
+    kept = search.trials[search.trials["same_as"].isna()]
+    assert len(kept) == 4
+    assert set(search.front["number"]) <= set(kept["number"])
+    assert len(best_trials(search, 10)) == 4
+
+
+def test_best_trials_of_another_space_are_not_written(searched, tmp_path, capsys):
+    results, _, _ = searched
+    path = tmp_path / "tiny.yaml"
+    path.write_text(textwrap.dedent(TINY).replace("dim: 16", "dim: 32"))
+    arguments = ["--space", str(path), "--results", str(results), "--best", "1"]
+    assert main([*arguments, "--grid-out", str(tmp_path / "g.yaml")]) == 2
+    assert "base changed since the search was run" in capsys.readouterr().err
+    arguments[1] = str(searched[1])
+    assert main([*arguments, "--grid-out", str(path)]) == 2
+    assert "was not written by a search" in capsys.readouterr().err
+    assert "objectives" in path.read_text()
+
+
+def test_a_comparison_says_what_the_repetitions_say(tiny, tmp_path, capsys):
+    results, names = tmp_path / "results", {}
+    for sampler in ("tpe", "random"):
+        names[sampler] = [f"tiny-{sampler}-{seed}" for seed in range(2)]
+        for seed, name in enumerate(names[sampler]):
+            space = load_space(str(tiny()), sampler=sampler, trials=10, name=name)
+            played(space, tmp_path / name, seed)
+            write_search(results, manifest(space, str(tmp_path / name)))
+    report(results, space, names, tmp_path / "out")
+    text = (tmp_path / "out" / "hypervolume.md").read_text()
+    assert text in capsys.readouterr().out
+    assert "95% t interval of the difference" in text
+    curves = pd.read_csv(tmp_path / "out" / "hypervolume.csv")
+    assert len(curves) == 2 * 2 * 10
+    assert (curves.groupby(["sampler", "repeat"])["hypervolume"].diff().dropna() >= 0).all()
+    assert curves["hypervolume"].between(0, 1).all()
+    assert (tmp_path / "out" / "hypervolume.png").stat().st_size > 5000
 
 
 def test_constraints_keep_trials_off_the_front(tiny, tmp_path):
@@ -344,6 +499,7 @@ def test_means_over_seeds_are_the_score():
     assert figures["accuracy"] == pytest.approx(0.6)
     assert figures["energy_mj"] == pytest.approx(0.15)
     assert figures["test_accuracy"] == 0.9
+    assert figures["step_time"] == pytest.approx(32 / records[0]["images_per_second"])
 
 
 def test_several_seeds_of_a_trial_are_cells_of_their_own(tiny, tmp_path):

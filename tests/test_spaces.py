@@ -9,7 +9,7 @@ import textwrap
 import pytest
 
 from msvit.options import ConfigError
-from studies.search.space import largest_epochs, list_spaces, load_space
+from studies.search.space import largest_epochs, list_spaces, load_space, possible_share
 
 SPACE = """
     question: Which?
@@ -91,7 +91,13 @@ WRONG = [
     ("", "[0.001, 0.1]", "0.1", "parameters.training.lr.float", "[low, high]"),
     ("", "log: true", "step: 0.7", "parameters.training.lr.step", "whole number of steps"),
     ("", "log: true", "lgo: true", "parameters.training.lr.lgo", "did you mean 'log'"),
-    ("", "[[1], [1, 3]]", "[[1], [1, 3], [2]]", "parameters.model.scales", "odd"),
+    (
+        "",
+        "[[1], [1, 3]]",
+        "[[1], [1, 3], [2]]",
+        "parameters.model (msvit)",
+        "scales: kernel sizes are odd",
+    ),
     ("", "[[1], [1, 3]]", "[]", "parameters.model.scales.categorical", "a list of values"),
     ("", "[[1], [1, 3]]", "[[1], [1], [1, 3]]", "parameters.model.scales", "appears twice"),
     ("", "{model.scales: [1, 3]}", "{model.scales: [1, 5]}", "branch_kernel.when", "not one of"),
@@ -105,6 +111,20 @@ WRONG = [
     ("constraints: ['energy_mj < 1']", "", "", "constraints[0]", "energy_mj <= 0.2"),
     ("constraints: ['energy_mj <= x']", "", "", "constraints[0]", "a number"),
     ("constraint: []", "", "", "constraint", "did you mean 'constraints'"),
+    ("constraints: ['accuracy >= 90']", "", "", "constraints[0]", "write 0.9 for 90 %"),
+    ("pruner: {name: asha, reduction: .inf}", "", "", "pruner.reduction", "above 1"),
+    ("start_with: [{}]", "", "", "start_with[0]", "at least one parameter"),
+    (
+        "start_with: [{model.scales: [1], model.branch_kernel: 2d}]",
+        *("", "", "start_with[0]", "model.branch_kernel is not there"),
+    ),
+    (
+        "",
+        "{accuracy: maximize, energy_mj: minimize}",
+        "[accuracy, accuracy]",
+        "objectives",
+        "twice",
+    ),
     ("trials: 0", "", "", "trials", "from 1"),
     ("minutes: -1", "", "", "minutes", "above 0"),
     ("sampler: tep", "", "", "sampler", "did you mean 'tpe'"),
@@ -131,6 +151,36 @@ def test_a_wrong_space_is_refused_with_file_and_key(space, more, old, new, key, 
 def test_a_pruner_cannot_judge_what_is_known_at_the_end(space):
     with pytest.raises(ConfigError, match="energy_mj is known only at the end"):
         space("pruner: asha", "{accuracy: maximize, energy_mj: minimize}", "[energy_mj, accuracy]")
+
+
+def test_steps_of_a_range_stay_what_they_are_written_as(space):
+    found = space(old="{float: [0.001, 0.1], log: true}", new="{float: [0.1, 0.7], step: 0.1}")
+    assert found.parameters[-1].points() == [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]
+
+
+@pytest.mark.parametrize(
+    ("text", "value", "holds"),
+    [
+        ("energy_mj <= 0.2", 0.2, True),
+        ("energy_mj <= 0.2", 0.21, False),
+        ("energy_mj >= 0.2", 0.19, False),
+        ("energy_mj >= 0.2", 0.2, True),
+    ],
+)
+def test_a_constraint_holds_on_its_side_of_the_bound(space, text, value, holds):
+    (constraint,) = space(f"constraints: ['{text}']").constraints
+    assert (constraint.excess({"energy_mj": value}) <= 0) == holds
+    assert str(constraint) == text
+
+
+def test_how_much_of_a_space_can_be_built_is_known_before(space):
+    # With two heads of 16 channels every second width has no place for them.
+    share, problem = possible_share(
+        space(old="training.lr: {float: [0.001, 0.1], log: true}", new="model.dim: {int: [32, 64]}")
+    )
+    assert 0 < share < 0.5
+    assert problem.startswith("model (msvit): heads: a stage of width ")
+    assert possible_share(space())[0] == 1
 
 
 def test_help_listing_and_errors_need_neither_torch_nor_optuna_nor_ray(tmp_path):

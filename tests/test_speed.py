@@ -121,6 +121,8 @@ def test_roofline_adds_arithmetic_and_memory():
         ("_NormNeuron", "norm + neuron"),
         ("_NormNeuronBackward", "norm + neuron"),
         ("autograd::engine::evaluate_function: MmBackward0", "other"),
+        ("autograd::engine::evaluate_function: _NormNeuronBackward", "norm + neuron"),
+        ("unpack spikes", "copies, casts"),
     ],
 )
 def test_operators_have_kinds(operator, kind):

@@ -126,7 +126,8 @@ def test_progress_is_reported_after_each_epoch(tmp_path):
     train_cell(tiny_cell(epochs=2), tmp_path, report=reported.append)
     assert [(p["epoch"], p["epochs"]) for p in reported] == [(1, 2), (2, 2)]
     assert all(
-        set(p) == {"epoch", "epochs", "train_loss", "val_accuracy", "seconds"} for p in reported
+        set(p) == {"epoch", "epochs", "train_loss", "val_loss", "val_accuracy", "seconds"}
+        for p in reported
     )
     assert all(math.isfinite(p["train_loss"]) and p["seconds"] > 0 for p in reported)
 
@@ -336,6 +337,23 @@ def test_fp32_is_fp32_and_other_precisions_say_so():
         assert (torch.ones(4, 4) @ torch.ones(4, 4)).dtype == torch.float32
 
 
+def test_tf32_does_not_stay_for_the_next_cell(monkeypatch):
+    """Settings of a GPU that is not there: several cells may run in one process."""
+    import msvit.precision as precision
+
+    monkeypatch.setattr(precision, "_exact_matmul_precision", lambda device: "highest")
+    gpu, before = torch.device("cuda"), torch.get_float32_matmul_precision()
+    try:
+        labels = [choose_precision(name, gpu).label for name in ("fp32", "tf32")]
+        assert torch.backends.cudnn.allow_tf32
+        labels.append(choose_precision("fp32", gpu).label)
+        assert labels == ["fp32 (matmul highest)", "tf32 (matmul high)", "fp32 (matmul highest)"]
+        assert torch.get_float32_matmul_precision() == "highest"
+        assert not torch.backends.cudnn.allow_tf32
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def test_a_rounding_matmul_is_not_kept(monkeypatch):
     import msvit.precision as precision
 
@@ -343,12 +361,12 @@ def test_a_rounding_matmul_is_not_kept(monkeypatch):
     monkeypatch.setattr(torch, "set_float32_matmul_precision", settings.append)
     rounding = {"medium": 2e-3, "highest": 2e-7}
     monkeypatch.setattr(precision, "product_error", lambda device: rounding[settings[-1]])
-    precision._set_matmul_precision.cache_clear()
+    precision._exact_matmul_precision.cache_clear()
     try:
         assert precision.choose_precision("fp32", CPU).label == "fp32 (matmul highest)"
-        assert settings == ["medium", "highest"]
+        assert settings == ["medium", "highest", "highest"]
     finally:
-        precision._set_matmul_precision.cache_clear()
+        precision._exact_matmul_precision.cache_clear()
 
 
 def test_a_process_takes_its_threads_from_its_cpus_and_knows_its_peak_memory():

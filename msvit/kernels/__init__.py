@@ -18,7 +18,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-from . import cpp, fused, plain, waiting
+from . import build, cpp, fused, plain, waiting
 from .spec import NeuronSpec, Norm
 
 __all__ = [
@@ -68,7 +68,7 @@ def norm_neuron(
     Returns:
         spikes (+ shortcut), ``[T, ..., C]`` of y's dtype.
     """
-    passes = _for_units(y, norm)
+    passes = _for_units(y, norm, shortcut, offset, pool)
     if passes is None:
         return plain.norm_neuron(y, norm, spec, plif_w, shortcut, offset, pool)
     return fused.norm_neuron(passes, y, norm, spec, plif_w, shortcut, offset, pool)
@@ -90,7 +90,7 @@ def norm_add(
     pool: bool = False,
 ) -> Tensor:
     """Norm (→ max pool) (→ + shortcut): membrane potential; see :func:`norm_neuron`."""
-    passes = _for_units(y, norm)
+    passes = _for_units(y, norm, shortcut, offset, pool)
     if passes is None:
         return plain.norm_add(y, norm, shortcut, offset, pool)
     return fused.norm_add(passes, y, norm, shortcut, offset, pool)
@@ -131,7 +131,8 @@ def score_mask(
     """
     passes = _for_units(joined)
     channels = joined.shape[-1] // parts
-    if passes is None or channels // heads * joined.element_size() % passes.head_bytes:
+    alike = all(w.shape == (*joined.shape[:-1], channels) and _same(w, joined) for w in wide)
+    if passes is None or not alike or channels // heads * joined.element_size() % passes.head_bytes:
         return plain.score_mask(joined, parts, wide, spec, heads, plif_w)
     return fused.score_mask(passes, joined, parts, wide, spec, heads, plif_w)
 
@@ -139,9 +140,10 @@ def score_mask(
 def spikes_as_bytes(device: torch.device) -> AbstractContextManager:
     """Context for a forward pass: spikes that are kept for the backward pass take a byte each.
 
-    On a CPU; elsewhere, and where nothing is kept, it does nothing.
+    On a CPU. Where there are hooks on saved tensors already, it does nothing.
     """
-    if _backend(device, torch.float32) is None or device.type != "cpu":
+    nothing_to_do = device.type != "cpu" or not torch.is_grad_enabled()
+    if nothing_to_do or off() or build.compiler() is None or waiting.others_are_at_work():
         return nullcontext()
     return waiting.spikes_as_bytes()
 
@@ -166,13 +168,37 @@ def _triton_passes(dtype: torch.dtype):
     return triton_units.passes(dtype)
 
 
-def _for_units(y: Tensor, norm: Norm | None = None):
-    """The backend that can run a unit on ``y``, None for the plain path."""
+def _for_units(
+    y: Tensor,
+    norm: Norm | None = None,
+    shortcut: Tensor | None = None,
+    offset: Tensor | None = None,
+    pool: bool = False,
+):
+    """The backend that can run a unit on these operands, None for the plain path.
+
+    The passes read memory as it is said to lie; whatever else torch would take, or refuse with
+    words, is left to torch.
+    """
     passes = _backend(y.device, y.dtype)
     if passes is None or y.numel() == 0:
         return None
     if norm is not None:
-        vectors = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
-        if any(v is not None and v.dtype != passes.real for v in vectors):
+        vectors = (norm.weight, norm.bias, norm.running_mean, norm.running_var, offset)
+        if not all(v is None or _is_vector(v, y, passes.real) for v in vectors):
             return None
+    shape = y.shape
+    if pool:
+        shape = (*y.shape[:2], *((size + 1) // 2 for size in y.shape[2:4]), y.shape[4])
+    if shortcut is not None and not (shortcut.shape == shape and _same(shortcut, y)):
+        return None
     return passes
+
+
+def _is_vector(v: Tensor, y: Tensor, dtype: torch.dtype) -> bool:
+    in_place = v.device == y.device and v.is_contiguous()
+    return in_place and v.dtype == dtype and v.shape == y.shape[-1:]
+
+
+def _same(x: Tensor, y: Tensor) -> bool:
+    return x.dtype == y.dtype and x.device == y.device

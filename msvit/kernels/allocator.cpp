@@ -14,18 +14,24 @@ namespace {
 constexpr size_t ALIGNMENT = 64;
 
 void release(void* data) {
-    if (data) std::free(static_cast<void**>(data)[-1]);
+    if (!data) return;
+    c10::profiledCPUMemoryReporter().Delete(data);
+    std::free(static_cast<void**>(data)[-1]);
 }
 
 struct Allocator final : c10::Allocator {
     c10::DataPtr allocate(size_t bytes) override {
         char* data = nullptr;
         if (bytes) {
-            char* block = static_cast<char*>(std::malloc(bytes + sizeof(void*) + ALIGNMENT));
-            TORCH_CHECK(block, "not enough memory: you tried to allocate ", bytes, " bytes.");
+            constexpr size_t more = sizeof(void*) + ALIGNMENT;
+            void* got = bytes < PTRDIFF_MAX - more ? std::malloc(bytes + more) : nullptr;
+            TORCH_CHECK(got, "DefaultCPUAllocator: can't allocate memory: you tried to allocate ",
+                        bytes, " bytes.");
+            char* block = static_cast<char*>(got);
             data = block + sizeof(void*);
             data += -reinterpret_cast<uintptr_t>(data) % ALIGNMENT;
             reinterpret_cast<void**>(data)[-1] = block;
+            c10::profiledCPUMemoryReporter().New(data, bytes);
         }
         return {data, data, release, c10::Device(c10::DeviceType::CPU)};
     }

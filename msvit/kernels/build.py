@@ -74,7 +74,11 @@ def _report(message: str) -> None:
 
 def _load(program: str, source: str, name: str, flags: tuple[str, ...]) -> ctypes.CDLL:
     name = f"{name}-{_key(program, flags)}.so"
-    folder = _cache_folder()
+    try:
+        folder = _cache_folder()
+    except RuntimeError as error:  # nobody's home
+        logger.info("no folder to keep compiled kernels in (%s)", error)
+        return _compiled_aside(program, source, name, flags)
     kept = folder / name
     if kept.exists():
         try:
@@ -89,6 +93,10 @@ def _load(program: str, source: str, name: str, flags: tuple[str, ...]) -> ctype
         return ctypes.CDLL(str(kept))
     except OSError as error:
         logger.info("%s cannot keep compiled kernels (%s)", folder, error)
+    return _compiled_aside(program, source, name, flags)
+
+
+def _compiled_aside(program: str, source: str, name: str, flags: tuple[str, ...]) -> ctypes.CDLL:
     # A loaded library outlives its file.
     with tempfile.TemporaryDirectory() as scratch:
         return ctypes.CDLL(str(_compile(program, source, flags, Path(scratch) / name)))

@@ -121,14 +121,14 @@ def _store_sums(partial, sum, product, channels, WIDE: tl.constexpr):
 
 @triton.jit
 def moments(
-    y, partial, rows, channels,
+    y, pivots, partial, rows, channels,
     ROUNDS: tl.constexpr, HIGH: tl.constexpr, WIDE: tl.constexpr, REAL: tl.constexpr,
 ):  # fmt: skip
     sum = tl.zeros([WIDE], REAL)
     squares = tl.zeros([WIDE], REAL)
     for round in range(ROUNDS):
         _, channel, inside, at = _tile(round, rows, channels, ROUNDS, HIGH, WIDE)
-        pivot = tl.load(y + channel, channel < channels, other=0.0).to(REAL)
+        pivot = tl.load(pivots + channel, channel < channels, other=0.0)
         d = tl.where(inside, tl.load(y + at, inside, other=0.0).to(REAL) - pivot, 0.0)
         sum += tl.sum(d, 0)
         squares += tl.sum(d * d, 0)

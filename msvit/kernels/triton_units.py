@@ -42,10 +42,13 @@ class Passes:
     def moments(self, y: Tensor) -> Tensor:
         rows, channels = y.numel() // y.shape[-1], y.shape[-1]
         grid, tile, partial = self._slots(y, rows, channels)
-        kernels.moments[grid](y, partial, rows, channels, **tile, REAL=self._real)
+        # As in units.cpp: an outlier is no pivot.
+        some = [rows // 4, rows // 2, rows * 3 // 4]
+        pivot = y.reshape(rows, channels)[some].to(self.real).median(0).values
+        kernels.moments[grid](y, pivot, partial, rows, channels, **tile, REAL=self._real)
         mean, square = partial.double().sum(0) / rows
         variance = (square - mean * mean).clamp_min(0)
-        return torch.stack((mean + y.reshape(rows, channels)[0], variance))
+        return torch.stack((mean + pivot, variance))
 
     def fold(self, moments, count, norm, offset, running, momentum) -> Tensor:
         if moments is None:

@@ -12,16 +12,28 @@
 
 namespace {
 
-// Mean and biased variance per channel of y [rows, C], around the first row as pivot so that a
-// large mean does not cancel the variance.
+INLINE V median(V a, V b, V c) {
+    V low = a < b ? a : b, high = a < b ? b : a, least = high < c ? high : c;
+    return low < least ? least : low;
+}
+
+// Mean and biased variance per channel of y [rows, C], around a pivot so that a large mean does not
+// cancel the variance: the median of three rows, since one may be an outlier (a corner of an image).
 void moments(const S* y, i64 rows, i64 channels, double* out, int threads) {
     constexpr i64 GROUP = 8;  // rows per visit to the sums
+    const S *first = y + rows / 4 * channels, *second = y + rows / 2 * channels, *third = y + rows * 3 / 4 * channels;
+    const auto pivot_at = [=](i64 c) {
+        const i64 left = channels - c;
+        const Pair p = load_part(first + c, left), q = load_part(second + c, left), r = load_part(third + c, left);
+        return Pair{median(p.a, q.a, r.a), median(p.b, q.b, r.b)};
+    };
     sum_in_parallel(2, channels, out, threads, [=](Sums& sums, int thread, int n) {
         i64 last = rows * (thread + 1) / n;
         for (i64 r = rows * thread / n; r < last; r += GROUP) {
             i64 group = std::min(GROUP, last - r);
             for (i64 c = 0; c < channels; c += BLOCK) {
-                Pair pivot = load_part(y + c, channels - c), sum{}, squares{};
+                const Pair pivot = pivot_at(c);
+                Pair sum{}, squares{};
                 for (i64 g = 0; g < group; ++g) {
                     Pair d = load_part(y + (r + g) * channels + c, channels - c) - pivot;
                     sum = sum + d;
@@ -34,7 +46,7 @@ void moments(const S* y, i64 rows, i64 channels, double* out, int threads) {
         }
     });
     for (i64 c = 0; c < channels; ++c) {
-        double pivot = load_part(y + c, 1).a[0], mean = out[c] / rows;
+        double pivot = pivot_at(c).a[0], mean = out[c] / rows;
         double variance = out[channels + c] / rows - mean * mean;
         out[c] = pivot + mean;
         out[channels + c] = variance < 0 ? 0 : variance;

@@ -10,12 +10,20 @@ import yaml
 from analysis.search import Search
 from msvit.cells import SECTIONS
 from msvit.options import ConfigError
-from studies.configurations import Raw, merged, split_key
+from studies.configurations import Raw, check_name, merged, split_key
 from studies.grids import load_study
 from studies.search.parameters import decode
 from studies.search.space import Space
 
 SEEDS = 3
+HEAD = "# The best trials of the search"
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes what appears twice out twice."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
 
 
 def best_trials(search: Search, count: int) -> list[int]:
@@ -40,6 +48,9 @@ def write_grid(space: Space, search: Search, numbers: list[int], path: Path) -> 
     """
     if path.suffix not in (".yaml", ".yml"):
         raise ConfigError(f"--grid-out {path}: a name that ends in .yaml is needed")
+    check_name(path.stem, f"--grid-out {path}: the file's name names the study")
+    if path.exists() and not path.read_text(encoding="utf-8").startswith(HEAD):
+        raise ConfigError(f"--grid-out {path}: the file is there and was not written by a search")
     base = {section: space.base[section] for section in ("data", "training")}
     content = {
         "question": f"How good are the best of the search {search.name}, over more seeds?",
@@ -47,8 +58,9 @@ def write_grid(space: Space, search: Search, numbers: list[int], path: Path) -> 
         "include": [_entry(space, search, number, base) for number in numbers],
         "seeds": list(dict.fromkeys((*space.seeds, *range(SEEDS)))),
     }
-    head = f"# Trials {', '.join(map(str, numbers))} of the search {search.name}.\n"
-    text = head + yaml.safe_dump(content, sort_keys=False, default_flow_style=None, width=96)
+    head = f"{HEAD} {search.name}: {', '.join(map(str, numbers))}\n"
+    layout = {"sort_keys": False, "default_flow_style": None, "width": 96}
+    text = head + yaml.dump(content, Dumper=_Dumper, **layout)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")

@@ -57,9 +57,13 @@ def _losses(search: Search) -> pd.DataFrame:
 
 
 def _corners(searches: Sequence[Search]) -> tuple[np.ndarray, np.ndarray]:
-    """The worst and the best value of each objective that any of the searches has seen."""
+    """The corners of the square: a tenth beyond the worst value that any search has seen, the best.
+
+    Beyond it, so that the ends of a front count too.
+    """
     values = np.concatenate([_losses(search).to_numpy() for search in searches])
-    return values.max(0), values.min(0)
+    worst, best = values.max(0), values.min(0)
+    return worst + 0.1 * (worst - best), best
 
 
 def _curve(search: Search, worst: np.ndarray, best: np.ndarray) -> list[float]:
@@ -113,7 +117,9 @@ def _text(
         f"{name} {abs(w):.4g} to {abs(b):.4g}"
         for name, w, b in zip(space.objectives, worst, best, strict=True)
     )
-    lines.append(f"The square goes from the worst to the best value in any run: {corner}.")
+    lines.append(
+        f"The square goes from a tenth beyond the worst value of any run to the best: {corner}."
+    )
     return "\n".join(lines) + "\n"
 
 

@@ -17,7 +17,7 @@ import optuna
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.trial import TrialState
 
-from analysis.search import open_storage, quiet_optuna
+from analysis.search import open_storage, quiet_optuna, readable
 from msvit.cells import Cell
 from msvit.options import ConfigError
 from studies.search.parameters import Scalar
@@ -45,6 +45,7 @@ class Ledger:
         self._left_running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         self._trials: dict[int, optuna.Trial] = {}
         self._epochs: dict[int, dict[int, float]] = {}
+        self.impossible: list[tuple[int, str]] = []
 
     @classmethod
     def open(cls, space: Space, storage: str, seed: int) -> Ledger:
@@ -54,31 +55,31 @@ class Ledger:
             ConfigError: where the storage cannot be used, or the study in it has another space.
         """
         quiet_optuna()
-        book = open_storage(storage)
-        study = optuna.create_study(
-            study_name=space.name,
-            storage=book,
-            directions=list(space.objectives.values()),
-            load_if_exists=True,
-        )
+        with readable(storage):
+            study = optuna.create_study(
+                study_name=space.name,
+                storage=open_storage(storage),
+                directions=list(space.objectives.values()),
+                load_if_exists=True,
+            )
         meaning = json.loads(json.dumps(space.meaning()))
         known = study.user_attrs.get("space")
         if known is None:
             study.set_user_attr("space", meaning)
             study.set_metric_names(list(space.objectives))
-            for start in space.start_with:
-                study.enqueue_trial(dict(start), user_attrs={"given": True}, skip_if_exists=True)
         elif known != meaning:
             changed = [key for key in meaning if known.get(key) != meaning[key]]
             raise ConfigError(
                 f"{space.file}: {', '.join(changed)} changed since the search {space.name!r} was "
                 "begun; --name gives the changed one a study of its own"
             )
+        for start in space.start_with:
+            study.enqueue_trial(dict(start), user_attrs={"given": True}, skip_if_exists=True)
         started = len(study.get_trials(deepcopy=False))
         # With the bare seed, a search that goes on would draw once more what it drew first.
         study.sampler = _sampler(space, seed * 1_000_003 + started)
         if space.sampler == "grid":
-            _enqueue_points(study, space, seed)
+            _enqueue_points(study, space)
         return cls(study, space)
 
     def reopened(self) -> Ledger:
@@ -94,8 +95,7 @@ class Ledger:
         """Trials of the whole study; a grid has no more than its points."""
         if self._space.sampler != "grid":
             return self._space.trials
-        points = _count_points(self._space) + len(self._space.start_with)
-        return min(self._space.trials, points)
+        return min(self._space.trials, _count_points(self._space))
 
     def left(self) -> int:
         """How many trials of the budget are still to be run, resumed ones among them."""
@@ -105,7 +105,7 @@ class Ledger:
     def propose(self) -> Proposal | None:
         """The next trial, None where the budget is used up.
 
-        A combination that cannot be built is noted as failed, and counts.
+        A combination that cannot be built fails, counts, and is noted in ``impossible``.
         """
         while True:
             resumed = bool(self._left_running)
@@ -125,6 +125,7 @@ class Ledger:
             except ConfigError as error:
                 self._trials[trial.number] = trial
                 self.fail(trial.number, f"impossible: {error}")
+                self.impossible.append((trial.number, str(error).splitlines()[0]))
                 continue
             trial.set_user_attr("cells", [cell.id for cell in cells])
             self._trials[trial.number] = trial
@@ -192,13 +193,10 @@ def _count_points(space: Space) -> int:
     return count
 
 
-def _enqueue_points(study: optuna.Study, space: Space, seed: int) -> None:
-    """Line up all points of the grid, shuffled: a part of them is then a fair sample."""
-    if study.user_attrs.get("points") is not None:
-        return
-    points = list(itertools.product(*(p.points() or () for p in space.parameters)))
-    random.Random(seed).shuffle(points)
+def _enqueue_points(study: optuna.Study, space: Space) -> None:
+    """Line up the points of the grid that no trial has, shuffled: a part is then a fair sample."""
     keys = [parameter.key for parameter in space.parameters]
+    points = list(itertools.product(*(p.points() or () for p in space.parameters)))
+    random.Random(0).shuffle(points)
     for point in points[: space.trials]:
-        study.enqueue_trial(dict(zip(keys, point, strict=True)))
-    study.set_user_attr("points", len(points))
+        study.enqueue_trial(dict(zip(keys, point, strict=True)), skip_if_exists=True)

@@ -1,11 +1,13 @@
 """What a search can aim at: figures that every record holds.
 
-``accuracy`` and ``val_loss`` are those of the validation images. The test images choose nothing;
-their accuracy is only shown beside.
+``accuracy`` and ``val_loss`` are those of the validation images; the accuracy on the test images is
+only shown beside. Energy, firing rate and operations need no labels: as in every record, they are
+counted on the test images.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -83,6 +85,9 @@ def objectives_of(values: Any, where: str) -> dict[str, Direction]:
     """Objectives as written: ``{accuracy: maximize, ...}`` or a list of names."""
     place = f"{where}: objectives"
     if isinstance(values, list):
+        for name in values:
+            if values.count(name) > 1:
+                raise ConfigError(f"{place}: {name!r} appears twice")
         values = {str(name): BEST.get(str(name), "minimize") for name in values}
     if not isinstance(values, Mapping) or not values:
         raise ConfigError(f"{place}: a mapping such as {{accuracy: maximize}} is needed")
@@ -119,8 +124,10 @@ def _constraint(text: Any, where: str) -> Constraint:
         bound = float(number)
     except ValueError:
         bound = float("nan")
-    if not -1e300 < bound < 1e300:
+    if not math.isfinite(bound):
         raise ConfigError(f"{where}: a number is needed behind {sign} (got {number!r})")
+    if figure == "accuracy" and not 0 <= bound <= 1:
+        raise ConfigError(f"{where}: accuracy is a share; write 0.9 for 90 % (got {number})")
     return Constraint(figure, sign, bound)
 
 

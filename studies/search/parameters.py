@@ -57,8 +57,10 @@ class Parameter:
         step = self.step or (1 if self.kind == "int" and not self.log else None)
         if step is None:
             return None
-        count = math.floor((self.high - self.low) / step + 1e-9) + 1
-        return [self.low + i * step for i in range(count)]
+        count = round((self.high - self.low) / step) + 1
+        # 0.1 + 2 * 0.1 is not 0.3, and would be another cell.
+        values = (round(self.low + i * step, 12) for i in range(count))
+        return [min(value, self.high) for value in values]
 
     def draw(self, source: random.Random) -> Scalar:
         if points := self.points():

@@ -28,7 +28,9 @@ Everything is checked before the first trial. Nothing here imports torch, Optuna
 
 from __future__ import annotations
 
+import math
 import random
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -124,9 +126,9 @@ class Space:
         """Random values for all parameters that apply, but for the ``fixed`` ones."""
         chosen: dict[str, Scalar] = {}
         for parameter in self.parameters:
+            key = parameter.key
             if parameter.applies(chosen):
-                own = fixed.get(parameter.key)
-                chosen[parameter.key] = parameter.draw(source) if own is None else own
+                chosen[key] = fixed[key] if key in fixed else parameter.draw(source)
         return chosen
 
     def meaning(self) -> dict[str, Any]:
@@ -192,6 +194,15 @@ def load_space(given: str, **changes: Any) -> Space:
     return Space(**{**vars(space), "start_with": started})
 
 
+def possible_share(space: Space) -> tuple[float, str]:
+    """Share of random draws that can be built, and what is wrong with one that cannot."""
+    source = random.Random(1)
+    found = [_possible(space, space.draw(source, {})) for _ in range(_DRAWS)]
+    problems = [str(p).splitlines()[0] for p in found if isinstance(p, ConfigError)]
+    problems = [problem.removeprefix(f"{space.file}.") for problem in problems]
+    return 1 - len(problems) / _DRAWS, (problems or [""])[0]
+
+
 def largest_epochs(space: Space) -> int:
     """Epochs of the longest training that the space holds."""
     for parameter in space.parameters:
@@ -238,12 +249,9 @@ def _check_possible(space: Space, where: str) -> None:
                 raw = merged(space.base, {}, where)
                 if "name" in raw["model"] and parameter.key != "model.name":
                     resolve_cell(raw, f"{where}: base")
-                own = f"{space.file}.{section}.{option}"
-                lines = [
-                    line.replace(own, place).replace(space.file, f"{place} = {decode(value)!r}")
-                    for line in str(problem).splitlines()
-                ]
-                raise ConfigError("\n".join(lines))
+                own = rf"{re.escape(space.file)}\.{section}( \([^)]*\))?\.{option}\b"
+                text = re.sub(own, lambda _, named=place: named, str(problem))
+                raise ConfigError(text.replace(space.file, f"{where}: parameters"))
 
 
 def _check_known(space: Space, key: str, where: str) -> None:
@@ -310,7 +318,11 @@ def _pruner(value: Any, primary: str, where: str) -> Pruner:
     grace, reduction = values.get("grace", 1), values.get("reduction", 3)
     if isinstance(grace, bool) or not isinstance(grace, int) or grace < 1:
         raise ConfigError(f"{where}.grace: a whole number of epochs is needed (got {grace!r})")
-    if isinstance(reduction, bool) or not isinstance(reduction, int | float) or reduction <= 1:
+    if (
+        isinstance(reduction, bool)
+        or not isinstance(reduction, int | float)
+        or not 1 < reduction < math.inf
+    ):
         raise ConfigError(f"{where}.reduction: a number above 1 is needed (got {reduction!r})")
     return Pruner(name, grace, reduction)
 
@@ -332,9 +344,10 @@ def _start(entry: Any, space: Space, where: str) -> dict[str, Scalar]:
             raise ConfigError(unknown(entry, zoo(), f"{where}: unknown model {entry!r}"))
         options = {"name": entry, **model_options(entry, {}, where).model_dump(mode="json")}
         dotted = {f"model.{key}": value for key, value in options.items()}
-        chosen = {key: encode(dotted[key]) for key in parameters if key in dotted}
-        if not chosen:
-            raise ConfigError(f"{where}: {entry} has none of the parameters")
+        chosen = {}
+        for key, parameter in parameters.items():
+            if key in dotted and parameter.applies({k: encode(v) for k, v in dotted.items()}):
+                chosen[key] = encode(dotted[key])
     elif isinstance(entry, Mapping):
         for key in entry:
             if key not in parameters:
@@ -342,8 +355,13 @@ def _start(entry: Any, space: Space, where: str) -> dict[str, Scalar]:
         chosen = {key: encode(value) for key, value in entry.items()}
     else:
         raise ConfigError(f"{where}: a registry name or a mapping is needed (got {entry!r})")
+    if not chosen:
+        raise ConfigError(f"{where}: a value of at least one parameter is needed")
     for key, value in chosen.items():
         parameter = parameters[key]
+        for other, allowed in parameter.when:
+            if other in chosen and chosen[other] not in allowed:
+                raise ConfigError(f"{where}: {key} is not there with {other} = {chosen[other]}")
         if not parameter.contains(value):
             valid = f"one of {list(map(decode, parameter.choices))}"
             if parameter.kind != "categorical":

@@ -86,10 +86,16 @@ def make_proposer(
             super().__init__(metric="value", mode=_mode(space))
             self.running: dict[str, Proposal] = {}
             self.broken: Exception | None = None
+            self.late = False
 
         def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-            late = deadline is not None and time.monotonic() > deadline
-            proposal = None if late or self.broken else ledger.propose()
+            if deadline is not None and time.monotonic() > deadline and not self.late:
+                self.late = True
+                say("time is up: no further trial is begun")
+            proposal = None if self.late or self.broken else ledger.propose()
+            while ledger.impossible:
+                number, problem = ledger.impossible.pop(0)
+                self._tell(number, f"cannot be built: {problem}")
             if proposal is None:
                 return Searcher.FINISHED
             self.running[trial_id] = proposal
@@ -174,7 +180,7 @@ def _fit(space: Space, ledger: Ledger, proposer: Any, place: Place, gpus: float)
             tune.with_resources(run_trial, {"cpu": place.cpus_per_cell, "gpu": gpus}),
             tune_config=tune.TuneConfig(
                 search_alg=proposer,
-                scheduler=_scheduler(space, ledger),
+                scheduler=make_scheduler(space, ledger),
                 num_samples=left,
                 max_concurrent_trials=max(1, slots(place.cpus_per_cell, gpus)),
                 trial_dirname_creator=lambda trial: trial.trial_id,
@@ -188,7 +194,7 @@ def _fit(space: Space, ledger: Ledger, proposer: Any, place: Place, gpus: float)
         ).fit()
 
 
-def _scheduler(space: Space, ledger: Ledger) -> Any:
+def make_scheduler(space: Space, ledger: Ledger) -> Any:
     """Early stopping; it has seen all earlier trials of the study."""
     from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule
 
@@ -198,8 +204,14 @@ def _scheduler(space: Space, ledger: Ledger) -> Any:
     if pruner.name == "none":
         return FIFOScheduler()
     if pruner.name == "median":
-        # A slice without end: it is never to pause a trial, only to stop it.
-        scheduler = MedianStoppingRule(**aim, min_time_slice=10**9)
+
+        class OnlyStops(MedianStoppingRule):
+            """Never pauses a trial, whose state would be lost with its process."""
+
+            def _on_insufficient_samples(self, *_: Any) -> str:
+                return self.CONTINUE
+
+        scheduler = OnlyStops(**aim)
     else:
         # HyperBand without its pauses is ASHA in brackets that begin to stop at different epochs.
         brackets = 3 if pruner.name == "hyperband" else 1
@@ -207,7 +219,7 @@ def _scheduler(space: Space, ledger: Ledger) -> Any:
             **aim, max_t=epochs, reduction_factor=pruner.reduction, brackets=brackets
         )
     for number, history in enumerate(ledger.past()):
-        stand_in = _PastTrial(f"past-{number}")
+        stand_in = PastTrial(f"past-{number}")
         scheduler.on_trial_add(None, stand_in)
         for epoch, value in history[:-1]:
             scheduler.on_trial_result(None, stand_in, {"epoch": epoch, "value": value})
@@ -216,7 +228,7 @@ def _scheduler(space: Space, ledger: Ledger) -> Any:
     return scheduler
 
 
-class _PastTrial:
+class PastTrial:
     """What schedulers look at of a trial."""
 
     def __init__(self, trial_id: str) -> None:

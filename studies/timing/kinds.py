@@ -29,7 +29,11 @@ NAMES = (*(kind for kind in KINDS), OTHER)
 def kind_of(operator: str) -> str:
     """The kind of a profiled operator such as ``aten::mm`` or ``_NormNeuronBackward``."""
     namespace, _, name = operator.rpartition("::")
-    if namespace in ("", "autograd::engine::evaluate_function: ") and name.startswith("_"):
+    if namespace == "autograd::engine":  # what autograd itself does around a function
+        namespace, name = "", name.removeprefix("evaluate_function: ")
+    if namespace == "" and name in ("pack spikes", "unpack spikes"):
+        return "copies, casts"
+    if namespace == "" and name.startswith("_"):
         # Our autograd functions: their passes run outside of torch's operators.
         return "norm + neuron"
     if namespace in ("", "aten", "mkldnn", "onednn"):

@@ -35,7 +35,8 @@ def _limits(task: dict[str, Any]) -> dict[str, Any]:
 
     prepare_process()
     found: dict[str, Any] = {"processor": processor_name(), "amx": _has_amx(), "peaks": {}}
-    found["kernels"] = kernels.available("cpu")  # compiled here, not while a step is timed
+    # Compiled here, not while a step is timed.
+    found["kernels"] = all(kernels.available("cpu", d) for d in (torch.float32, torch.bfloat16))
     for precision in PRECISIONS:
         found[precision] = choose_precision(precision, CPU).label
         found["peaks"][precision] = asdict(measure_peaks(precision, task["quick"]))
