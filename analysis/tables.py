@@ -205,8 +205,8 @@ def _mixed_precisions(finished: pd.DataFrame) -> list[str]:
     mixed = [f"{group} ({'; '.join(found)})" for group, found in by_group.items() if len(found) > 1]
     if mixed:
         return [f"Their seeds were trained in different precisions: {', '.join(mixed)}."]
-    by_asked = finished.groupby("training.precision")["precision"].nunique()
-    if (by_asked > 1).any():
+    asked = finished.get("training.precision", pd.Series("auto", index=finished.index))
+    if (finished["precision"].groupby(asked).nunique() > 1).any():
         which = "; ".join(f"{group}: {found[0]}" for group, found in by_group.items())
         return [f"Configurations were trained in different precisions. {which}."]
     return []

@@ -205,6 +205,15 @@ def test_markdown_shows_mean_spread_and_units(scales):
     assert rows == GROUPS
 
 
+def test_seeds_of_another_precision_are_named(tmp_path):
+    results = Results(tmp_path)
+    for seed, precision in enumerate(("fp32", "bf16 autocast over fp32")):
+        cell = make_cell({"name": "msvit", "scales": [1]}, seed)
+        results.add(GROUPS[0], cell, make_record(cell, 0.9, 0.1, precision=precision))
+    notes = " ".join(compare(results.study()).notes)
+    assert "different precisions: msvit scales=1 (bf16 autocast over fp32; fp32)" in notes
+
+
 def test_energy_unit_fits_the_whole_column(tmp_path):
     results = Results(tmp_path)
     results.add_seeds("small", {"name": "msvit", "scales": [1]}, [0.9, 0.9], [0.4, 0.4])
