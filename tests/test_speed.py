@@ -24,6 +24,7 @@ from studies.timing.report import COLUMNS
 from studies.timing.roofline import Peaks, Work, roofline_seconds
 
 SCRIPT = Path(speed.__file__)
+ROOT = SCRIPT.parent.parent
 SMALL = {"dim": 32, "heads": 4, "image_size": 16, "timesteps": 3}
 
 
@@ -173,3 +174,15 @@ def test_help_needs_no_torch():
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "--rounds" in done.stdout
+
+
+def test_the_readme_quotes_what_was_measured():
+    with open(ROOT / "results" / "speed" / "step.csv", newline="") as file:
+        rows = [r for r in csv.DictReader(file) if (r["model"], r["size"]) == ("msvit", "cifar")]
+    order = [("plain", "fp32"), ("ours", "fp32"), ("plain", "bf16"), ("ours", "bf16")]
+    step = {(r["variant"], r["precision"]): r for r in rows if r["mode"] == "train"}
+    cells = " | ".join(
+        f"{float(step[key]['seconds_median']):.2f} s, {float(step[key]['peak_gb']):.1f} GB"
+        for key in order
+    )
+    assert f"| training step | {cells} |" in (ROOT / "README.md").read_text(encoding="utf-8")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from matplotlib.ticker import MaxNLocator
 
 from analysis.canvas import canvas, style
 from analysis.search import Search, collect_search
@@ -132,6 +133,7 @@ def _draw(space: Space, curves: pd.DataFrame, path: Path) -> None:
             band = (wide.min(axis=1), wide.max(axis=1))
             axes.fill_between(wide.index, *band, color=line.get_color(), alpha=0.15, lw=0)
         axes.set_xlabel("trial")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_ylabel("share of objective space dominated")
         axes.legend(loc="lower right")
         repeats = curves["repeat"].nunique()
