@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -30,6 +30,19 @@ def canvas() -> tuple[Figure, Axes]:
     figure = Figure()
     FigureCanvasAgg(figure)
     return figure, figure.subplots()
+
+
+def write_figures(figures: Mapping[str, Figure], folder: Path) -> list[Path]:
+    """Write each figure as ``<name>.png`` and ``.pdf``; returns the PNG files in their order."""
+    with style():
+        for name, figure in figures.items():
+            figure.draw_without_rendering()
+            figure.set_layout_engine("none")  # laid out once, not once more for each format
+            for suffix in (".pdf", ".png"):
+                # Without a creation date the same records give the same bytes.
+                metadata = {"CreationDate": None} if suffix == ".pdf" else None
+                figure.savefig(folder / (name + suffix), metadata=metadata)
+    return [folder / f"{name}.png" for name in figures]
 
 
 def say(axes: Axes, study: Study, title: str, *remarks: str) -> None:

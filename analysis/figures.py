@@ -17,7 +17,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.canvas import canvas, say, slug, style
+from analysis.canvas import canvas, say, slug, style, write_figures
 from analysis.collect import Study
 from analysis.heatmaps import firing_maps
 from analysis.labels import Mark, label_marks, label_right
@@ -45,15 +45,7 @@ def save_figures(study: Study, folder: Path) -> list[Path]:
     for old in (*folder.glob("accuracy_*.p[nd]*"), *folder.glob("firing_*.p[nd]*")):
         if old.stem not in figures:
             old.unlink()
-    with style():
-        for name, figure in figures.items():
-            figure.draw_without_rendering()
-            figure.set_layout_engine("none")  # laid out once, not once more for each format
-            for suffix in (".pdf", ".png"):
-                # Without a creation date the same records give the same bytes.
-                metadata = {"CreationDate": None} if suffix == ".pdf" else None
-                figure.savefig(folder / (name + suffix), metadata=metadata)
-    return [folder / f"{name}.png" for name in figures]
+    return write_figures(figures, folder)
 
 
 def accuracy_energy(study: Study) -> Figure:

@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from analysis.tables import Entry, Table
 
 if TYPE_CHECKING:
+    import rich.console
     import rich.table
+
+
+def write_table(table: Table, folder: Path, stem: str) -> None:
+    """Write ``<stem>.md`` and ``.tex``, and ``.csv`` with the numbers unrounded."""
+    (folder / f"{stem}.md").write_text(markdown(table), encoding="utf-8")
+    (folder / f"{stem}.tex").write_text(latex(table), encoding="utf-8")
+    table.numbers.to_csv(folder / f"{stem}.csv", index=False)
+
+
+def console() -> rich.console.Console:
+    """Where tables are printed."""
+    from rich.console import Console
+
+    found = Console(highlight=False, markup=False)
+    if found.is_terminal:
+        return found
+    return Console(highlight=False, markup=False, width=120)  # files have no width
 
 
 def markdown(table: Table) -> str:

@@ -16,7 +16,7 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from analysis.collect import Study, collect
-from analysis.formats import latex, markdown, terminal
+from analysis.formats import console, terminal, write_table
 from analysis.tables import compare
 from msvit.records import RecordError
 
@@ -37,9 +37,7 @@ def write_report(results: Path, grid: str) -> Path:
     from analysis.figures import save_figures  # matplotlib takes a second to load
 
     try:
-        (study.folder / "table.md").write_text(markdown(table), encoding="utf-8")
-        (study.folder / "table.tex").write_text(latex(table), encoding="utf-8")
-        table.numbers.to_csv(study.folder / "table.csv", index=False)
+        write_table(table, study.folder, "table")
         save_figures(study, study.folder / "figures")
     except OSError as error:
         where = error.filename or study.folder
@@ -53,21 +51,17 @@ def print_summary(results: Path, grid: str) -> None:
     Raises:
         RecordError: if the study cannot be read.
     """
-    from rich.console import Console
-
     study = collect(results, grid)
     table = compare(study)
-    console = Console(highlight=False, markup=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, markup=False, width=120)  # files have no width
-    console.print(terminal(table))
+    out = console()
+    out.print(terminal(table))
     for note in table.notes:
-        console.print(note)
+        out.print(note)
     for line in (*study.warnings, *_unfinished_lines(study)):
-        console.print(line, soft_wrap=True)
+        out.print(line, soft_wrap=True)
     files = [path.name for path in sorted(study.folder.glob("table.*"))]
     files += ["figures/"] if (study.folder / "figures").is_dir() else []
-    console.print(f"\n{study.folder}: {', '.join(files) or 'nothing written yet'}", soft_wrap=True)
+    out.print(f"\n{study.folder}: {', '.join(files) or 'nothing written yet'}", soft_wrap=True)
 
 
 def _unfinished_lines(study: Study) -> list[str]:

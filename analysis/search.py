@@ -97,9 +97,14 @@ class Search:
     @property
     def front(self) -> pd.DataFrame:
         """The complete, feasible trials that no other one beats, best primary objective first."""
-        front = self.trials[self.trials["rank"] == 0]
+        return self.ranked[self.ranked["rank"] == 0]
+
+    @property
+    def ranked(self) -> pd.DataFrame:
+        """The trials that have a rank: front by front, best primary objective first."""
         rising = self.objectives[self.primary] == "minimize"
-        return front.sort_values(self.primary, ascending=rising)
+        ranked = self.trials.dropna(subset="rank")
+        return ranked.sort_values(["rank", self.primary], ascending=[True, rising])
 
 
 def list_searches(results: Path) -> list[str]:

@@ -19,7 +19,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
-from analysis.canvas import canvas, style
+from analysis.canvas import canvas, style, write_figures
 from analysis.published import read_published
 from analysis.search import Search
 from analysis.tables import ENERGY_UNITS, unit_for
@@ -40,14 +40,7 @@ def save_search_figures(search: Search) -> list[Path]:
     for old in folder.glob("*.p[nd]*"):
         if old.stem not in figures:
             old.unlink()
-    with style():
-        for name, figure in figures.items():
-            figure.draw_without_rendering()
-            figure.set_layout_engine("none")
-            for suffix in (".pdf", ".png"):
-                metadata = {"CreationDate": None} if suffix == ".pdf" else None
-                figure.savefig(folder / (name + suffix), metadata=metadata)
-    return [folder / f"{name}.png" for name in sorted(figures)]
+    return write_figures(dict(sorted(figures.items())), folder)
 
 
 def pareto(search: Search) -> Figure:
@@ -378,16 +371,23 @@ def _colors() -> list[str]:
 
 def _places(search: Search, axes: Axes, key: str) -> dict[Any, float] | None:
     """Places of the values of a parameter without numbers; None where they are numbers."""
-    values = list(dict.fromkeys(search.trials[key].dropna()))
-    if all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
+    values = _choices(search.trials[key])
+    if values is None:
         if key in search.logarithmic:
             axes.set_xscale("log")
             axes.xaxis.set_minor_formatter(NullFormatter())
         return None
-    values.sort(key=lambda v: (len(v), v) if isinstance(v, tuple) else (0, str(v)))
     axes.set_xticks(range(len(values)), [_text(v) for v in values])
     axes.set_xlim(-0.5, len(values) - 0.5)
     return {value: float(i) for i, value in enumerate(values)}
+
+
+def _choices(values: pd.Series) -> list[Any] | None:
+    """The different values, ordered; None where they are numbers."""
+    found = list(dict.fromkeys(values.dropna()))
+    if all(isinstance(v, int | float) and not isinstance(v, bool) for v in found):
+        return None
+    return sorted(found, key=lambda v: (len(v), v) if isinstance(v, tuple) else (0, str(v)))
 
 
 def _at(values: pd.Series, places: dict[Any, float] | None) -> pd.Series:
@@ -397,9 +397,7 @@ def _at(values: pd.Series, places: dict[Any, float] | None) -> pd.Series:
 def _heights(search: Search, trials: pd.DataFrame, key: str) -> tuple[pd.Series, dict[float, str]]:
     """Where each trial crosses the axis of ``key`` (0 to 1), and texts along the axis."""
     values = trials[key].dropna()
-    if not all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
-        found = list(dict.fromkeys(values))
-        found.sort(key=lambda v: (len(v), v) if isinstance(v, tuple) else (0, str(v)))
+    if (found := _choices(values)) is not None:
         places = {v: i / max(len(found) - 1, 1) for i, v in enumerate(found)}
         return values.map(places).astype(float), {h: _text(v) for v, h in places.items()}
     numbers = values.astype(float)

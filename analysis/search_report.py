@@ -17,7 +17,7 @@ if not __package__:
 
 import pandas as pd
 
-from analysis.formats import latex, markdown, terminal
+from analysis.formats import console, terminal, write_table
 from analysis.search import Search, collect_search
 from analysis.tables import ENERGY_UNITS, NOTHING, Entry, Table, entries, unit_for
 from msvit.records import RecordError
@@ -40,9 +40,7 @@ def write_search_report(results: Path, name: str) -> Path:
     front = trial_table(search, list(search.front["number"]))
     try:
         for stem, table in (("trials", trial_table(search)), ("front", front)):
-            (search.folder / f"{stem}.md").write_text(markdown(table), encoding="utf-8")
-            (search.folder / f"{stem}.tex").write_text(latex(table), encoding="utf-8")
-            table.numbers.to_csv(search.folder / f"{stem}.csv", index=False)
+            write_table(table, search.folder, stem)
         save_search_figures(search)
     except OSError as error:
         where = error.filename or search.folder
@@ -67,21 +65,17 @@ def print_search(results: Path, name: str) -> None:
 
 def print_trials(search: Search, numbers: Sequence[int]) -> None:
     """Print a table of these trials, and what was chosen in each."""
-    from rich.console import Console
-
     table = trial_table(search, numbers, short=True)
-    console = Console(highlight=False, markup=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, markup=False, width=120)  # files have no width
-    console.print(terminal(table))
+    out = console()
+    out.print(terminal(table))
     for number in numbers:
         row = search.trials.iloc[number]
         chosen = ((_option(key), _value(row[key])) for key in search.parameters)
         text = " ".join(f"{name}={value}" for name, value in chosen if value != NOTHING)
-        console.print(f"trial {number}: {text}")
-    console.print()
+        out.print(f"trial {number}: {text}")
+    out.print()
     for note in table.notes:
-        console.print(note)
+        out.print(note)
 
 
 def trial_table(search: Search, numbers: Sequence[int] | None = None, short: bool = False) -> Table:

@@ -245,9 +245,7 @@ def write_study(results: Path, manifest: Mapping[str, Any]) -> Path:
         RecordError: where it lacks a field or the file cannot be written.
     """
     path = study_folder(results, manifest["name"]) / "study.json"
-    _check(manifest, _MANIFEST, path, "This is a bug in the study runner.")
-    write_json(path, manifest)
-    return path
+    return _write_manifest(path, manifest, _MANIFEST, "This is a bug in the study runner.")
 
 
 def read_study(results: Path, name: str) -> dict[str, Any]:
@@ -257,11 +255,7 @@ def read_study(results: Path, name: str) -> dict[str, Any]:
         RecordError: where the study was never run here or its manifest cannot be used.
     """
     path = study_folder(results, name) / "study.json"
-    manifest = _read_json(path, _RESTART)
-    if manifest is None:
-        raise RecordError(f"{path}: no such file. Run the study first: --grid {name}")
-    _check(manifest, _MANIFEST, path, _RESTART)
-    return manifest
+    return _read_manifest(path, _MANIFEST, f"Run the study first: --grid {name}", _RESTART)
 
 
 def search_folder(results: Path, name: str) -> Path:
@@ -281,9 +275,7 @@ def write_search(results: Path, manifest: Mapping[str, Any]) -> Path:
         RecordError: where it lacks a field or the file cannot be written.
     """
     path = search_folder(results, manifest["name"]) / "search.json"
-    _check(manifest, _SEARCH, path, "This is a bug in the search runner.")
-    write_json(path, manifest)
-    return path
+    return _write_manifest(path, manifest, _SEARCH, "This is a bug in the search runner.")
 
 
 def read_search(results: Path, name: str) -> dict[str, Any]:
@@ -293,11 +285,7 @@ def read_search(results: Path, name: str) -> dict[str, Any]:
         RecordError: where the search was never run here or its manifest cannot be used.
     """
     path = search_folder(results, name) / "search.json"
-    manifest = _read_json(path, _AGAIN)
-    if manifest is None:
-        raise RecordError(f"{path}: no such file. Run the search {name!r} first.")
-    _check(manifest, _SEARCH, path, _AGAIN)
-    return manifest
+    return _read_manifest(path, _SEARCH, f"Run the search {name!r} first.", _AGAIN)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -321,6 +309,22 @@ def write_json(path: Path, value: Any) -> None:
             temporary.unlink(missing_ok=True)
     except OSError as error:
         raise _unwritable(path, error) from None
+
+
+def _write_manifest(
+    path: Path, manifest: Mapping[str, Any], shape: TypeAdapter[Any], blame: str
+) -> Path:
+    _check(manifest, shape, path, blame)
+    write_json(path, manifest)
+    return path
+
+
+def _read_manifest(path: Path, shape: TypeAdapter[Any], first: str, remedy: str) -> dict[str, Any]:
+    manifest = _read_json(path, remedy)
+    if manifest is None:
+        raise RecordError(f"{path}: no such file. {first}")
+    _check(manifest, shape, path, remedy)
+    return manifest
 
 
 def _unwritable(path: Path, error: OSError) -> RecordError:

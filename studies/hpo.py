@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fcntl
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -128,8 +127,7 @@ def _best(space: Space, options: argparse.Namespace) -> int:
     from studies.search.best import best_trials, write_grid
 
     search = collect_search(options.results, space.name)
-    known, meaning = read_search(options.results, space.name), space.meaning()
-    if changed := [key for key in meaning if json.loads(json.dumps(meaning[key])) != known[key]]:
+    if changed := space.changes(read_search(options.results, space.name)):
         raise ConfigError(f"{space.file}: {', '.join(changed)} changed since the search was run")
     numbers = best_trials(search, options.best)
     print_trials(search, numbers)

@@ -32,12 +32,9 @@ def best_trials(search: Search, count: int) -> list[int]:
     Raises:
         ConfigError: where no trial is complete and feasible.
     """
-    rising = search.objectives[search.primary] == "minimize"
-    ranked = search.trials.dropna(subset="rank")
-    ranked = ranked.sort_values(["rank", search.primary], ascending=[True, rising])
-    if ranked.empty:
+    if search.ranked.empty:
         raise ConfigError(f"--best: the search {search.name!r} has no complete trial that counts")
-    return [int(number) for number in ranked["number"][:count]]
+    return [int(number) for number in search.ranked["number"][:count]]
 
 
 def write_grid(space: Space, search: Search, numbers: list[int], path: Path) -> None:
@@ -55,7 +52,7 @@ def write_grid(space: Space, search: Search, numbers: list[int], path: Path) -> 
     content = {
         "question": f"How good are the best of the search {search.name}, over more seeds?",
         "base": base,
-        "include": [_entry(space, search, number, base) for number in numbers],
+        "include": [_entry(space, search, number) for number in numbers],
         "seeds": list(dict.fromkeys((*space.seeds, *range(SEEDS)))),
     }
     head = f"{HEAD} {search.name}: {', '.join(map(str, numbers))}\n"
@@ -69,7 +66,7 @@ def write_grid(space: Space, search: Search, numbers: list[int], path: Path) -> 
     load_study(str(path))
 
 
-def _entry(space: Space, search: Search, number: int, base: Raw) -> dict[str, Any]:
+def _entry(space: Space, search: Search, number: int) -> dict[str, Any]:
     """One configuration; its model is written out, since a base of another would be inherited."""
     own: Raw = {}
     for key, value in search.study.get_trials(deepcopy=False)[number].params.items():

@@ -8,7 +8,6 @@ of each epoch in its attributes; it has no figures and is on no front.
 from __future__ import annotations
 
 import itertools
-import json
 import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -62,13 +61,11 @@ class Ledger:
                 directions=list(space.objectives.values()),
                 load_if_exists=True,
             )
-        meaning = json.loads(json.dumps(space.meaning()))
         known = study.user_attrs.get("space")
         if known is None:
-            study.set_user_attr("space", meaning)
+            study.set_user_attr("space", space.meaning())
             study.set_metric_names(list(space.objectives))
-        elif known != meaning:
-            changed = [key for key in meaning if known.get(key) != meaning[key]]
+        elif changed := space.changes(known):
             raise ConfigError(
                 f"{space.file}: {', '.join(changed)} changed since the search {space.name!r} was "
                 "begun; --name gives the changed one a study of its own"

@@ -28,6 +28,7 @@ Everything is checked before the first trial. Nothing here imports torch, Optuna
 
 from __future__ import annotations
 
+import json
 import math
 import random
 import re
@@ -133,13 +134,18 @@ class Space:
 
     def meaning(self) -> dict[str, Any]:
         """What one study is about: a search may not go on under another meaning."""
-        return {
+        content = {
             "base": self.base,
             "parameters": {p.key: _described(p) for p in self.parameters},
-            "objectives": [list(item) for item in self.objectives.items()],
+            "objectives": list(self.objectives.items()),
             "constraints": [str(c) for c in self.constraints],
-            "seeds": list(self.seeds),
+            "seeds": self.seeds,
         }
+        return json.loads(json.dumps(content))  # as it comes back from a file
+
+    def changes(self, known: Mapping[str, Any]) -> list[str]:
+        """What of its meaning differs from the ``known`` one of an earlier run."""
+        return [key for key, value in self.meaning().items() if known.get(key) != value]
 
 
 def list_spaces() -> list[str]:

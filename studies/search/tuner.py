@@ -16,6 +16,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
+from analysis.tables import ENERGY_UNITS, unit_for
 from msvit.options import ConfigError
 from msvit.records import read_record, write_record
 from studies.cluster import Place, RayLost, connected, gpus_per_cell, resources, slots
@@ -27,8 +30,6 @@ from studies.search.trial import run_trial
 RESTARTS = 2  # of a trial whose process died, and of Tune if it dies itself
 
 Say = Callable[[str], None]
-
-_ENERGY_UNITS = (("mJ", 1.0), ("µJ", 1e3), ("nJ", 1e6))
 
 
 def search(
@@ -246,8 +247,8 @@ def _shown(name: str, value: float | None) -> str:
     if name == "accuracy":
         return f"{label} {value:.1%}"
     if name == "energy_mj":
-        unit, factor = next(u for u in _ENERGY_UNITS if value * u[1] >= 1 or u[1] == 1e6)
-        return f"{label} {value * factor:.3g} {unit}"
+        unit = unit_for(pd.Series([value]), ENERGY_UNITS)
+        return f"{label} {value * ENERGY_UNITS[unit]:.3g} {unit}"
     return f"{label} {value:.4g}" + (" GB" if name == "peak_memory_gb" else "")
 
 
