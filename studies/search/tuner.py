@@ -262,3 +262,5 @@ def _calm_tune() -> None:
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "3600")  # state that nobody reads
     for name in ("ray.tune", "ray.air", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    # Where time is up before the first trial, the folder of this state may never have been made.
+    logging.getLogger("ray.tune.execution.experiment_state").setLevel(logging.CRITICAL)
