@@ -18,13 +18,14 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-from . import build, cpp, fused, plain, waiting
+from . import build, cpp, fused, plain, products, waiting
 from .spec import NeuronSpec, Norm
 
 __all__ = [
     "NeuronSpec",
     "Norm",
     "available",
+    "convolve",
     "max_pool",
     "neuron",
     "norm_add",
@@ -72,6 +73,31 @@ def norm_neuron(
     if passes is None:
         return plain.norm_neuron(y, norm, spec, plif_w, shortcut, offset, pool)
     return fused.norm_neuron(passes, y, norm, spec, plif_w, shortcut, offset, pool)
+
+
+def convolve(
+    x: Tensor,
+    weight: Tensor,
+    stride: int = 1,
+    padding: tuple[int, int] = (0, 0),
+    groups: int = 1,
+) -> Tensor:
+    """2-D convolution of ``x [T, B, H, W, C]`` with ``weight [N, C / groups, kh, kw]``.
+
+    On a CPU, spikes (and small sums of them) are added up where they are few enough for that to be
+    faster than multiplying; the sums have the weight's precision.
+
+    Returns:
+        ``[T, B, H', W', N]``, in autocast of its dtype.
+    """
+    if weight.shape[2:] == (1, 1) and stride > 1 and padding == (0, 0):
+        x, stride = x[:, :, ::stride, ::stride], 1
+    same = stride == groups == 1 and all(2 * p + 1 == k for p, k in zip(padding, weight.shape[2:]))
+    if same and x.device.type == "cpu" and not off() and not torch.compiler.is_compiling():
+        y = products.convolve(x, weight)
+        if y is not None:
+            return y
+    return plain.convolve(x, weight, stride, padding, groups)
 
 
 def neuron(x: Tensor, spec: NeuronSpec, plif_w: Tensor | None = None) -> Tensor:
@@ -140,12 +166,11 @@ def score_mask(
 def spikes_as_bytes(device: torch.device) -> AbstractContextManager:
     """Context for a forward pass: spikes that are kept for the backward pass take a byte each.
 
-    On a CPU. Where there are hooks on saved tensors already, it does nothing.
+    On a CPU. Where there are hooks on saved tensors already, they have precedence.
     """
-    nothing_to_do = device.type != "cpu" or not torch.is_grad_enabled()
-    if nothing_to_do or off() or build.compiler() is None or waiting.others_are_at_work():
+    if device.type != "cpu" or off() or build.compiler() is None:
         return nullcontext()
-    return waiting.spikes_as_bytes()
+    return waiting.spikes_as_bytes(torch.is_grad_enabled() and not waiting.others_are_at_work())
 
 
 def _backend(device: torch.device, dtype: torch.dtype):

@@ -38,6 +38,13 @@ def units(storage: str) -> ctypes.CDLL | None:
 
 
 @cache
+def products(storage: str) -> ctypes.CDLL | None:
+    """The compiled products of spikes for ``storage``, None if impossible."""
+    flags = ("-std=c++17", f"-DSTORAGE={storage}")
+    return _library("products.cpp", f"products-{storage}", flags, "spikes are multiplied densely")
+
+
+@cache
 def allocator() -> ctypes.CDLL | None:
     """The compiled memory allocator, None if impossible."""
     torch_folder = Path(torch.__file__).parent

@@ -12,25 +12,33 @@ INLINE M whole(V x, M& others) {
     return code;
 }
 
-// x [count] as bytes [padded(count)]; false (and out is worthless) where they cannot hold it. A
-// tensor of other numbers betrays itself at once, which makes asking cheap.
-bool to_bytes(const S* x, uint8_t* out, i64 count, int threads) {
+// x [count] as bytes [padded(count)] and their sum; -1 (and out is worthless) where they cannot hold
+// it. A tensor of other numbers betrays itself at once, which makes asking cheap.
+i64 to_bytes(const S* x, uint8_t* out, i64 count, int threads) {
     constexpr i64 STRETCH = 64 * BLOCK;
+    std::vector<i64> sums(threads);
     std::vector<char> failed(threads);
     in_parallel(threads, [&](int thread, int n) {
         const i64 stretches = (count + STRETCH - 1) / STRETCH;
         for (i64 s = stretches * thread / n; s < stretches * (thread + 1) / n; ++s) {
-            M others{};
+            M others{}, sum{};
             const i64 end = std::min(count, (s + 1) * STRETCH);
             for (i64 i = s * STRETCH; i < end; i += BLOCK) {
                 Pair block = load_part(x + i, count - i);
-                store_codes(out + i, {whole(block.a, others), whole(block.b, others)});
+                const Codes codes{whole(block.a, others), whole(block.b, others)};
+                sum += codes.a + codes.b;
+                store_codes(out + i, codes);
             }
-            for (int i = 0; i < L; ++i) failed[thread] |= others[i] != 0;
+            for (int i = 0; i < L; ++i) failed[thread] |= others[i] != 0, sums[thread] += sum[i];
             if (failed[thread]) return;
         }
     });
-    return std::none_of(failed.begin(), failed.end(), [](char f) { return f; });
+    i64 sum = 0;
+    for (int thread = 0; thread < threads; ++thread) {
+        if (failed[thread]) return -1;
+        sum += sums[thread];
+    }
+    return sum;
 }
 
 void from_bytes(const uint8_t* bytes, S* out, i64 count, int threads) {

@@ -1,6 +1,6 @@
-"""The passes of units.cpp on CPU tensors.
+"""The passes of units.cpp and the products of products.cpp on CPU tensors.
 
-A backend is an object with these methods; the Triton one has the same. ``y``, ``shortcut`` and
+A backend of passes is an object with these methods; the Triton one has the same. ``y``, ``shortcut`` and
 ``grad`` are contiguous ``[t, R, C]`` with ``t`` the time steps or 1 (every step is the same),
 ``R`` any number of axes. ``folded`` is ``[4, C]``: mean, 1/std, scale, shift.
 """
@@ -18,6 +18,7 @@ from torch import Tensor
 from . import build
 from .spec import SURROGATES, NeuronSpec
 
+_READ_BEHIND = 64
 STORAGE = {torch.float32: "float", torch.float64: "double", torch.bfloat16: "bf16"}
 
 
@@ -63,7 +64,7 @@ class Passes:
             function = getattr(library, name)
             function.argtypes, function.restype = arguments, None
             setattr(self, "_" + name.removeprefix("unit_"), function)
-        self._to_bytes.restype = c_int
+        self._to_bytes.restype = c_int64
         library.unit_padded.argtypes, library.unit_padded.restype = (c_int64,), c_int64
         self._padded = library.unit_padded
 
@@ -221,16 +222,77 @@ class Passes:
         )
         return joined, wide_grad, decay_grad
 
-    def to_bytes(self, x: Tensor) -> Tensor | None:
-        """The values of dense ``x`` in the order of its memory, None unless all are 0, 1 … 255."""
+    def to_bytes(self, x: Tensor) -> tuple[Tensor, int] | None:
+        """The values of dense ``x`` in the order of its memory, and their sum.
+
+        None unless all are 0, 1 … 255. Behind the bytes lies what :class:`Products` may read.
+        """
         count = x.numel()
-        out = torch.empty(self._padded(count), dtype=torch.uint8)
-        return out if self._to_bytes(x.data_ptr(), out.data_ptr(), count, _threads()) else None
+        out = torch.empty(self._padded(count) + _READ_BEHIND, dtype=torch.uint8)
+        total = self._to_bytes(x.data_ptr(), out.data_ptr(), count, _threads())
+        return None if total < 0 else (out, total)
 
     def from_bytes(self, values: Tensor, out: Tensor) -> Tensor:
         """Fills dense ``out`` with what :meth:`to_bytes` has made ``values`` of."""
         self._from_bytes(values.data_ptr(), out.data_ptr(), out.numel(), _threads())
         return out
+
+
+@cache
+def products(dtype: torch.dtype) -> Products | None:
+    """Products of spikes for activations of ``dtype``, None where they cannot be compiled."""
+    library = build.products(STORAGE[dtype]) if dtype in STORAGE else None
+    return None if library is None else Products(library, dtype)
+
+
+class _Plane(ctypes.Structure):
+    _fields_ = tuple(
+        (name, c_int64)
+        for name in (
+            *("images", "height", "width", "channels", "outputs"),
+            *("kernel_height", "kernel_width"),
+        )
+    )
+
+
+class Products:
+    """The products of products.cpp: of spikes, given as bytes, with weights or gradients.
+
+    ``x`` are the bytes of spikes ``[..., H, W, C]``, with ``shape``; ``weight``, contiguous
+    ``[N, C, kh, kw]`` of dtype ``real`` with odd sides, slides over H and W with stride 1 and zeros
+    around the plane.
+    """
+
+    def __init__(self, library: ctypes.CDLL, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self.real = torch.float64 if dtype == torch.float64 else torch.float32
+        self._product, self._gradient = library.spike_product, library.spike_gradient
+        for function in (self._product, self._gradient):
+            function.argtypes, function.restype = (_P, _P, _P, POINTER(_Plane), _T), None
+
+    def product(self, x: Tensor, shape: torch.Size, weight: Tensor) -> Tensor:
+        """``[..., H, W, N]`` of the activations' dtype."""
+        out = torch.empty(*shape[:-1], len(weight), dtype=self.dtype)
+        plane = _plane(shape, weight.shape)
+        self._product(x.data_ptr(), weight.data_ptr(), out.data_ptr(), plane, _threads())
+        return out
+
+    def weight_gradient(
+        self, x: Tensor, shape: torch.Size, grad: Tensor, weight_shape: torch.Size
+    ) -> Tensor:
+        """Gradient of the weight, of dtype ``real``, from that of the product, contiguous."""
+        out = torch.empty(weight_shape, dtype=self.real)
+        plane = _plane(shape, weight_shape)
+        self._gradient(x.data_ptr(), grad.data_ptr(), out.data_ptr(), plane, _threads())
+        return out
+
+
+def _plane(shape: torch.Size, weight_shape: torch.Size) -> _Plane:
+    *images, height, width, channels = shape
+    outputs, _, *kernel = weight_shape
+    if kernel == [1, 1]:  # a matrix product knows no plane
+        images, height, width = (), math.prod((*images, height, width)), 1
+    return _Plane(math.prod(images), height, width, channels, outputs, *kernel)
 
 
 def _threads() -> int:

@@ -31,6 +31,16 @@ def norm_neuron(
     return _add(_fire(_pool(current) if pool else current, spec, plif_w), shortcut, y.dtype)
 
 
+def convolve(
+    x: Tensor, weight: Tensor, stride: int, padding: tuple[int, int], groups: int
+) -> Tensor:
+    if weight.shape[2:] == (1, 1) and stride == groups == 1 and padding == (0, 0):
+        return F.linear(x, weight.flatten(1))
+    maps = x.flatten(0, 1).permute(0, 3, 1, 2)  # the same memory, as channels_last
+    maps = F.conv2d(maps, weight, stride=stride, padding=padding, groups=groups)
+    return maps.permute(0, 2, 3, 1).unflatten(0, x.shape[:2])
+
+
 def neuron(x: Tensor, spec: NeuronSpec, plif_w: Tensor | None = None) -> Tensor:
     return _fire(_exact(x), spec, plif_w).to(x.dtype)
 

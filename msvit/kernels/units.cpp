@@ -372,9 +372,9 @@ void unit_votes_backward(const void* grad, const void* scores, const void* keys,
                   decay_grad, threads);
 }
 
-int unit_to_bytes(const void* x, void* out, i64 count, int threads) {
+i64 unit_to_bytes(const void* x, void* out, i64 count, int threads) {
     const i64 glance = std::min<i64>(count, 64 * BLOCK);
-    if (!to_bytes(in<S>(x), to<uint8_t>(out), glance, 1)) return 0;
+    if (to_bytes(in<S>(x), to<uint8_t>(out), glance, 1) < 0) return -1;
     return to_bytes(in<S>(x), to<uint8_t>(out), count, useful_threads(threads, count));
 }
 

@@ -147,14 +147,24 @@ template <class T> T spike(bool fired) {
     else return T(fired);
 }
 
-// Whole numbers below 256, a byte each: BLOCK bytes, those of a and b in turn.
+// Whole numbers below 256, a byte each, in the order of the channels.
 typedef uint16_t vq __attribute__((vector_size(2 * L)));
+typedef uint8_t vc __attribute__((vector_size(L)));
 struct Codes { M a, b; };
 INLINE Codes load_codes(const uint8_t* p) {
+    if constexpr (!PACKED)
+        return {__builtin_convertvector(read<vc>(p), M), __builtin_convertvector(read<vc>(p + L), M)};
     M both = __builtin_convertvector(read<vq>(p), M);
     return {both & 0xff, both >> 8};
 }
-INLINE void store_codes(uint8_t* p, Codes x) { write(p, __builtin_convertvector(x.a | x.b << 8, vq)); }
+INLINE void store_codes(uint8_t* p, Codes x) {
+    if constexpr (PACKED) {
+        write(p, __builtin_convertvector(x.a | x.b << 8, vq));
+    } else {
+        write(p, __builtin_convertvector(x.a, vc));
+        write(p + L, __builtin_convertvector(x.b, vc));
+    }
+}
 
 // A vector of channels [C] in block order, filled up with zeros.
 inline i64 padded(i64 channels) { return (channels + BLOCK - 1) / BLOCK * BLOCK; }

@@ -1,11 +1,16 @@
-"""Spikes that wait for the backward pass take a byte each.
+"""Spikes as bytes: what products compute with, and what waits for the backward pass.
 
 A product keeps its input for the gradient of its weights. Where that input holds spikes, or sums of
-a few, bytes say the same as floats (but for the sign of a zero); two products of one input share
+a few, bytes say the same as floats (but for the sign of a zero); all products of one input share
 them. As everywhere in autograd, a change made through ``.data`` goes unseen.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,12 +20,34 @@ from torch.profiler import record_function
 
 from . import cpp
 
-_LEAST = 16384  # elements; smaller tensors are not worth a look
+_LEAST = 16384  # elements; smaller tensors are not worth keeping in another form
 
 
-def spikes_as_bytes() -> saved_tensors_hooks:
-    """Context for a forward pass on the CPU, where kernels can be compiled."""
-    return saved_tensors_hooks(_Packer().pack, unpack)
+class Spikes(NamedTuple):
+    """``values``, a byte for each element in the order of memory, and their sum."""
+
+    values: Tensor
+    total: int
+
+
+@contextmanager
+def spikes_as_bytes(keep: bool) -> Iterator[None]:
+    """A forward pass on the CPU that turns no spikes into bytes twice.
+
+    With ``keep``, what autograd keeps in it are bytes where they say enough.
+    """
+    seen = _Seen()
+    token = _seen.set(seen)
+    try:
+        with saved_tensors_hooks(seen.pack, unpack) if keep else nullcontext():
+            yield
+    finally:
+        _seen.reset(token)
+
+
+def bytes_of(x: Tensor) -> Spikes | None:
+    """The bytes of ``x``, on the CPU and dense; None if it holds other numbers."""
+    return (_seen.get() or _Seen()).bytes_of(x)
 
 
 def others_are_at_work() -> bool:
@@ -29,31 +56,37 @@ def others_are_at_work() -> bool:
     return torch.compiler.is_compiling() or (active is not None and active(True) is not None)
 
 
-class _Packer:
-    """Packs what one forward pass keeps; knows what it has packed before."""
+class _Seen:
+    """What one forward pass has asked about, for as long as it lives."""
 
     def __init__(self) -> None:
-        self._packed: dict[tuple, tuple[StorageWeakRef, Tensor | None]] = {}
+        self._found: dict[tuple, tuple[StorageWeakRef, Spikes | None]] = {}
 
-    def pack(self, x: Tensor) -> tuple:
-        passes = _passes_for(x)
+    def bytes_of(self, x: Tensor) -> Spikes | None:
+        passes = cpp.passes(x.dtype)
         if passes is None:
-            return _as_it_is(x)
+            return None
         # While its weak reference stands, a storage's address is not used for another.
         storage = StorageWeakRef(x.untyped_storage())
         key = (storage.cdata, x.storage_offset(), x.numel(), x.dtype, x._version)
-        if key not in self._packed:
+        if key not in self._found:
+            self._found = {k: v for k, v in self._found.items() if not v[0].expired()}
             with record_function("pack spikes"):
-                self._packed[key] = storage, passes.to_bytes(x)
-        values = self._packed[key][1]
-        if values is None:
-            return _as_it_is(x)
-        return values, torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta")
+                found = passes.to_bytes(x)
+            self._found[key] = storage, None if found is None else Spikes(*found)
+        return self._found[key][1]
+
+    def pack(self, x: Tensor) -> tuple:
+        """For autograd: ``x``, or its bytes, and what tells :func:`unpack` which."""
+        found = self.bytes_of(x) if _may_be_packed(x) else None
+        if found is None:
+            # Not x itself: kept by what has computed it, that would be a cycle.
+            return x.detach(), x._version
+        like = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta")
+        return found.values, like
 
 
-def _as_it_is(x: Tensor) -> tuple[Tensor, int]:
-    # Not x itself: kept by what has computed it, that would be a cycle.
-    return x.detach(), x._version
+_seen: ContextVar[_Seen | None] = ContextVar("_seen", default=None)
 
 
 def unpack(kept: tuple) -> Tensor:
@@ -75,11 +108,9 @@ def unpack(kept: tuple) -> Tensor:
         return cpp.passes(like.dtype).from_bytes(values, out)
 
 
-def _passes_for(x: Tensor) -> cpp.Passes | None:
+def _may_be_packed(x: Tensor) -> bool:
     parameter = x.is_leaf and x.requires_grad
-    if parameter or x.device.type != "cpu" or x.numel() < _LEAST or not _is_dense(x):
-        return None
-    return cpp.passes(x.dtype)
+    return not parameter and x.device.type == "cpu" and x.numel() >= _LEAST and _is_dense(x)
 
 
 def _is_dense(x: Tensor) -> bool:

@@ -10,7 +10,8 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from msvit import kernels
 
 
 def is_static(x: Tensor) -> bool:
@@ -53,15 +54,7 @@ class Conv(nn.Module):
         return self._convolve(x)
 
     def _convolve(self, x: Tensor) -> Tensor:
-        if self.kernel == (1, 1) and self.groups == 1:
-            if self.stride > 1:
-                x = x[:, :, :: self.stride, :: self.stride]
-            return F.linear(x, self.weight.flatten(1))
-        maps = x.flatten(0, 1).permute(0, 3, 1, 2)  # the same memory, as channels_last
-        maps = F.conv2d(
-            maps, self.weight, stride=self.stride, padding=self.padding, groups=self.groups
-        )
-        return maps.permute(0, 2, 3, 1).unflatten(0, x.shape[:2])
+        return kernels.convolve(x, self.weight, self.stride, self.padding, self.groups)
 
     def dense_macs(self, x: Tensor, y: Tensor) -> int:
         """Multiply-accumulates of one image in one time step, padding not counted apart."""
