@@ -3,25 +3,39 @@
 //
 // x is [P, C], a byte for each spike or small sum of spikes, P the pixels of all images in raster
 // order. A kernel of odd sides slides over the image plane with stride 1 and zeros around it; 1×1 is
-// a matrix product. Forward adds, per pixel, the weights of the channels that fired. The gradient of
-// the weights adds, per channel, the gradients of the pixels at which it fired. Either way one
-// operand is a list of places and the other is cut into panels of a few blocks of outputs that stay
-// in the second-level cache, so that the work shrinks with the firing rate. Sums run in working
-// precision, in the order of the places.
+// a matrix product. Forward: the weights of every channel that fired at a pixel, for some outputs at
+// all taps, lie in a row and are added up in registers, from where each tap's sum goes to the pixel
+// it belongs to. Gradient of the weights: the same per channel, over rows of the output's gradient
+// around the pixels at which the channel fired. Weights and gradients are cut into panels of a few
+// outputs that stay in the second-level cache, so that the work shrinks with the firing rate. Sums
+// run in working precision and in a fixed order.
 #include "vectors.h"
 
 namespace {
 
-// Bytes of a panel of weights and of one of gradients: parts of a small second-level cache.
-constexpr i64 WEIGHTS = 100 << 10, GRADIENTS = 200 << 10;
-constexpr i64 WORD = 64;  // places told apart by the bits of one word
+// Bytes of a panel of weights, and of one frame of outputs or gradients: parts of a small
+// second-level cache.
+constexpr i64 WEIGHTS = 128 << 10, FRAME = 200 << 10;
+constexpr int MOST = BYTES == 64 ? 12 : 6;  // pairs of vectors that fit the registers
+constexpr i64 WORD = 64;                    // places told apart by the bits of one word
 
 struct Plane {
     i64 images, height, width, channels, outputs, kernel_height, kernel_width;
     i64 pixels() const { return images * height * width; }
     i64 taps() const { return kernel_height * kernel_width; }
-    i64 rise(i64 tap) const { return tap / kernel_width - kernel_height / 2; }  // of input over output
-    i64 shift(i64 tap) const { return tap % kernel_width - kernel_width / 2; }
+    i64 rise() const { return kernel_height / 2; }
+    i64 shift() const { return kernel_width / 2; }
+};
+
+// Working memory that no vector load crosses a cache line in.
+template <class T> class Aligned {
+    struct alignas(64) Line { T values[64 / sizeof(T)]; };
+    std::vector<Line> memory;
+public:
+    explicit Aligned(i64 elements = 0) : memory((elements * sizeof(T) + 63) / 64) {}
+    T* data() { return reinterpret_cast<T*>(memory.data()); }
+    const T* data() const { return reinterpret_cast<const T*>(memory.data()); }
+    bool empty() const { return memory.empty(); }
 };
 
 typedef uint8_t Bytes __attribute__((vector_size(WORD)));
@@ -61,15 +75,25 @@ struct Places {
     void repeat(uint16_t place, i64 times) { std::fill_n(room(times), times, place), used += times; }
 };
 
-// The channels that fired at each of the pixels first to last, a sum of v named v times.
+template <class T> T narrowed(R x) {
+    if constexpr (std::is_same_v<T, bf16>) {
+        uint32_t bits;
+        std::memcpy(&bits, &x, sizeof bits);
+        bits = x != x ? bits | 0x400000 : bits + (0x7fff + (bits >> 16 & 1));  // to nearest even
+        return {uint16_t(bits >> 16)};
+    } else {
+        return x;
+    }
+}
+
+// The channels that fired at each of some pixels, a sum of v named v times.
 struct FiredChannels {
     Places places;
     std::vector<i64> starts;
-    i64 first = 0;
-    void find(const uint8_t* x, i64 channels, i64 from, i64 last) {
-        first = from, places.used = 0, starts.resize(last - from + 1);
-        for (i64 p = from; p < last; ++p) {
-            starts[p - from] = places.used;
+    void find(const uint8_t* x, i64 channels, i64 pixels) {
+        places.used = 0, starts.resize(pixels + 1);
+        for (i64 p = 0; p < pixels; ++p) {
+            starts[p] = places.used;
             const uint8_t* row = x + p * channels;
             for (i64 c = 0; c < channels; c += WORD) {
                 const uint64_t within = first_bits(channels - c);
@@ -81,137 +105,10 @@ struct FiredChannels {
                 }
             }
         }
-        starts[last - from] = places.used;
+        starts[pixels] = places.used;
     }
-    const uint16_t* begin(i64 pixel) const { return &places.memory[starts[pixel - first]]; }
-    const uint16_t* end(i64 pixel) const { return &places.memory[starts[pixel + 1 - first]]; }
-};
-
-// sums += the rows of a panel [.., BLOCKS blocks] at the places.
-template <int BLOCKS>
-INLINE void add_rows(Pair* sums, const R* panel, const uint16_t* begin, const uint16_t* end) {
-    for (; begin < end; ++begin) {
-        const R* row = panel + i64(*begin) * (BLOCKS * BLOCK);
-        for (int b = 0; b < BLOCKS; ++b) sums[b] = sums[b] + in_order(row + b * BLOCK);
-    }
-}
-
-// Working memory that no vector load crosses a cache line in.
-class Blocks {
-    std::vector<Pair> memory;
-public:
-    explicit Blocks(i64 elements = 0) : memory((elements + BLOCK - 1) / BLOCK) {}
-    R* data() { return reinterpret_cast<R*>(memory.data()); }
-    const R* data() const { return reinterpret_cast<const R*>(memory.data()); }
-    bool empty() const { return memory.empty(); }
-};
-
-// Some blocks of outputs. Panels of one operand lie one behind the other.
-struct Panel {
-    i64 output;  // the first
-    int blocks;
-    i64 width() const { return blocks * BLOCK; }
-};
-std::vector<Panel> panels_of(i64 outputs, i64 rows, i64 bytes) {  // of that many rows, each
-    std::vector<Panel> panels;
-    for (i64 n = 0; n < outputs; n += panels.back().width()) {
-        int blocks = 6;
-        const auto too_large = [&] {
-            return (blocks - 1) * BLOCK >= outputs - n || blocks * BLOCK * rows * i64(sizeof(R)) > bytes;
-        };
-        while (blocks > 1 && too_large()) blocks = blocks > 2 ? blocks - 2 : 1;
-        panels.push_back({n, blocks});
-    }
-    return panels;
-}
-template <class F> INLINE void with_blocks(int blocks, F f) {
-    if (blocks == 6) f(std::integral_constant<int, 6>());
-    else if (blocks == 4) f(std::integral_constant<int, 4>());
-    else if (blocks == 2) f(std::integral_constant<int, 2>());
-    else f(std::integral_constant<int, 1>());
-}
-
-// y [P, N] of x and weight [N, C, kh, kw].
-struct SpikeProduct {
-    static constexpr i64 TILE = 256;  // pixels
-    const Plane plane;
-    const uint8_t* x;
-    const R* weight;
-    S* y;
-
-    // Panel by panel, [taps, C, width], blocks in order.
-    Blocks pack(const std::vector<Panel>& panels, int threads) const {
-        const i64 rows = plane.taps() * plane.channels;
-        Blocks packed(rows * padded(plane.outputs));
-        in_parallel(threads, [&](int thread, int n) {
-            for (const Panel& panel : panels) {
-                R* target = packed.data() + rows * panel.output;
-                const i64 count = std::min(panel.width(), plane.outputs - panel.output);
-                for (i64 c = plane.channels * thread / n; c < plane.channels * (thread + 1) / n; ++c)
-                    for (i64 i = 0; i < count; ++i) {
-                        const R* source = weight + ((panel.output + i) * plane.channels + c) * plane.taps();
-                        for (i64 tap = 0; tap < plane.taps(); ++tap)
-                            target[(tap * plane.channels + c) * panel.width() + place(i)] = source[tap];
-                    }
-            }
-        });
-        return packed;
-    }
-
-    // Outputs of one panel at the pixels of a tile, from a group of taps whose weights fit the cache.
-    // `partial` holds the sums over the groups before.
-    template <int BLOCKS>
-    void tile(const FiredChannels& fired, const R* weights, const Panel& panel, i64 from, i64 last,
-              i64 first_tap, i64 last_tap, R* partial) const {
-        i64 row = from / plane.width % plane.height, column = from % plane.width;
-        for (i64 p = from; p < last; ++p, partial += BLOCKS * BLOCK) {
-            Pair sums[BLOCKS] = {};
-            if (first_tap)
-                for (int b = 0; b < BLOCKS; ++b) sums[b] = in_order(partial + b * BLOCK);
-            for (i64 tap = first_tap; tap < last_tap; ++tap) {
-                const i64 up = plane.rise(tap), aside = plane.shift(tap);
-                if (row + up < 0 || row + up >= plane.height) continue;
-                if (column + aside < 0 || column + aside >= plane.width) continue;
-                const i64 source = p + up * plane.width + aside;
-                const R* rows = weights + (tap - first_tap) * plane.channels * (BLOCKS * BLOCK);
-                add_rows<BLOCKS>(sums, rows, fired.begin(source), fired.end(source));
-            }
-            if (last_tap < plane.taps()) {
-                for (int b = 0; b < BLOCKS; ++b)
-                    write(partial + b * BLOCK, sums[b].a), write(partial + b * BLOCK + L, sums[b].b);
-            } else {
-                S* out = y + p * plane.outputs + panel.output;
-                for (int b = 0; b < BLOCKS; ++b)
-                    store_part(out + b * BLOCK, sums[b], plane.outputs - panel.output - b * BLOCK);
-            }
-            if (++column == plane.width) column = 0, row = row + 1 == plane.height ? 0 : row + 1;
-        }
-    }
-
-    void run(int threads) const {
-        const std::vector<Panel> panels = panels_of(plane.outputs, plane.channels, WEIGHTS);
-        const Blocks packed = pack(panels, threads);
-        const i64 pixels = plane.pixels(), tiles = (pixels + TILE - 1) / TILE;
-        const i64 reach = plane.kernel_height / 2 * plane.width + plane.kernel_width / 2;
-        in_parallel(threads, [&](int thread, int n) {
-            FiredChannels fired;
-            Blocks partial(TILE * 6 * BLOCK);
-            for (i64 i = tiles * thread / n; i < tiles * (thread + 1) / n; ++i) {
-                const i64 from = i * TILE, last = std::min(pixels, from + TILE);
-                fired.find(x, plane.channels, std::max<i64>(0, from - reach), std::min(pixels, last + reach));
-                for (const Panel& panel : panels) {
-                    const i64 of_tap = plane.channels * panel.width();
-                    const i64 group = std::max<i64>(1, WEIGHTS / (of_tap * i64(sizeof(R))));
-                    const R* weights = packed.data() + plane.taps() * plane.channels * panel.output;
-                    for (i64 tap = 0; tap < plane.taps(); tap += group)
-                        with_blocks(panel.blocks, [&](auto blocks) {
-                            tile<blocks>(fired, weights + tap * of_tap, panel, from, last, tap,
-                                         std::min(plane.taps(), tap + group), partial.data());
-                        });
-                }
-            }
-        });
-    }
+    const uint16_t* begin(i64 pixel) const { return places.memory.data() + starts[pixel]; }
+    const uint16_t* end(i64 pixel) const { return places.memory.data() + starts[pixel + 1]; }
 };
 
 INLINE void transpose(uint64_t (&m)[WORD]) {  // bit j of word i <-> bit i of word j
@@ -231,37 +128,191 @@ struct FiredPixels {
     i64 words = 0;
     void find(const uint8_t* x, i64 channels, i64 pixels) {
         words = (pixels + WORD - 1) / WORD;
-        planes.resize(1);
+        for (auto& plane : planes) plane.clear();
         for (i64 w = 0; w < words; ++w)
             for (i64 c = 0; c < channels; c += WORD) {
                 const uint64_t within = first_bits(channels - c);
                 const uint8_t* block = x + w * WORD * channels + c;
                 const i64 rows = std::min(WORD, pixels - w * WORD);
                 bool more = true;
-                for (int above = 0; more; ++above) {
-                    more = false;
-                    uint64_t bits[WORD] = {}, any = 0;
+                for (int above = 0; more && above < 255; ++above) {
+                    uint64_t bits[WORD] = {}, any = 0, next = 0;
                     for (i64 i = 0; i < rows; ++i) {
                         const Bytes values = read<Bytes>(block + i * channels);
                         bits[i] = within & (above ? nonzero((Bytes)(values > Bytes{} + uint8_t(above))) : nonzero(values));
-                        any |= above ? bits[i] : nonzero(values & 0xfe) & within;
+                        any |= bits[i];
+                        next |= above ? bits[i] : nonzero(values & 0xfe) & within;
                     }
-                    more = any && above < 254;
-                    if (above && !any) break;
+                    more = next;
+                    if (!any) break;
                     transpose(bits);
                     if (i64(planes.size()) <= above) planes.emplace_back();
                     auto& plane = planes[above];
-                    if (i64(plane.size()) < channels * words) plane.resize(channels * words);
+                    plane.resize(channels * words);
                     for (i64 i = 0; i < std::min(WORD, channels - c); ++i) plane[(c + i) * words + w] = bits[i];
                 }
             }
     }
-    void forget() { for (auto& plane : planes) plane.clear(); }
-    void places(i64 channel, const uint16_t* positions, Places& to) const {
+    void places(i64 channel, const std::vector<uint16_t>& positions, Places& to) const {
         to.used = 0;
         for (const auto& plane : planes)
             for (i64 w = 0; w < words && !plane.empty(); ++w)
-                to.add(plane[channel * words + w], [=](i64 bit) { return positions[w * WORD + bit]; });
+                to.add(plane[channel * words + w], [&](i64 bit) { return positions[w * WORD + bit]; });
+    }
+};
+
+// sums += `pairs` blocks of a table from each of the places on, where a place has `step` elements.
+template <int PAIRS>
+INLINE void add_rows(Pair* sums, const S* table, i64 step, const uint16_t* begin, const uint16_t* end) {
+    for (; begin < end; ++begin) {
+        const S* row = table + i64(*begin) * step;
+        for (int b = 0; b < PAIRS; ++b) sums[b] = sums[b] + load(row + b * BLOCK);
+    }
+}
+template <int PAIRS = MOST, class F> INLINE void with_pairs(i64 pairs, F f) {
+    if (pairs == PAIRS) return f(std::integral_constant<int, PAIRS>());
+    if constexpr (PAIRS > 1) with_pairs<PAIRS - 1>(pairs, f);
+}
+
+// Some whole images, or some rows of one, in a frame of zeros: pixels around the plane have a place.
+struct Tiling {
+    const Plane plane;
+    i64 images, rows, margin, width, per_image, count;
+
+    Tiling(const Plane& plane, i64 aim, i64 reach) : plane(plane), width(plane.width + 2 * plane.shift()) {
+        const i64 whole = (plane.height + 2 * plane.rise()) * width;
+        images = std::max<i64>(1, std::min(plane.images, aim / whole));
+        margin = plane.rise(), rows = plane.height;
+        if (whole > aim) {
+            margin *= reach;
+            rows = std::max<i64>(1, std::min(plane.height, aim / width - 2 * margin));
+        }
+        per_image = (plane.height + rows - 1) / rows;
+        count = (plane.images + images - 1) / images * per_image;
+    }
+    i64 pixels() const { return images * rows * plane.width; }
+    i64 places() const { return images * (rows + 2 * margin) * width; }
+    // Of a pixel in an image of the tile, counted from its first row.
+    i64 place(i64 image, i64 row, i64 column) const {
+        return (image * (rows + 2 * margin) + margin + row) * width + plane.shift() + column;
+    }
+};
+struct Tile {
+    i64 image, images, row, rows;  // the first and how many
+    Tile(const Tiling& t, i64 i)
+        : image(i / t.per_image * t.images), images(std::min(t.images, t.plane.images - image)),
+          row(i % t.per_image * t.rows), rows(std::min(t.rows, t.plane.height - row)) {}
+};
+
+// Some outputs, and what a row of their panel holds: the taps from first to last of each. Panels of
+// one operand lie one behind the other.
+struct Panel {
+    i64 output, blocks, tap, taps;
+    i64 width() const { return blocks * BLOCK; }
+    i64 pairs() const { return blocks * taps; }
+    i64 outputs(const Plane& plane) const { return std::min(width(), plane.outputs - output); }
+};
+// `fits(blocks, taps)` says whether a panel may be that wide.
+template <class F> std::vector<Panel> panels_of(const Plane& plane, i64 most_taps, F fits) {
+    std::vector<Panel> panels;
+    const i64 taps = std::min<i64>(most_taps, MOST);
+    for (i64 n = 0, blocks; n < plane.outputs; n += blocks * BLOCK) {
+        blocks = std::min<i64>(MOST / taps, (plane.outputs - n + BLOCK - 1) / BLOCK);
+        while (blocks > 1 && !fits(blocks, taps)) --blocks;
+        for (i64 tap = 0; tap < plane.taps(); tap += taps)
+            panels.push_back({n, blocks, tap, std::min(taps, plane.taps() - tap)});
+    }
+    return panels;
+}
+
+// y [P, N] of x and weight [N, C, kh, kw].
+struct SpikeProduct {
+    const Plane plane;
+    const uint8_t* x;
+    const R* weight;
+    S* y;
+
+    // Of a panel: [C, taps, width].
+    void pack(const Panel& panel, S* to) const {
+        for (i64 n = 0; n < panel.outputs(plane); ++n)
+            for (i64 c = 0; c < plane.channels; ++c)
+                for (i64 t = 0; t < panel.taps; ++t)
+                    to[(c * panel.taps + t) * panel.width() + n] =
+                        narrowed<S>(weight[((panel.output + n) * plane.channels + c) * plane.taps() + panel.tap + t]);
+    }
+
+    // The sums of one pixel's channels, to each tap's place in the frame.
+    template <int PAIRS>
+    INLINE void scatter(const uint16_t* begin, const uint16_t* end, const S* weights, const Panel& panel,
+                        const Tiling& t, R* place) const {
+        if (begin == end && plane.taps() > 1) return;
+        Pair sums[PAIRS] = {};
+        add_rows<PAIRS>(sums, weights, PAIRS * BLOCK, begin, end);
+        if (plane.taps() == 1) {
+            for (int b = 0; b < PAIRS; ++b, place += BLOCK) write(place, sums[b].a), write(place + L, sums[b].b);
+            return;
+        }
+        for (i64 tap = 0, b = 0; tap < panel.taps; ++tap) {
+            const i64 up = (panel.tap + tap) / plane.kernel_width - plane.rise();
+            const i64 aside = (panel.tap + tap) % plane.kernel_width - plane.shift();
+            R* to = place - (up * t.width + aside) * panel.width();
+            for (i64 block = 0; block < panel.blocks; ++block, ++b, to += BLOCK) {
+                const Pair sum = in_order(to) + sums[b];
+                write(to, sum.a), write(to + L, sum.b);
+            }
+        }
+    }
+
+    void run(int threads) const {
+        const bool product = plane.taps() == 1;
+        const Tiling t(plane, product ? 256 : 1200, 2);
+        const auto panels = panels_of(plane, plane.kernel_width, [&](i64 blocks, i64 taps) {
+            return blocks * taps * BLOCK * plane.channels * i64(sizeof(S)) <= WEIGHTS &&
+                   (product || blocks * BLOCK * t.places() * i64(sizeof(R)) <= FRAME);
+        });
+        std::vector<Aligned<S>> weights(panels.size());
+        in_parallel(threads, [&](int thread, int n) {
+            for (size_t i = thread; i < panels.size(); i += n) {
+                weights[i] = Aligned<S>(plane.channels * panels[i].pairs() * BLOCK);
+                pack(panels[i], weights[i].data());
+            }
+        });
+        in_parallel(threads, [&](int thread, int n) {
+            FiredChannels fired;
+            Aligned<R> frame(t.places() * MOST * BLOCK);
+            for (i64 i = t.count * thread / n; i < t.count * (thread + 1) / n; ++i) {
+                const Tile tile(t, i);
+                // Rows around those of the tile reach into it.
+                const i64 first = std::max<i64>(0, tile.row - plane.rise());
+                const i64 last = std::min(plane.height, tile.row + tile.rows + plane.rise());
+                const i64 pixels = tile.images * (last - first) * plane.width;
+                fired.find(x + (tile.image * plane.height + first) * plane.width * plane.channels, plane.channels, pixels);
+                for (size_t p = 0; p < panels.size(); ++p) {
+                    const Panel& panel = panels[p];
+                    if (!panel.tap && !product) std::fill_n(frame.data(), t.places() * panel.width(), R(0));
+                    with_pairs(panel.pairs(), [&](auto pairs) {
+                        for (i64 image = 0, pixel = 0; image < tile.images; ++image)
+                            for (i64 row = first; row < last; ++row) {
+                                R* place = frame.data() + t.place(image, row - tile.row, 0) * panel.width();
+                                for (i64 c = 0; c < plane.width; ++c, ++pixel, place += panel.width())
+                                    scatter<pairs>(fired.begin(pixel), fired.end(pixel), weights[p].data(), panel, t, place);
+                            }
+                    });
+                    if (panel.tap + panel.taps == plane.taps()) copy_out(panel, t, tile, frame.data());
+                }
+            }
+        });
+    }
+
+    void copy_out(const Panel& panel, const Tiling& t, const Tile& tile, const R* frame) const {
+        const i64 count = panel.outputs(plane);
+        for (i64 image = 0; image < tile.images; ++image)
+            for (i64 row = 0; row < tile.rows; ++row) {
+                const R* from = frame + t.place(image, row, 0) * panel.width();
+                S* to = y + ((tile.image + image) * plane.height + tile.row + row) * plane.width * plane.outputs + panel.output;
+                for (i64 c = 0; c < plane.width; ++c, from += panel.width(), to += plane.outputs)
+                    for (i64 n = 0; n < count; n += BLOCK) store_part(to + n, in_order(from + n), count - n);
+            }
     }
 };
 
@@ -272,115 +323,95 @@ struct SpikeWeightGradient {
     const S* grad;
     R* out;
 
-    i64 rise() const { return plane.kernel_height / 2; }
-    i64 shift() const { return plane.kernel_width / 2; }
-    i64 padded_width() const { return plane.width + 2 * shift(); }
-
-    // A tile is some whole images or some rows of one. Its gradients lie in a frame of zeros, so that
-    // every tap of every pixel finds one.
-    struct Tiling {
-        i64 images, rows, pixels, padded, per_image, count;
-    };
-    Tiling tiling() const {
-        const i64 aim = plane.taps() == 1 ? 256 : 1200;  // padded pixels
-        const i64 whole = (plane.height + 2 * rise()) * padded_width();
-        Tiling t{};
-        t.images = std::max<i64>(1, std::min(plane.images, aim / whole));
-        t.rows = whole <= aim ? plane.height
-                              : std::max<i64>(1, std::min(plane.height, aim / padded_width() - 2 * rise()));
-        t.pixels = t.images * t.rows * plane.width;
-        t.padded = t.images * (t.rows + 2 * rise()) * padded_width();
-        t.per_image = (plane.height + t.rows - 1) / t.rows;
-        t.count = (plane.images + t.images - 1) / t.images * t.per_image;
-        return t;
-    }
-
-    // Gradients of one panel around rows of images, with zeros where the plane ends.
-    void frame(const Panel& panel, i64 image, i64 images, i64 row, i64 rows, R* to) const {
-        const i64 count = std::min(panel.width(), plane.outputs - panel.output);
-        for (i64 i = image; i < image + images; ++i)
-            for (i64 r = row - rise(); r < row + rows + rise(); ++r)
-                for (i64 c = -shift(); c < plane.width + shift(); ++c, to += panel.width()) {
-                    if (r < 0 || r >= plane.height || c < 0 || c >= plane.width) {
-                        std::fill_n(to, panel.width(), R(0));
+    // Gradients of one panel around the pixels of a tile, with zeros where the plane ends.
+    void fill(const Panel& panel, const Tiling& t, const Tile& tile, S* to) const {
+        const i64 count = panel.outputs(plane);
+        for (i64 image = tile.image; image < tile.image + tile.images; ++image)
+            for (i64 row = tile.row - t.margin; row < tile.row + t.rows + t.margin; ++row)
+                for (i64 c = -plane.shift(); c < plane.width + plane.shift(); ++c, to += panel.width()) {
+                    if (row < 0 || row >= plane.height || c < 0 || c >= plane.width) {
+                        std::fill_n(to, panel.width(), S{});
                         continue;
                     }
-                    const S* from = grad + ((i * plane.height + r) * plane.width + c) * plane.outputs + panel.output;
-                    for (i64 n = 0; n < panel.width(); n += BLOCK) {
-                        const Pair g = n < count ? load_part(from + n, count - n) : Pair{};
-                        write(to + n, g.a), write(to + n + L, g.b);
-                    }
+                    const S* from = grad + ((image * plane.height + row) * plane.width + c) * plane.outputs + panel.output;
+                    for (i64 n = 0; n < panel.width(); n += BLOCK)
+                        store(to + n, n < count ? load_part(from + n, count - n) : Pair{});
                 }
     }
 
-    template <int BLOCKS>
-    void tile(const FiredPixels& fired, const uint16_t* positions, const R* framed, R* sums, Places& places) const {
+    // A row of the kernel meets neighbouring gradients, the last tap first. sums: [kh, C, pairs].
+    template <int PAIRS>
+    void add(const FiredPixels& fired, const std::vector<uint16_t>& positions, const Panel& panel,
+             const Tiling& t, const S* frame, R* sums, Places& places) const {
         for (i64 c = 0; c < plane.channels; ++c) {
             fired.places(c, positions, places);
-            const uint16_t* first = places.memory.data();
             if (!places.used) continue;
-            for (i64 tap = 0; tap < plane.taps(); ++tap) {
-                const i64 back = plane.rise(tap) * padded_width() + plane.shift(tap);
-                Pair own[BLOCKS] = {};
-                add_rows<BLOCKS>(own, framed - back * (BLOCKS * BLOCK), first, first + places.used);
-                R* total = sums + (tap * plane.channels + c) * (BLOCKS * BLOCK);
-                for (int b = 0; b < BLOCKS; ++b) {
-                    const Pair sum = in_order(total + b * BLOCK) + own[b];
-                    write(total + b * BLOCK, sum.a), write(total + b * BLOCK + L, sum.b);
+            const uint16_t* first = places.memory.data();
+            for (i64 up = -plane.rise(); up <= plane.rise(); ++up) {
+                const i64 tap = panel.tap + panel.taps - 1 - plane.shift();
+                Pair own[PAIRS] = {};
+                add_rows<PAIRS>(own, frame - (up * t.width + tap) * panel.width(), panel.width(), first, first + places.used);
+                R* total = sums + ((up + plane.rise()) * plane.channels + c) * (PAIRS * BLOCK);
+                for (int b = 0; b < PAIRS; ++b, total += BLOCK) {
+                    const Pair sum = in_order(total) + own[b];
+                    write(total, sum.a), write(total + L, sum.b);
                 }
             }
         }
     }
 
     void run(int threads) const {
-        const Tiling t = tiling();
-        const std::vector<Panel> panels = panels_of(plane.outputs, t.padded, GRADIENTS);
-        const i64 rows = plane.taps() * plane.channels;
-        std::vector<uint16_t> positions((t.pixels + WORD - 1) / WORD * WORD);
-        for (i64 p = 0; p < t.pixels; ++p) {
-            const i64 row = p / plane.width, image = row / t.rows;
-            positions[p] = uint16_t((row + rise() * (2 * image + 1)) * padded_width() + p % plane.width + shift());
+        const Tiling t(plane, plane.taps() == 1 ? 256 : 1200, 1);
+        const Plane row{0, 0, 0, plane.channels, plane.outputs, 1, plane.kernel_width};
+        const auto panels = panels_of(row, plane.kernel_width, [&](i64 blocks, i64) {
+            return blocks * BLOCK * t.places() * i64(sizeof(S)) <= FRAME;
+        });
+        std::vector<uint16_t> positions((t.pixels() + WORD - 1) / WORD * WORD);
+        for (i64 p = 0; p < t.pixels(); ++p) {
+            const i64 row = p / plane.width;
+            positions[p] = uint16_t(t.place(row / t.rows, row % t.rows, p % plane.width));
         }
-        threads = int(std::min<i64>(threads, t.count));
-        std::vector<Blocks> slots(threads);
+        std::vector<i64> starts{0};  // of the panels' sums
+        for (const Panel& panel : panels)
+            starts.push_back(starts.back() + plane.kernel_height * plane.channels * panel.pairs() * BLOCK);
+        std::vector<Aligned<R>> slots(threads);
         in_parallel(threads, [&](int thread, int n) {
-            R* sums = (slots[thread] = Blocks(rows * padded(plane.outputs))).data();
+            R* sums = (slots[thread] = Aligned<R>(starts.back())).data();
             FiredPixels fired;
             Places places;
-            Blocks framed(t.padded * 6 * BLOCK);
+            Aligned<S> frame(t.places() * MOST * BLOCK);
             for (i64 i = t.count * thread / n; i < t.count * (thread + 1) / n; ++i) {
-                const i64 image = i / t.per_image * t.images, row = i % t.per_image * t.rows;
-                const i64 images = std::min(t.images, plane.images - image);
-                const i64 height = std::min(t.rows, plane.height - row);
-                fired.forget();
-                fired.find(x + (image * plane.height + row) * plane.width * plane.channels, plane.channels,
-                           images * height * plane.width);
-                for (const Panel& panel : panels) {
-                    frame(panel, image, images, row, height, framed.data());
-                    with_blocks(panel.blocks, [&](auto blocks) {
-                        tile<blocks>(fired, positions.data(), framed.data(), sums + rows * panel.output, places);
+                const Tile tile(t, i);
+                fired.find(x + (tile.image * plane.height + tile.row) * plane.width * plane.channels, plane.channels,
+                           tile.images * tile.rows * plane.width);
+                for (size_t p = 0; p < panels.size(); ++p) {
+                    if (!panels[p].tap) fill(panels[p], t, tile, frame.data());
+                    with_pairs(panels[p].pairs(), [&](auto pairs) {
+                        add<pairs>(fired, positions, panels[p], t, frame.data(), sums + starts[p], places);
                     });
                 }
             }
         });
-        gather(panels, slots, threads);
+        in_parallel(threads, [&](int thread, int n) {
+            for (size_t p = 0; p < panels.size(); ++p)
+                for (i64 c = plane.channels * thread / n; c < plane.channels * (thread + 1) / n; ++c)
+                    gather(panels[p], c, starts[p], slots);
+        });
     }
 
     // Adds the slots in the order of threads and brings them into the order of the weights.
-    void gather(const std::vector<Panel>& panels, const std::vector<Blocks>& slots, int threads) const {
-        const i64 rows = plane.taps() * plane.channels;
-        in_parallel(threads, [&](int thread, int n) {
-            for (const Panel& panel : panels)
-                for (i64 c = plane.channels * thread / n; c < plane.channels * (thread + 1) / n; ++c)
-                    for (i64 i = 0; i < std::min(panel.width(), plane.outputs - panel.output); ++i)
-                        for (i64 tap = 0; tap < plane.taps(); ++tap) {
-                            const i64 at = rows * panel.output + (tap * plane.channels + c) * panel.width() + place(i);
-                            R sum = 0;
-                            for (const auto& slot : slots)
-                                if (!slot.empty()) sum += slot.data()[at];
-                            out[((panel.output + i) * plane.channels + c) * plane.taps() + tap] = sum;
-                        }
-        });
+    void gather(const Panel& panel, i64 channel, i64 start, const std::vector<Aligned<R>>& slots) const {
+        for (i64 n = 0; n < panel.outputs(plane); ++n) {
+            R* to = out + ((panel.output + n) * plane.channels + channel) * plane.taps() + panel.tap;
+            for (i64 up = 0; up < plane.kernel_height; ++up, to += plane.kernel_width)
+                for (i64 tap = 0; tap < panel.taps; ++tap) {
+                    const i64 row = (up * plane.channels + channel) * panel.taps + panel.taps - 1 - tap;
+                    R sum = 0;
+                    for (const auto& slot : slots)
+                        if (!slot.empty()) sum += slot.data()[start + row * panel.width() + ::place(n)];
+                    to[tap] = sum;
+                }
+        }
     }
 };
 

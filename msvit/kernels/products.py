@@ -62,7 +62,7 @@ def _most_spikes(dtype: torch.dtype) -> float:
     """
     if dtype != torch.bfloat16:
         return 0.4
-    return 0.0 if _multiplies_matrices() else 0.15
+    return 0.0 if _multiplies_matrices() else 0.2
 
 
 def _multiplies_matrices() -> bool:
