@@ -35,7 +35,10 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float64]
 def test_bytes_hold_small_whole_numbers_and_nothing_else(dtype, count, largest, place, other):
     passes = cpp.passes(dtype)
     x = torch.randint(largest + 1, (count,)).to(dtype)
-    assert torch.equal(passes.from_bytes(passes.to_bytes(x), torch.empty_like(x)), x)
+    values, total = passes.to_bytes(x)
+    assert torch.equal(passes.from_bytes(values, torch.empty_like(x)), x)
+    assert torch.equal(values[:count].to(dtype), x)
+    assert total == int(x.double().sum())
     x[int(place * count)] = other
     assert passes.to_bytes(x) is None
 

@@ -92,8 +92,9 @@ def convolve(
     """
     if weight.shape[2:] == (1, 1) and stride > 1 and padding == (0, 0):
         x, stride = x[:, :, ::stride, ::stride], 1
-    same = stride == groups == 1 and all(2 * p + 1 == k for p, k in zip(padding, weight.shape[2:]))
-    if same and x.device.type == "cpu" and not off() and not torch.compiler.is_compiling():
+    same = weight.shape[2:] == tuple(2 * side + 1 for side in padding)
+    compiled = x.device.type == "cpu" and not off() and not torch.compiler.is_compiling()
+    if compiled and same and stride == groups == 1:
         y = products.convolve(x, weight)
         if y is not None:
             return y

@@ -1,8 +1,8 @@
 """The passes of units.cpp and the products of products.cpp on CPU tensors.
 
-A backend of passes is an object with these methods; the Triton one has the same. ``y``, ``shortcut`` and
-``grad`` are contiguous ``[t, R, C]`` with ``t`` the time steps or 1 (every step is the same),
-``R`` any number of axes. ``folded`` is ``[4, C]``: mean, 1/std, scale, shift.
+A backend of passes is an object with these methods; the Triton one has the same. ``y``,
+``shortcut`` and ``grad`` are contiguous ``[t, R, C]`` with ``t`` the time steps or 1 (every step is
+the same), ``R`` any number of axes. ``folded`` is ``[4, C]``: mean, 1/std, scale, shift.
 """
 
 from __future__ import annotations

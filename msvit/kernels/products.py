@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from . import cpp, waiting
+from . import cpp, plain, waiting
 
 _FEWEST_CHANNELS = 16  # lists of fewer have little to skip
+_FEWEST_OUTPUTS = 64  # in bfloat16, a dense product of fewer is as fast; its gradient is not
 _LARGEST_PLACE = 2**16
 
 
@@ -30,24 +30,30 @@ def convolve(x: Tensor, weight: Tensor) -> Tensor | None:
     None where a dense product is to do it: the input are no spikes, or too many, or nothing here
     fits the operands.
     """
-    channels, (height, width) = x.shape[-1], weight.shape[2:]
-    if not (height % 2 and width % 2) or channels < _FEWEST_CHANNELS:
-        return None
-    framed = 1 if (height, width) == (1, 1) else (x.shape[3] + width - 1) * height
-    if max(channels, framed) >= _LARGEST_PLACE:
+    if not _fits(x, weight):
         return None
     products = cpp.products(x.dtype)
-    if products is None or weight.dtype != products.real or not _torch_takes(x, weight):
+    if products is None or weight.dtype != products.real:
         return None
     x = x.contiguous()
     found = waiting.bytes_of(x)
     if found is None or found.total > x.numel() * _most_spikes(x.dtype):
         return None
-    return _SpikeConvolution.apply(x, weight, products, found.values)
+    narrow = x.dtype == torch.bfloat16 and len(weight) < _FEWEST_OUTPUTS
+    return _SpikeConvolution.apply(x, weight, products, found.values, narrow)
 
 
-def _torch_takes(x: Tensor, weight: Tensor) -> bool:
-    """Whether a dense product of the two has the dtype of ``x``."""
+def _fits(x: Tensor, weight: Tensor) -> bool:
+    """Whether lists of places can hold it; what torch would refuse in words is left to torch."""
+    if x.ndim != 5 or weight.ndim != 4 or weight.device != x.device or not x.numel():
+        return False
+    channels, (height, width) = x.shape[-1], weight.shape[2:]
+    if weight.shape[1] != channels or channels < _FEWEST_CHANNELS or not (height % 2 and width % 2):
+        return False
+    # Rows of one image in a frame are the smallest tile.
+    framed = 1 if height == width == 1 else (x.shape[3] + width - 1) * (2 * height - 1)
+    if max(channels, framed) >= _LARGEST_PLACE:
+        return False
     if torch.is_autocast_enabled("cpu"):
         return x.dtype == torch.get_autocast_dtype("cpu")
     return x.dtype == weight.dtype
@@ -74,10 +80,13 @@ def _multiplies_matrices() -> bool:
 
 class _SpikeConvolution(Function):
     @staticmethod
-    def forward(ctx: Any, x, weight, products, values):
+    def forward(ctx: Any, x, weight, products, values, dense):
         weight = weight.contiguous()
         ctx.save_for_backward(values, weight)
         ctx.products, ctx.shape = products, x.shape
+        if dense:
+            padding = tuple(side // 2 for side in weight.shape[2:])
+            return plain.convolve(x, weight.to(x.dtype), 1, padding, 1)
         return products.product(values, x.shape, weight)
 
     @staticmethod
@@ -92,15 +101,10 @@ class _SpikeConvolution(Function):
         if needs_weight:
             given = (values, ctx.shape, grad, weight.shape)
             weight_grad = ctx.products.weight_gradient(*given)
-        return x_grad, weight_grad, None, None
+        return x_grad, weight_grad, None, None, None
 
 
 def _input_gradient(grad: Tensor, weight: Tensor) -> Tensor:
     """What a convolution with the turned weight makes of the gradient."""
-    height, width = weight.shape[2:]
-    if height == width == 1:
-        return grad @ weight.flatten(1)
-    maps = grad.flatten(0, 1).permute(0, 3, 1, 2)
-    turned = weight.flip(2, 3).transpose(0, 1)
-    maps = F.conv2d(maps, turned, padding=(height // 2, width // 2))
-    return maps.permute(0, 2, 3, 1).unflatten(0, grad.shape[:2])
+    padding = tuple(side // 2 for side in weight.shape[2:])
+    return plain.convolve(grad, weight.flip(2, 3).transpose(0, 1), 1, padding, 1)
