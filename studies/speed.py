@@ -7,8 +7,9 @@ python studies/speed.py --growth
 Every measurement runs in a fresh process, and the variants take turns, round after round.
 Written to ``--out`` (default results/speed): ``step.csv``, ``ratios.md``, ``operators.csv``
 (how the time of a training step of MSVIT splits) and figures; with ``--growth`` also
-``growth.csv`` and its figure (MSVIT over time steps, batch, width and image size). Nothing else
-should run on the machine meanwhile. The terms of the roofline: studies/timing/roofline.py.
+``growth.csv`` and its figure (MSVIT over time steps, batch, width, image size and firing rate).
+Nothing else should run on the machine meanwhile. The terms of the roofline:
+studies/timing/roofline.py.
 Exit code: 0 done, 2 a wrong option or a failed measurement, 130 interrupted.
 """
 
@@ -35,6 +36,7 @@ if not __package__:
 from msvit.options import ConfigError, unknown
 from studies.command_line import Parser
 from studies.timing.cases import (
+    INPUT_RATE,
     MODELS,
     PRECISIONS,
     SIZES,
@@ -191,13 +193,19 @@ def _split_time(options: argparse.Namespace) -> None:
 
 def _grow(options: argparse.Namespace, processor: str) -> None:
     rows = []
+    rates: dict[float, float] = {}  # by the bias that makes them, of ours: plain ones fire alike
     for axis, value, case in growth_cases(options.quick):
         result = _run(case.task("step"), case.threads)
         seconds = median(result["seconds"])
         _say(f"growth {axis} {value} {case.variant} {case.precision}: {seconds:.4f} s")
+        if case.variant == "ours" and case.precision == "fp32":
+            rates[case.norm_bias] = round(result["input_rate"], 4)
         row = {"axis": axis, "value": value, "variant": case.variant, "precision": case.precision}
         row |= {"seconds_median": round(seconds, 5), "peak_gb": round(result["peak_gb"], 3)}
         rows.append(row | {"processor": processor, "threads": case.threads})
+    for row in rows:
+        if row["axis"] == INPUT_RATE:
+            row["value"] = rates[row["value"]]
     write_csv(options.out / "growth.csv", rows, rows[0])
     from studies.timing.figures import draw_growth
 

@@ -124,6 +124,8 @@ def test_roofline_adds_arithmetic_and_memory():
         ("autograd::engine::evaluate_function: MmBackward0", "other"),
         ("autograd::engine::evaluate_function: _NormNeuronBackward", "norm + neuron"),
         ("unpack spikes", "copies, casts"),
+        ("_SpikeConvolution", "sums of spikes"),
+        ("_SpikeConvolutionBackward", "sums of spikes"),
     ],
 )
 def test_operators_have_kinds(operator, kind):
@@ -148,6 +150,8 @@ def test_quick_run_writes_all_rows(tmp_path):
         assert float(row["gflops"]) > 0
         assert float(row["roofline_share"]) > 0
         assert row["processor"]
+        assert (row["input_rate"] == "") == (row["variant"] == "plain")
+        assert row["variant"] == "plain" or 0 < float(row["input_rate"]) < 0.6
     assert "| spikformer | fp32 against plain fp32 |" in (tmp_path / "ratios.md").read_text()
     assert (tmp_path / "step.png").stat().st_size > 0
 

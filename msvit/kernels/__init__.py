@@ -1,4 +1,4 @@
-"""Spiking units in as few passes over memory as they need.
+"""Spiking units in as few passes over memory as they need, and products that skip zeros.
 
 A unit is what stands between two products of a spiking network: norm, (pool,) neuron and
 shortcut. Activations are time-major and channels-last, ``[T, ..., C]``, contiguous or with a time

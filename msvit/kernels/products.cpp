@@ -166,6 +166,7 @@ template <int PAIRS>
 INLINE void add_rows(Pair* sums, const S* table, i64 step, const uint16_t* begin, const uint16_t* end) {
     for (; begin < end; ++begin) {
         const S* row = table + i64(*begin) * step;
+#pragma GCC unroll 12
         for (int b = 0; b < PAIRS; ++b) sums[b] = sums[b] + load(row + b * BLOCK);
     }
 }
@@ -231,6 +232,7 @@ struct SpikeProduct {
     const uint8_t* x;
     const R* weight;
     S* y;
+    const bool past = large(y, plane.outputs, plane.pixels() * plane.outputs);
 
     // Of a panel: [C, taps, width].
     void pack(const Panel& panel, S* to) const {
@@ -301,6 +303,7 @@ struct SpikeProduct {
                     if (panel.tap + panel.taps == plane.taps()) copy_out(panel, t, tile, frame.data());
                 }
             }
+            if (past) written_past();
         });
     }
 
@@ -311,7 +314,10 @@ struct SpikeProduct {
                 const R* from = frame + t.place(image, row, 0) * panel.width();
                 S* to = y + ((tile.image + image) * plane.height + tile.row + row) * plane.width * plane.outputs + panel.output;
                 for (i64 c = 0; c < plane.width; ++c, from += panel.width(), to += plane.outputs)
-                    for (i64 n = 0; n < count; n += BLOCK) store_part(to + n, in_order(from + n), count - n);
+                    for (i64 n = 0; n < count; n += BLOCK) {
+                        if (past) store(to + n, in_order(from + n), true);
+                        else store_part(to + n, in_order(from + n), count - n);
+                    }
             }
     }
 };

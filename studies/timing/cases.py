@@ -46,6 +46,7 @@ class Case:
     """One measurement, done in a process of its own.
 
     ``budget`` is how many seconds of timed steps a process collects (at least ``least`` steps).
+    ``norm_bias`` is added to the bias of every norm, which makes neurons fire more, or less, often.
     """
 
     model: str
@@ -58,6 +59,7 @@ class Case:
     threads: int
     budget: float = 4.0
     least: int = 2
+    norm_bias: float = 0.0
 
     @property
     def key(self) -> tuple[str, str, str, str, str]:
@@ -89,18 +91,20 @@ def step_cases(models: list[str], size_name: str, quick: bool) -> list[Case]:
     ]
 
 
+INPUT_RATE = "input rate"
 #: One axis at a time around batch 4, T = 4, width 384, 32 × 32. Larger values would need more
 #: memory with the plain modules than a machine of 16 GB has.
-GROWTH_AXES: dict[str, tuple[int, ...]] = {
+GROWTH_AXES: dict[str, tuple[float, ...]] = {
     "timesteps": (1, 2, 4, 8),
     "batch": (2, 4, 8, 16),
     "width": (128, 192, 256, 384),
     "image size": (16, 24, 32, 48),
+    INPUT_RATE: (-0.5, 0.0, 0.5, 1.0),  # biases of the norms; the rates are measured
 }
 GROWTH_CURVES = (("plain", "fp32"), ("ours", "fp32"), ("ours", "bf16"))
 
 
-def growth_cases(quick: bool) -> list[tuple[str, int, Case]]:
+def growth_cases(quick: bool) -> list[tuple[str, float, Case]]:
     """Training steps of MSVIT for the growth figure: ``(axis, value, case)``."""
     base = step_cases(["msvit"], "cifar", quick)[0]
     base = replace(base, size="growth", mode="train", batch=2 if quick else 4)
@@ -113,7 +117,9 @@ def growth_cases(quick: bool) -> list[tuple[str, int, Case]]:
     return found
 
 
-def _along(base: Case, axis: str, value: int) -> Case:
+def _along(base: Case, axis: str, value: float) -> Case:
+    if axis == INPUT_RATE:
+        return replace(base, norm_bias=value)
     if axis == "batch":
         return replace(base, batch=value)
     name = {"timesteps": "timesteps", "width": "dim", "image size": "image_size"}[axis]

@@ -10,13 +10,20 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from analysis.canvas import style
-from studies.timing.cases import say_threads
+from studies.timing.cases import INPUT_RATE, say_threads
 
 _CURVES = {
     ("plain", "fp32"): ("plain, fp32", "0.55", "o"),
     ("plain", "bf16"): ("plain, bf16", "0.8", "D"),
     ("ours", "fp32"): ("ours, fp32", "C0", "s"),
     ("ours", "bf16"): ("ours, bf16", "C1", "^"),
+}
+
+
+_AXES = {
+    "timesteps": "time steps",
+    "batch": "images per batch",
+    INPUT_RATE: "spikes per input of a product",
 }
 
 
@@ -56,7 +63,7 @@ def draw_steps(rows: list[dict], folder: Path) -> None:
         for axes in grid.flat[len(panels) :]:
             axes.remove()
         handles, labels = grid.flat[0].get_legend_handles_labels()
-        title = f"{rows[0]['processor']}. Black line: roofline; whiskers: min to max"
+        title = f"{rows[0]['processor']}. Black: dense roofline; whiskers: min to max"
         place = {"loc": "outside upper center", "ncols": 4}
         figure.legend(handles, labels, title=title, title_fontsize=7, **place)
 
@@ -70,10 +77,10 @@ def _bar(axes, x: float, row: dict, colour: str, label: str | None) -> None:
 
 
 def draw_growth(rows: list[dict], folder: Path) -> None:
-    """``growth.png``: a training step of MSVIT over T, batch, width and image size."""
+    """``growth.png``: a training step of MSVIT along every axis."""
     with _figure(folder, "growth", 6.9, 4.6) as figure:
-        grid = figure.subplots(2, 2)
-        for axes, axis in zip(grid.flat, dict.fromkeys(row["axis"] for row in rows), strict=True):
+        grid = figure.subplots(2, 3)
+        for axes, axis in zip(grid.flat, dict.fromkeys(row["axis"] for row in rows), strict=False):
             on_axis = [row for row in rows if row["axis"] == axis]
             for (variant, precision), (label, colour, marker) in _CURVES.items():
                 line = [
@@ -82,15 +89,17 @@ def draw_growth(rows: list[dict], folder: Path) -> None:
                 if line:
                     x, y = [r["value"] for r in line], [r["seconds_median"] for r in line]
                     axes.plot(x, y, color=colour, marker=marker, label=label)
-            axes.set_xscale("log", base=2)
             axes.set_yscale("log")
-            ticks = sorted({row["value"] for row in on_axis})
-            axes.set_xticks(ticks, [str(tick) for tick in ticks])
-            axes.set_xlabel(
-                {"timesteps": "time steps", "batch": "images per batch"}.get(axis, axis)
-            )
+            if axis != INPUT_RATE:
+                axes.set_xscale("log", base=2)
+                ticks = sorted({row["value"] for row in on_axis})
+                axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+            axes.set_xlabel(_AXES.get(axis, axis))
+        for axes in grid[:, 0]:
             axes.set_ylabel("seconds per step")
-        grid.flat[0].legend()
+        handles, labels = grid.flat[0].get_legend_handles_labels()
+        grid.flat[-1].legend(handles, labels, loc="center")
+        grid.flat[-1].axis("off")
         figure.suptitle(f"MSVIT, training step; {rows[0]['processor']}", size=8)
 
 
@@ -98,7 +107,7 @@ def draw_kinds(profiles: dict[str, dict[str, float]], folder: Path) -> None:
     """``kinds.png``: how the profiled steps split over kinds of operation."""
     with _figure(folder, "kinds", 6.9, 1.1 + 0.45 * len(profiles)) as figure:
         axes = figure.subplots()
-        colours = [f"C{i}" for i in range(7)] + ["0.5", "0.8"]
+        colours = [f"C{i}" for i in range(8)] + ["0.5", "0.8"]
         left = dict.fromkeys(profiles, 0.0)
         for kind, colour in zip(next(iter(profiles.values())), colours, strict=True):
             for title, kinds in profiles.items():

@@ -20,6 +20,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "copies, casts": ("copy", "_to_copy", "to", "clone", "contiguous", "cat", "fill", "zero"),
     "additions": ("add", "sub"),
     "attention elementwise": ("mul", "sum", "div"),
+    "sums of spikes": (),
     "norm + neuron": ("native_batch_norm", "batch_norm", "norm_", "lif", "sigmoid"),
 }
 OTHER = "other"
@@ -33,6 +34,8 @@ def kind_of(operator: str) -> str:
         namespace, name = "", name.removeprefix("evaluate_function: ")
     if namespace == "" and name in ("pack spikes", "unpack spikes"):
         return "copies, casts"
+    if namespace == "" and name.startswith("_SpikeConvolution"):
+        return "sums of spikes"
     if namespace == "" and name.startswith("_"):
         # Our autograd functions: their passes run outside of torch's operators.
         return "norm + neuron"

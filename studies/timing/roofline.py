@@ -3,6 +3,10 @@
     roofline seconds = product FLOPs / product peak + convolution FLOPs / convolution peak
                        + bytes / bandwidth
 
+It is the bound of *dense* arithmetic, which plain modules cannot pass. A product that adds up the
+weights of what fired does less than these FLOPs, so that a share above 1 says how much work the
+zeros have saved.
+
 *FLOPs.* Two per multiply-accumulate of every convolution, Linear layer and attention product,
 as :mod:`studies.timing.probes` counts them in the forward pass of our model; the image, which
 does not change over time, is convolved once. Backward takes twice the forward, except that the

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from msvit import create_model, kernels
+from msvit.metrics.operations import OperationCounter
 from msvit.precision import Precision, choose_precision
 from msvit.process import peak_memory_gb, prepare_process
 from studies.plain_models import plain_model
@@ -53,7 +54,7 @@ def _has_amx() -> bool:
 
 
 def _time_steps(task: dict[str, Any]) -> dict[str, Any]:
-    step = _prepare(task)
+    model, step = _prepare(task)
     step()  # compiles, packs weights, fills the allocator
     seconds: list[float] = []
     while len(seconds) < task["least"] or (
@@ -62,12 +63,29 @@ def _time_steps(task: dict[str, Any]) -> dict[str, Any]:
         start = time.perf_counter()
         step()
         seconds.append(time.perf_counter() - start)
-    return {"seconds": seconds, "peak_gb": peak_memory_gb(CPU)}
+    found = {"seconds": seconds, "peak_gb": peak_memory_gb(CPU)}
+    if task["variant"] == "ours":
+        found["input_rate"] = _input_rate(model, step, task["batch"])
+    return found
+
+
+def _input_rate(model: nn.Module, step: Callable[[], None], images: int) -> float:
+    """Spikes that come in per multiply-accumulate of a dense product, over one step.
+
+    Analog inputs (the image) are left out.
+    """
+    counter = OperationCounter()
+    handles = counter.attach(model)
+    step()
+    for handle in handles:
+        handle.remove()
+    rows = [row for row in counter.rows(images) if row["input"] != "analog"]
+    return sum(row["acs"] for row in rows) / sum(row["dense_macs"] for row in rows)
 
 
 def _profile(task: dict[str, Any]) -> dict[str, Any]:
     """Operators of one step with the seconds of each, without those that it calls."""
-    step = _prepare(task)
+    _, step = _prepare(task)
     for _ in range(2):
         step()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
@@ -76,8 +94,8 @@ def _profile(task: dict[str, Any]) -> dict[str, Any]:
     return {"operators": sorted(events, key=lambda event: -event[1])}
 
 
-def _prepare(task: dict[str, Any]) -> Callable[[], None]:
-    """A function that does one step of the case.
+def _prepare(task: dict[str, Any]) -> tuple[nn.Module, Callable[[], None]]:
+    """The model of the case, and a function that does one step.
 
     Ours runs as training does: allocator, threads and matmul setting of :mod:`msvit`. The
     plain model runs in torch's defaults, as the official scripts leave them.
@@ -92,20 +110,28 @@ def _prepare(task: dict[str, Any]) -> Callable[[], None]:
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[task["precision"]]
         precision = Precision(dtype, task["precision"])
         model = plain_model(task["registry"], **task["options"])
-    _let_fire(model)
     options = {"in_channels": 3, "image_size": 32} | task["options"]
     size = options["image_size"]
     images = torch.randn(task["batch"], options["in_channels"], size, size)
     labels = torch.randint(10, (task["batch"],))
+    _bias_norms(model, task["norm_bias"])
     make = _training_step if task["mode"] == "train" else _inference_step
-    return make(model, images, labels, precision, ours)
+    return model, make(model, images, labels, precision, ours)
 
 
-def _let_fire(model: nn.Module) -> None:
-    """Running statistics under which a fresh model spikes in eval mode, as a trained one does."""
+def _bias_norms(model: nn.Module, bias: float) -> None:
+    for module in model.modules():
+        if bias and hasattr(module, "running_var"):
+            nn.init.constant_(module.bias, bias)
+
+
+@torch.no_grad()
+def _learn_statistics(model: nn.Module, images: torch.Tensor) -> None:
+    """Running statistics of ``images``: neurons fire in eval mode as they do in training."""
     for module in model.modules():
         if hasattr(module, "running_var"):
-            module.running_var.fill_(0.05)
+            module.momentum = 1.0
+    model.train()(images)
 
 
 def _training_step(
@@ -140,6 +166,9 @@ def _inference_step(
     precision: Precision,
     ours: bool,
 ) -> Callable[[], None]:
+    _learn_statistics(model, images)
+    if not ours:
+        reset_net(model)
     model.eval()
 
     @torch.no_grad()
