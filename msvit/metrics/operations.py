@@ -69,7 +69,7 @@ class Operand:
             return
         if is_static(x):
             x = x[:1]
-        content, total = inspect(x)
+        content, total = inspect(x.detach())
         self.content = max(self.content, content, key=_CONTENTS.index)
         self.total += total
         self.elements += x.numel()
