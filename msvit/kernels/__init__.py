@@ -84,8 +84,9 @@ def convolve(
 ) -> Tensor:
     """2-D convolution of ``x [T, B, H, W, C]`` with ``weight [N, C / groups, kh, kw]``.
 
-    On a CPU, spikes (and small sums of them) are added up where they are few enough for that to be
-    faster than multiplying; the sums have the weight's precision.
+    On a CPU, the weights of spikes (and of small sums of them) are added up where they are few
+    enough for that to be faster than multiplying. As in a dense product, bfloat16 rounds operands,
+    not sums.
 
     Returns:
         ``[T, B, H', W', N]``, in autocast of its dtype.

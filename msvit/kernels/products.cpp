@@ -205,14 +205,19 @@ struct Tile {
           row(i % t.per_image * t.rows), rows(std::min(t.rows, t.plane.height - row)) {}
 };
 
-// Some outputs, and what a row of their panel holds: the taps from first to last of each. Panels of
-// one operand lie one behind the other.
+// Some outputs, and what a row of their panel holds: some taps of each. The panels of the same
+// outputs follow one another.
 struct Panel {
     i64 output, blocks, tap, taps;
     i64 width() const { return blocks * BLOCK; }
     i64 pairs() const { return blocks * taps; }
     i64 outputs(const Plane& plane) const { return std::min(width(), plane.outputs - output); }
 };
+i64 widest(const std::vector<Panel>& panels) {
+    i64 width = 0;
+    for (const Panel& panel : panels) width = std::max(width, panel.width());
+    return width;
+}
 // `fits(blocks, taps)` says whether a panel may be that wide.
 template <class F> std::vector<Panel> panels_of(const Plane& plane, i64 most_taps, F fits) {
     std::vector<Panel> panels;
@@ -281,7 +286,7 @@ struct SpikeProduct {
         });
         in_parallel(threads, [&](int thread, int n) {
             FiredChannels fired;
-            Aligned<R> frame(t.places() * MOST * BLOCK);
+            Aligned<R> frame(t.places() * widest(panels));
             for (i64 i = t.count * thread / n; i < t.count * (thread + 1) / n; ++i) {
                 const Tile tile(t, i);
                 // Rows around those of the tile reach into it.
@@ -385,7 +390,7 @@ struct SpikeWeightGradient {
             R* sums = (slots[thread] = Aligned<R>(starts.back())).data();
             FiredPixels fired;
             Places places;
-            Aligned<S> frame(t.places() * MOST * BLOCK);
+            Aligned<S> frame(t.places() * widest(panels));
             for (i64 i = t.count * thread / n; i < t.count * (thread + 1) / n; ++i) {
                 const Tile tile(t, i);
                 fired.find(x + (tile.image * plane.height + tile.row) * plane.width * plane.channels, plane.channels,
