@@ -89,8 +89,11 @@ def draw_growth(rows: list[dict], folder: Path) -> None:
                 if line:
                     x, y = [r["value"] for r in line], [r["seconds_median"] for r in line]
                     axes.plot(x, y, color=colour, marker=marker, label=label)
-            axes.set_yscale("log")
-            if axis != INPUT_RATE:
+            if axis == INPUT_RATE:
+                axes.set_xlim(left=0)
+                axes.set_ylim(bottom=0)
+            else:
+                axes.set_yscale("log")
                 axes.set_xscale("log", base=2)
                 ticks = sorted({row["value"] for row in on_axis})
                 axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
@@ -107,7 +110,7 @@ def draw_kinds(profiles: dict[str, dict[str, float]], folder: Path) -> None:
     """``kinds.png``: how the profiled steps split over kinds of operation."""
     with _figure(folder, "kinds", 6.9, 1.1 + 0.45 * len(profiles)) as figure:
         axes = figure.subplots()
-        colours = [f"C{i}" for i in range(8)] + ["0.5", "0.8"]
+        colours = [f"C{i}" for i in range(7)] + ["#F0E442", "0.5", "0.8"]
         left = dict.fromkeys(profiles, 0.0)
         for kind, colour in zip(next(iter(profiles.values())), colours, strict=True):
             for title, kinds in profiles.items():
