@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 import torch
 from torch.nn.functional import conv2d
+
+from msvit import processor
 
 MAX_ERROR = 1e-6
 """Largest relative error of a product that may call itself fp32; bf16 is off by 2e-3."""
@@ -97,8 +98,4 @@ def bf16_is_native(device: torch.device) -> bool:
     """Whether the device has bf16 product units, so that bf16 is faster than fp32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    try:
-        flags = Path("/proc/cpuinfo").read_text().split()
-    except OSError:
-        return False
-    return not {"amx_bf16", "avx512_bf16", "bf16"}.isdisjoint(flags)
+    return processor.has_any("amx_bf16", "avx512_bf16", "bf16")

@@ -20,6 +20,8 @@ from pathlib import Path
 
 import torch
 
+from msvit import processor
+
 logger = logging.getLogger(__name__)
 
 FOLDER = Path(__file__).parent
@@ -157,10 +159,8 @@ def _key(program: str, flags: tuple[str, ...]) -> str:
 
 def _processor() -> str:
     """Everything that decides what ``-march=native`` means."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
+    first = processor.description().splitlines()
+    if not first:
         return f"{platform.machine()} {platform.processor()}"
-    first = text.split("\n\n")[0].splitlines()
     kept = ("model name", "flags", "Features", "CPU part", "CPU implementer")
     return "\n".join(line for line in first if line.startswith(kept)) + platform.machine()

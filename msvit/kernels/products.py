@@ -9,13 +9,14 @@ same way.
 from __future__ import annotations
 
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
+
+from msvit import processor
 
 from . import cpp, plain, waiting
 
@@ -68,14 +69,7 @@ def _most_spikes(dtype: torch.dtype) -> float:
     """
     if dtype != torch.bfloat16:
         return 0.4
-    return 0.0 if _multiplies_matrices() else 0.2
-
-
-def _multiplies_matrices() -> bool:
-    try:
-        return "amx_bf16" in Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
+    return 0.0 if processor.multiplies_matrices() else 0.2
 
 
 class _SpikeConvolution(Function):

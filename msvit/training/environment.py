@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from msvit import processor
+
 
 def describe_environment(device: torch.device) -> dict[str, Any]:
     """Versions, processor, device, threads, commit and time, as they go into a record."""
@@ -30,13 +32,9 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
 
 def processor_name() -> str:
     """The processor's name as the system gives it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(
-            line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
-        )
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+    lines = processor.description().splitlines()
+    named = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or platform.machine())
 
 
 def _version(package: str) -> str | None:

@@ -12,7 +12,7 @@ from spikingjelly.activation_based.functional import reset_net
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from msvit import create_model, kernels
+from msvit import create_model, kernels, processor
 from msvit.metrics.operations import OperationCounter
 from msvit.precision import Precision, choose_precision
 from msvit.process import peak_memory_gb, prepare_process
@@ -35,7 +35,8 @@ def _limits(task: dict[str, Any]) -> dict[str, Any]:
     from msvit.training.environment import processor_name  # the package takes seconds to load
 
     prepare_process()
-    found: dict[str, Any] = {"processor": processor_name(), "amx": _has_amx(), "peaks": {}}
+    found: dict[str, Any] = {"processor": processor_name(), "peaks": {}}
+    found["amx"] = processor.multiplies_matrices()
     # Compiled here, not while a step is timed.
     found["kernels"] = all(kernels.available("cpu", d) for d in (torch.float32, torch.bfloat16))
     for precision in PRECISIONS:
@@ -43,14 +44,6 @@ def _limits(task: dict[str, Any]) -> dict[str, Any]:
         found["peaks"][precision] = asdict(measure_peaks(precision, task["quick"]))
     found["work"] = {m: asdict(count_work(m, task["options"])) for m in task["models"]}
     return found
-
-
-def _has_amx() -> bool:
-    try:
-        with open("/proc/cpuinfo") as file:
-            return "amx_bf16" in file.read()
-    except OSError:
-        return False
 
 
 def _time_steps(task: dict[str, Any]) -> dict[str, Any]:
