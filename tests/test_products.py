@@ -88,6 +88,57 @@ def test_sums_of_spikes_equal_dense_products_in_float64(
         assert error(ours, dense) < 1e-13
 
 
+@pytest.mark.parametrize("kernel", [(3, 3), (5, 5), (1, 3), (7, 15)])
+@pytest.mark.parametrize("plane", [(45, 45), (130, 20), (40, 300)])
+def test_planes_larger_than_a_tile(plane, kernel):
+    torch.manual_seed(0)
+    x = spikes(1, 2, *plane, 24, rate=0.1, most=2)
+    weight = torch.randn(40, 24, *kernel, dtype=torch.float64)
+    assert products.convolve(x, weight) is not None
+    for ours, dense in zip(
+        outcome(kernels.convolve, x, weight), outcome(plain.convolve, x, weight), strict=True
+    ):
+        assert error(ours, dense) < 1e-13
+
+
+@pytest.mark.parametrize("kernel", [(1, 1), (3, 3)])
+def test_outputs_larger_than_the_caches(kernel):
+    torch.manual_seed(0)
+    x = spikes(1, 9, 64, 64, 32, rate=0.05, dtype=torch.float32)
+    weight = torch.randn(256, 32, *kernel)
+    found = kernels.convolve(x, weight, 1, padding(weight))
+    assert found.numel() * found.element_size() > 32 << 20
+    assert error(found, plain.convolve(x, weight, 1, padding(weight), 1).double()) < 1e-6
+
+
+def test_inference_mode_and_tracing():
+    torch.manual_seed(0)
+    weight = torch.randn(32, 32, 3, 3)
+    model = small_model("msvit").double().eval()
+    images = small_input(model, 2)
+    with torch.no_grad():
+        expected = model(images)
+    with torch.inference_mode():
+        assert torch.equal(model(images), expected)
+
+    def convolve(x: Tensor) -> Tensor:
+        return kernels.convolve(x, weight, 1, (1, 1))
+
+    first, second = (spikes(1, 2, 8, 8, 32, rate=0.1, dtype=torch.float32) for _ in range(2))
+    traced = torch.jit.trace(convolve, first)
+    torch.testing.assert_close(traced(second), convolve(second))
+
+
+def test_a_backward_pass_under_autocast_stays_in_the_precision_of_forward():
+    torch.manual_seed(0)
+    x = spikes(1, 2, 8, 8, 32, rate=0.1, dtype=torch.float32).requires_grad_()
+    y = kernels.convolve(x, torch.randn(32, 32, 3, 3), 1, (1, 1))
+    (expected,) = torch.autograd.grad(y.sum(), x, retain_graph=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        (found,) = torch.autograd.grad(y.sum(), x)
+    assert torch.equal(found, expected)
+
+
 @pytest.mark.parametrize("value", [1, 2, 254, 255])
 def test_sums_as_large_as_a_byte_holds(value):
     torch.manual_seed(0)

@@ -4,6 +4,9 @@ A dense product multiplies each zero. Where few spikes come in, the sum of the w
 came is several times faster, and so is the gradient of the weights; the gradient of the input is
 dense in any case. Chosen call by call from the number of spikes, so that the same numbers take the
 same way.
+
+What is skipped is not looked at: a NaN in a weight is seen where its channel fires, one in a
+gradient by the weights of channels that fired there and by the gradient of the input.
 """
 
 from __future__ import annotations
@@ -46,6 +49,8 @@ def convolve(x: Tensor, weight: Tensor) -> Tensor | None:
 
 def _fits(x: Tensor, weight: Tensor) -> bool:
     """Whether lists of places can hold it; what torch would refuse in words is left to torch."""
+    if torch.jit.is_tracing() or type(x) is not Tensor:  # what has no memory to read
+        return False
     if x.ndim != 5 or weight.ndim != 4 or weight.device != x.device or not x.numel():
         return False
     channels, (height, width) = x.shape[-1], weight.shape[2:]
@@ -101,4 +106,6 @@ class _SpikeConvolution(Function):
 def _input_gradient(grad: Tensor, weight: Tensor) -> Tensor:
     """What a convolution with the turned weight makes of the gradient."""
     padding = tuple(side // 2 for side in weight.shape[2:])
-    return plain.convolve(grad, weight.flip(2, 3).transpose(0, 1), 1, padding, 1)
+    turned = weight.flip(2, 3).transpose(0, 1)
+    with torch.autocast("cpu", enabled=False):  # as in forward, whatever surrounds backward
+        return plain.convolve(grad, turned, 1, padding, 1)
