@@ -45,6 +45,14 @@ def error(found: Tensor, exact: Tensor) -> float:
     return float((found.double() - exact).norm() / (exact.norm() + 1e-30))
 
 
+def assert_equals_dense(x: Tensor, weight: Tensor) -> None:
+    """In float64, and by the sparse way."""
+    assert products.convolve(x, weight) is not None
+    found = outcome(kernels.convolve, x, weight)
+    for ours, dense in zip(found, outcome(plain.convolve, x, weight), strict=True):
+        assert error(ours, dense) < 1e-13
+
+
 @pytest.fixture
 def counted(monkeypatch) -> list[torch.Size]:
     """The shapes of what has been multiplied sparsely."""
@@ -78,14 +86,9 @@ def test_sums_of_spikes_equal_dense_products_in_float64(
     torch.set_num_threads(threads)
     try:
         assert kernels.convolve(x[:1], weight, 1, padding(weight)).dtype == torch.float64
-        found = outcome(kernels.convolve, x, weight)
-        called = products.convolve(x, weight)
+        assert_equals_dense(x, weight)
     finally:
         torch.set_num_threads(before)
-    expected = outcome(plain.convolve, x, weight)
-    assert called is not None
-    for ours, dense in zip(found, expected, strict=True):
-        assert error(ours, dense) < 1e-13
 
 
 @pytest.mark.parametrize("kernel", [(3, 3), (5, 5), (1, 3), (7, 15)])
@@ -94,11 +97,7 @@ def test_planes_larger_than_a_tile(plane, kernel):
     torch.manual_seed(0)
     x = spikes(1, 2, *plane, 24, rate=0.1, most=2)
     weight = torch.randn(40, 24, *kernel, dtype=torch.float64)
-    assert products.convolve(x, weight) is not None
-    for ours, dense in zip(
-        outcome(kernels.convolve, x, weight), outcome(plain.convolve, x, weight), strict=True
-    ):
-        assert error(ours, dense) < 1e-13
+    assert_equals_dense(x, weight)
 
 
 @pytest.mark.parametrize("kernel", [(1, 1), (3, 3)])
@@ -145,11 +144,7 @@ def test_sums_as_large_as_a_byte_holds(value):
     x = spikes(1, 2, 9, 9, 70, rate=0.001)
     x[0, 1, 4, 4, 65] = value
     weight = torch.randn(40, 70, 3, 3, dtype=torch.float64)
-    assert products.convolve(x, weight) is not None
-    for ours, dense in zip(
-        outcome(kernels.convolve, x, weight), outcome(plain.convolve, x, weight), strict=True
-    ):
-        assert error(ours, dense) < 1e-13
+    assert_equals_dense(x, weight)
 
 
 @pytest.mark.parametrize("kernel", [(1, 1), (3, 3)])
