@@ -75,7 +75,13 @@ class Options(BaseModel):
             field = options.model_fields.get(part) if _is_options(options) else None
             options = field.annotation if field else None
         field = options.model_fields.get(loc[-1]) if _is_options(options) else None
-        return [c for c in get_args(field.annotation) if isinstance(c, str)] if field else []
+        if field is None:
+            return []
+        # Of Literal["a", "b"], and of the same where None is valid as well.
+        choices = [
+            c for kind in (field.annotation, *get_args(field.annotation)) for c in get_args(kind)
+        ]
+        return [choice for choice in choices if isinstance(choice, str)]
 
 
 def _is_options(annotation: Any) -> bool:

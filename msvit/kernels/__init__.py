@@ -6,7 +6,8 @@ stride of 0 (a static input, computed once and expanded). float32, bfloat16 (pot
 and parameters stay float32) and float64.
 
 This file alone chooses what runs: compiled C++ on the CPU, Triton on CUDA, torch and spikingjelly
-where that is impossible or ``MSVIT_KERNELS=off``. Results are the same.
+where that is impossible, where ``MSVIT_KERNELS=off``, and in what ``torch.compile`` traces, which
+makes passes of its own of them. Results are the same.
 """
 
 from __future__ import annotations
@@ -38,6 +39,10 @@ __all__ = [
 def off() -> bool:
     """Whether ``MSVIT_KERNELS=off`` forbids all compiled code of our own."""
     return os.environ.get("MSVIT_KERNELS") == "off"
+
+
+def _left_to_torch() -> bool:
+    return off() or torch.compiler.is_compiling()
 
 
 def available(device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> bool:
@@ -94,8 +99,8 @@ def convolve(
     if weight.shape[2:] == (1, 1) and stride > 1 and padding == (0, 0):
         x, stride = x[:, :, ::stride, ::stride], 1
     same = weight.shape[2:] == tuple(2 * side + 1 for side in padding)
-    compiled = x.device.type == "cpu" and not off() and not torch.compiler.is_compiling()
-    if compiled and same and stride == groups == 1:
+    ours = x.device.type == "cpu" and not _left_to_torch()
+    if ours and same and stride == groups == 1:
         y = products.convolve(x, weight)
         if y is not None:
             return y
@@ -170,14 +175,14 @@ def spikes_as_bytes(device: torch.device) -> AbstractContextManager:
 
     On a CPU. Where there are hooks on saved tensors already, they have precedence.
     """
-    if device.type != "cpu" or off() or build.compiler() is None:
+    if device.type != "cpu" or _left_to_torch() or build.compiler() is None:
         return nullcontext()
     return waiting.spikes_as_bytes(torch.is_grad_enabled() and not waiting.others_are_at_work())
 
 
 def _backend(device: torch.device, dtype: torch.dtype):
     """The passes for tensors of this kind, None where the plain path has to do."""
-    if off():
+    if _left_to_torch():
         return None
     if device.type == "cpu":
         return cpp.passes(dtype)

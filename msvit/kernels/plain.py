@@ -7,7 +7,6 @@ float64 activations), so that the result does not depend on which backend runs.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -108,7 +107,6 @@ def _normalise(y: Tensor, norm: Norm, offset: Tensor | None) -> Tensor:
     return normalised.view(y.shape)
 
 
-@cache
 def _surrogate(spec: NeuronSpec) -> surrogate.SurrogateFunctionBase:
     name = {"atan": "ATan"}.get(spec.surrogate, spec.surrogate.title().replace("_", ""))
     return getattr(surrogate, name)(alpha=spec.alpha)

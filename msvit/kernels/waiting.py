@@ -53,7 +53,7 @@ def bytes_of(x: Tensor) -> Spikes | None:
 def others_are_at_work() -> bool:
     """Whether the caller has hooks of its own (checkpoints, offloading), which ours would hide."""
     active = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
-    return torch.compiler.is_compiling() or (active is not None and active(True) is not None)
+    return active is not None and active(True) is not None
 
 
 class _Seen:

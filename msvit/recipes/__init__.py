@@ -49,6 +49,11 @@ class TrainingOptions(Options):
     precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "auto"
     """``auto`` is the fastest known to train to the same accuracy on the device. ``tf32`` is
     fp32 with products rounded to 10 bits on GPUs that have them, and fp32 elsewhere."""
+    compile: Literal["default", "reduce-overhead"] | None = Field(
+        None, exclude_if=lambda mode: mode is None
+    )
+    """Mode of ``torch.compile`` for training steps, instead of our kernels; ``reduce-overhead``
+    replays CUDA graphs on a GPU. The first step takes minutes. Cells without it do not name it."""
     eval_batch_size: int = Field(128, ge=1, le=65_536)
 
     @model_validator(mode="after")

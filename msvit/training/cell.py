@@ -25,6 +25,7 @@ from msvit.process import peak_memory_gb, prepare_process, reset_peak_memory
 from msvit.recipes import TrainingOptions
 from msvit.training.batches import Normalise, eval_batches, steps_per_epoch, train_batches
 from msvit.training.checkpoint import load_checkpoint, save_checkpoint
+from msvit.training.compilation import compiled
 from msvit.training.environment import describe_environment
 from msvit.training.loop import Trainer, TrainingDiverged, evaluate
 from msvit.training.optimization import make_mixup, make_optimizer, make_schedule
@@ -64,6 +65,7 @@ def train_cell(
     optimizer = make_optimizer(model, options)
     trainer = Trainer(
         model=model,
+        forward=compiled(model, options.compile),
         options=options,
         optimizer=optimizer,
         set_rate=make_schedule(optimizer, options, steps).step_update,
@@ -122,7 +124,7 @@ def train_cell(
         "images_per_second": images_trained / progress.train_seconds,
         "peak_memory_gb": progress.peak_memory_gb,
         "precision": precision.label,
-        "kernels": "fused" if kernels.available(device, precision.dtype) else "plain",
+        "kernels": _kernels(options.compile, device, precision.dtype),
         "environment": describe_environment(device),
     }
 
@@ -203,6 +205,13 @@ def _load_data(cell: Cell, data_dir: Path | None, device: torch.device) -> Split
         splits.mean,
         splits.std,
     )
+
+
+def _kernels(compile_mode: str | None, device: torch.device, dtype: torch.dtype) -> str:
+    """What computed the training steps."""
+    if compile_mode is not None:
+        return f"torch.compile ({compile_mode})"
+    return "fused" if kernels.available(device, dtype) else "plain"
 
 
 def _be_deterministic(device: torch.device) -> None:

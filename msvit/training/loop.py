@@ -28,6 +28,8 @@ class Trainer:
     """What all epochs of one training share."""
 
     model: nn.Module
+    forward: Callable[[Tensor], Tensor]
+    """What a training step calls: the model, or what ``torch.compile`` has made of it."""
     options: TrainingOptions
     optimizer: torch.optim.Optimizer
     set_rate: Callable[[int], None]
@@ -68,7 +70,7 @@ class Trainer:
         if self.mixup:
             images, target = self.mixup(images, target)
         with self.precision.autocast(images.device):
-            logits = self.model(images)  # [T, B, classes]
+            logits = self.forward(images)  # [T, B, classes]
             loss = training_loss(logits, target, self.options)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
