@@ -1,4 +1,4 @@
-"""Settings of a process that trains: memory allocator, threads, peak memory."""
+"""Settings of a process that trains: device, memory allocator, threads, peak memory."""
 
 from __future__ import annotations
 
@@ -14,6 +14,11 @@ from msvit import kernels
 from msvit.kernels import build
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # glibc's malloc.h
+
+
+def training_device() -> torch.device:
+    """A GPU where this process sees one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @cache

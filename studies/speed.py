@@ -3,13 +3,15 @@
 python studies/speed.py
 python studies/speed.py --models msvit --sizes cifar --rounds 3
 python studies/speed.py --growth
+python studies/speed.py --compiled
 
-Every measurement runs in a fresh process, and the variants take turns, round after round.
-Written to ``--out`` (default results/speed): ``step.csv``, ``ratios.md``, ``operators.csv``
-(how the time of a training step of MSVIT splits) and figures; with ``--growth`` also
-``growth.csv`` and its figure (MSVIT over time steps, batch, width, image size and firing rate).
-Nothing else should run on the machine meanwhile. The terms of the roofline:
-studies/timing/roofline.py.
+On a GPU where there is one, else on the CPU. Every measurement runs in a fresh process, and the
+variants take turns, round after round. Written to ``--out`` (default results/speed):
+``step.csv``, ``ratios.md``, ``operators.csv`` (how the time of a training step of MSVIT splits)
+and figures; with ``--growth`` also ``growth.csv`` and its figure (MSVIT over time steps, batch,
+width, image size and firing rate). ``--compiled`` adds training steps as
+``training.compile: reduce-overhead`` makes them. Nothing else should run on the machine meanwhile.
+The terms of the roofline: studies/timing/roofline.py.
 Exit code: 0 done, 2 a wrong option or a failed measurement, 130 interrupted.
 """
 
@@ -95,6 +97,9 @@ def _parser() -> argparse.ArgumentParser:
         "--growth", action="store_true", help="also: cost over T, batch, width and image size"
     )
     parser.add_argument(
+        "--compiled", action="store_true", help="also: torch.compile (minutes per process)"
+    )
+    parser.add_argument(
         "--quick", action="store_true", help="tiny models, one round: does it run at all?"
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help=f"default {DEFAULT_OUT}")
@@ -145,7 +150,7 @@ def _measure_size(
     options: argparse.Namespace, size: str, before: list[dict]
 ) -> tuple[list[dict], Machine]:
     """Rows of one size; ``step.csv`` is written after every round, ``before`` in front."""
-    cases = step_cases(options.models, size, options.quick)
+    cases = step_cases(options.models, size, options.quick, options.compiled)
     found: dict[tuple, list[dict]] = defaultdict(list)
     limits: list[dict] = []
     for number in range(1, options.rounds + 1):

@@ -21,7 +21,12 @@ from msvit.data.splits import Images, Splits
 from msvit.metrics import Meter
 from msvit.models import create_model
 from msvit.precision import choose_precision
-from msvit.process import peak_memory_gb, prepare_process, reset_peak_memory
+from msvit.process import (
+    peak_memory_gb,
+    prepare_process,
+    reset_peak_memory,
+    training_device,
+)
 from msvit.recipes import TrainingOptions
 from msvit.training.batches import Normalise, eval_batches, steps_per_epoch, train_batches
 from msvit.training.checkpoint import load_checkpoint, save_checkpoint
@@ -52,7 +57,7 @@ def train_cell(
         DataError: when images are missing or broken.
     """
     prepare_process()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = training_device()
     _be_deterministic(device)
     options = TrainingOptions.parse(cell.training, "training")
     splits = _load_data(cell, data_dir, device)

@@ -23,11 +23,16 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
         "ray": _version("ray"),
         "msvit": _version("msvit"),
         "processor": processor_name(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "device": device_name(device),
         "threads": torch.get_num_threads(),
         "commit": _commit(),
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's name as its driver gives it, or ``cpu``."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
 def processor_name() -> str:

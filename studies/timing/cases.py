@@ -13,6 +13,8 @@ MODELS = {
     "qkformer": "qkformer_cifar10",
 }
 VARIANTS = ("plain", "ours")
+COMPILED = "compiled"
+"""Ours as ``training.compile: reduce-overhead`` trains it; it knows no inference of its own."""
 PRECISIONS = ("fp32", "bf16")
 MODES = ("train", "infer")
 
@@ -80,14 +82,18 @@ def usable_cpus() -> int:
     return os.cpu_count() or 1
 
 
-def step_cases(models: list[str], size_name: str, quick: bool) -> list[Case]:
+def step_cases(
+    models: list[str], size_name: str, quick: bool, compiled: bool = False
+) -> list[Case]:
     """All variants of ``models`` at a size, in the order in which a round runs them."""
     size = (QUICK_SIZES if quick else SIZES)[size_name]
     effort = {"budget": 0.0, "least": 1} if quick else {}
     common = {"options": size.options, "batch": size.batch, "threads": size.used_threads, **effort}
+    variants = {"train": (*VARIANTS, COMPILED) if compiled else VARIANTS, "infer": VARIANTS}
     return [
         Case(model, size_name, variant, precision, mode, **common)
-        for model, mode, precision, variant in product(models, MODES, PRECISIONS, VARIANTS)
+        for model, mode, precision in product(models, MODES, PRECISIONS)
+        for variant in variants[mode]
     ]
 
 

@@ -10,13 +10,15 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from analysis.canvas import style
-from studies.timing.cases import INPUT_RATE, say_threads
+from studies.timing.cases import COMPILED, INPUT_RATE, say_threads
 
 _CURVES = {
     ("plain", "fp32"): ("plain, fp32", "0.55", "o"),
     ("plain", "bf16"): ("plain, bf16", "0.8", "D"),
     ("ours", "fp32"): ("ours, fp32", "C0", "s"),
     ("ours", "bf16"): ("ours, bf16", "C1", "^"),
+    (COMPILED, "fp32"): ("compiled, fp32", "C2", "v"),
+    (COMPILED, "bf16"): ("compiled, bf16", "C3", "P"),
 }
 
 
@@ -45,14 +47,15 @@ def draw_steps(rows: list[dict], folder: Path) -> None:
         for axes, (size, mode) in zip(grid.flat, panels, strict=False):
             shown = [row for row in rows if (row["size"], row["mode"]) == (size, mode)]
             models = list(dict.fromkeys(row["model"] for row in shown))
-            for i, (key, (label, colour, _)) in enumerate(_CURVES.items()):
+            by_key = {(row["model"], row["variant"], row["precision"]): row for row in shown}
+            keys = [key for key in _CURVES if (models[0], *key) in by_key]
+            for i, key in enumerate(keys):
+                label, colour, _ = _CURVES[key]
                 for x, model in enumerate(models):
-                    row = next(
-                        r
-                        for r in shown
-                        if (r["model"], r["variant"], r["precision"]) == (model, *key)
-                    )
-                    _bar(axes, x + 0.2 * (i - 1.5), row, colour, label if x == 0 else None)
+                    place = x + 0.2 * (i - (len(keys) - 1) / 2) * 4 / len(keys)
+                    width = 0.18 * 4 / len(keys)
+                    row = by_key[(model, *key)]
+                    _bar(axes, place, width, row, colour, label if x == 0 else None)
             axes.set_xticks(range(len(models)), models)
             axes.grid(visible=False, axis="x")
             axes.set_ylabel("seconds per step")
@@ -68,12 +71,12 @@ def draw_steps(rows: list[dict], folder: Path) -> None:
         figure.legend(handles, labels, title=title, title_fontsize=7, **place)
 
 
-def _bar(axes, x: float, row: dict, colour: str, label: str | None) -> None:
+def _bar(axes, x: float, width: float, row: dict, colour: str, label: str | None) -> None:
     seconds = row["seconds_median"]
     spread = [[seconds - row["seconds_min"]], [row["seconds_max"] - seconds]]
-    axes.bar(x, seconds, 0.18, yerr=spread, color=colour, label=label, error_kw={"lw": 0.6})
+    axes.bar(x, seconds, width, yerr=spread, color=colour, label=label, error_kw={"lw": 0.6})
     bound = seconds * row["roofline_share"]
-    axes.plot([x - 0.09, x + 0.09], [bound, bound], color="black", lw=1)
+    axes.plot([x - width / 2, x + width / 2], [bound, bound], color="black", lw=1)
 
 
 def draw_growth(rows: list[dict], folder: Path) -> None:

@@ -17,48 +17,67 @@ from studies.timing.roofline import Peaks, Work
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def measure_peaks(precision: str, quick: bool = False) -> Peaks:
+def measure_peaks(precision: str, device: torch.device, quick: bool = False) -> Peaks:
     """Best of several repetitions, under the matmul setting that the process has now."""
-    dtype, seconds = _DTYPES[precision], 0.05 if quick else 1.0
+    large = device.type == "cuda"
+    dtype, clock = _DTYPES[precision], _Clock(device, 0.05 if quick else 1.0)
     # Square, and as tall as an activation: libraries reach their best on one or the other.
-    shapes = [(256, 256, 256)] if quick else [(2048, 2048, 2048), (16384, 384, 1536)]
-    product = max(_product_rate(*shape, dtype, seconds) for shape in shapes)
-    images, channels = (2, 32) if quick else (32, 192)
-    convolution = _conv_rate(images, channels, dtype, seconds)
-    return Peaks(product, convolution, _bandwidth(2 if quick else 64, seconds))
+    side = 8192 if large else 2048
+    shapes = [(256, 256, 256)] if quick else [(side, side, side), (16384, 384, 1536)]
+    product = max(_product_rate(*shape, dtype, clock) for shape in shapes)
+    images, channels = (2, 32) if quick else (256 if large else 32, 192)
+    convolution = _conv_rate(images, channels, dtype, clock)
+    return Peaks(product, convolution, _bandwidth(2 if quick else 64, clock))
 
 
-def _product_rate(m: int, k: int, n: int, dtype: torch.dtype, seconds: float) -> float:
-    a, b = torch.randn(m, k).to(dtype), torch.randn(k, n).to(dtype)
-    out = torch.empty(m, n, dtype=dtype)
-    return 2 * m * k * n / _best(lambda: torch.mm(a, b, out=out), seconds) / 1e9
+class _Clock:
+    """Takes the best time of many runs on ``device``, in about so many ``seconds``."""
+
+    def __init__(self, device: torch.device, seconds: float) -> None:
+        self.device, self.seconds = device, seconds
+        # A GPU is asked to finish once in so many runs: each time costs as much as a small run.
+        self.runs = 1 if device.type == "cpu" else 10
+
+    @torch.no_grad()
+    def best(self, run: Callable[[], object]) -> float:
+        run()
+        best, end = float("inf"), time.perf_counter() + self.seconds
+        while time.perf_counter() < end or best == float("inf"):
+            wait_for(self.device)
+            start = time.perf_counter()
+            for _ in range(self.runs):
+                run()
+            wait_for(self.device)
+            best = min(best, (time.perf_counter() - start) / self.runs)
+        return best
 
 
-def _conv_rate(images: int, channels: int, dtype: torch.dtype, seconds: float) -> float:
+def wait_for(device: torch.device) -> None:
+    """Return when ``device`` has done what it was asked to do."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _product_rate(m: int, k: int, n: int, dtype: torch.dtype, clock: _Clock) -> float:
+    a, b = (torch.randn(shape, device=clock.device).to(dtype) for shape in ((m, k), (k, n)))
+    out = torch.empty(m, n, dtype=dtype, device=clock.device)
+    return 2 * m * k * n / clock.best(lambda: torch.mm(a, b, out=out)) / 1e9
+
+
+def _conv_rate(images: int, channels: int, dtype: torch.dtype, clock: _Clock) -> float:
     """3×3 convolution of ``channels`` maps of 32 × 32 pixels, channels last."""
-    layout = {"dtype": dtype, "memory_format": torch.channels_last}
+    layout = {"device": clock.device, "dtype": dtype, "memory_format": torch.channels_last}
     x = torch.randn(images, channels, 32, 32).to(**layout)
     weight = torch.randn(channels, channels, 3, 3).to(**layout)
     flops = 2 * images * 32 * 32 * 9 * channels**2
-    return flops / _best(lambda: conv2d(x, weight, padding=1), seconds) / 1e9
+    return flops / clock.best(lambda: conv2d(x, weight, padding=1)) / 1e9
 
 
-def _bandwidth(megavalues: int, seconds: float) -> float:
+def _bandwidth(megavalues: int, clock: _Clock) -> float:
     """GB/s of the triad ``a = b + 3 c`` over float32 buffers far larger than the caches."""
-    b, c = (torch.rand(megavalues * 2**20) for _ in range(2))
+    b, c = (torch.rand(megavalues * 2**20, device=clock.device) for _ in range(2))
     a = torch.empty_like(b)
-    return 3 * a.nbytes / _best(lambda: torch.add(b, c, alpha=3.0, out=a), seconds) / 1e9
-
-
-@torch.no_grad()
-def _best(run: Callable[[], object], seconds: float) -> float:
-    run()
-    best, end = float("inf"), time.perf_counter() + seconds
-    while time.perf_counter() < end or best == float("inf"):
-        start = time.perf_counter()
-        run()
-        best = min(best, time.perf_counter() - start)
-    return best
+    return 3 * a.nbytes / clock.best(lambda: torch.add(b, c, alpha=3.0, out=a)) / 1e9
 
 
 @torch.no_grad()

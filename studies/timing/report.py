@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from studies.timing.cases import Case, say_threads
+from studies.timing.cases import COMPILED, VARIANTS, Case, say_threads
 from studies.timing.roofline import Peaks, Work, roofline_seconds, step_flops
 
 COLUMNS = (
@@ -23,7 +23,8 @@ COLUMNS = (
 class Machine:
     """Limits at one size, each the median over the rounds."""
 
-    processor: str
+    processor: str  # or the GPU
+    gpu: bool
     amx: bool
     threads: int
     kernels: bool
@@ -43,6 +44,7 @@ def machine(limits: list[dict[str, Any]], threads: int) -> Machine:
     }
     return Machine(
         processor=first["processor"],
+        gpu=first["gpu"],
         amx=first["amx"],
         threads=threads,
         kernels=first["kernels"],
@@ -103,13 +105,13 @@ def summary(rows: list[dict], machines: dict[str, Machine]) -> str:
                 f"{p.convolution:,.0f} GFLOP/s, memory {p.bandwidth:.0f} GB/s "
                 f"({limits.labels[precision]})"
             )
-        head = f"  {'model':<11}{'mode':<7}{'':<7}{'':<6}{'s per step':>11}{'min – max':>19}"
+        head = f"  {'model':<11}{'mode':<7}{'':<9}{'':<6}{'s per step':>11}{'min – max':>19}"
         lines.append(head + f"{'GB':>7}{'GFLOP/s':>9}{'roofline s':>12}{'share':>7}")
         for r in (row for row in rows if row["size"] == size):
             spread = f"{r['seconds_min']:.4f} – {r['seconds_max']:.4f}"
             bound = r["seconds_median"] * r["roofline_share"]
             lines.append(
-                f"  {r['model']:<11}{r['mode']:<7}{r['variant']:<7}{r['precision']:<6}"
+                f"  {r['model']:<11}{r['mode']:<7}{r['variant']:<9}{r['precision']:<6}"
                 f"{r['seconds_median']:>11.4f}{spread:>19}{r['peak_gb']:>7.2f}"
                 f"{r['gflops']:>9.0f}{bound:>12.4f}{r['roofline_share']:>7.0%}"
             )
@@ -119,7 +121,7 @@ def summary(rows: list[dict], machines: dict[str, Machine]) -> str:
 
 # ---- Ratios ----------------------------------------------------------------------------------
 
-#: (ours, plain) → bars for training, inference and memory, without and with AMX.
+#: (ours, plain) → bars for training, inference and memory on a CPU, without and with AMX.
 PAIRS = {
     ("fp32", "fp32"): ("fp32 against plain fp32", (2.7, 2.7), (3.0, 3.0), 0.5),
     ("bf16", "bf16"): ("bf16 against plain under bf16 autocast", (2.0, 4.0), (3.0, 3.0), 0.45),
@@ -133,42 +135,31 @@ MISSED = " ✗"
 def ratios(rows: list[dict], machines: dict[str, Machine]) -> str:
     """Markdown: how many times faster and how much smaller ours is, the bars beside.
 
-    The bars of training, inference and memory are those of MSVIT; the shares are for all.
+    The bars of training, inference and memory are those of MSVIT; the shares are for all. There
+    are none on a GPU.
     """
     by_key = {tuple(row[c] for c in COLUMNS[:5]): row for row in rows}
-    rounds = min(row["rounds"] for row in rows)
     lines = ["# A step of ours against plain spikingjelly modules", ""]
     for size, limits in machines.items():
         batch = next(row["batch"] for row in rows if row["size"] == size)
+        models = list(dict.fromkeys(row["model"] for row in rows if row["size"] == size))
         lines += [
             f"## {size}: batch {batch}, {limits.processor}, {say_threads(limits.threads)}",
             "",
             "| model | ours against plain | training | bar | inference | bar | memory | bar |",
             "|---|---|--:|--:|--:|--:|--:|--:|",
         ]
-        models = list(dict.fromkeys(row["model"] for row in rows if row["size"] == size))
         for model in models:
-            for (ours, plain), (title, train, infer, memory) in PAIRS.items():
-                cells = [model, title]
-                for mode, bar in (("train", train), ("infer", infer)):
-                    a = by_key[model, size, "ours", ours, mode]
-                    b = by_key[model, size, "plain", plain, mode]
-                    ratio = b["seconds_median"] / a["seconds_median"]
-                    least = _speed_bar(model, size, mode, plain, bar[limits.amx])
-                    cells.append(
-                        f"{ratio:.2f} ×{'' if least is None or ratio >= least else MISSED}"
-                    )
-                    cells.append("" if least is None else f"≥ {least:g}")
-                a = by_key[model, size, "ours", ours, "train"]
-                b = by_key[model, size, "plain", plain, "train"]
-                ratio, held = a["peak_gb"] / b["peak_gb"], (model, size) == ("msvit", "cifar")
-                cells.append(f"{ratio:.2f}{MISSED if held and ratio > memory else ''}")
-                cells.append(f"≤ {memory}" if held else "")
-                lines.append("| " + " | ".join(cells) + " |")
+            for variant in (VARIANTS[1], COMPILED):
+                if (model, size, variant, "fp32", "train") in by_key:
+                    lines += [
+                        _ratio_row(by_key, model, size, variant, pair, limits) for pair in PAIRS
+                    ]
         lines += ["", "| share of the roofline | " + " | ".join(models) + " | bar |"]
         lines.append("|---|" + "--:|" * (len(models) + 1))
         for mode, precision in (("train", "fp32"), ("train", "bf16"), *_INFER):
-            least = SHARES[precision] if mode == "train" and size == "cifar" else 0.0
+            held = mode == "train" and size == "cifar" and not limits.gpu
+            least = SHARES[precision] if held else 0.0
             shares = []
             for model in models:
                 ours, plain = (
@@ -181,19 +172,62 @@ def ratios(rows: list[dict], machines: dict[str, Machine]) -> str:
             title = f"{'training' if mode == 'train' else 'inference'}, {precision}"
             lines.append(f"| {title} | " + " | ".join(shares) + f" | {bar} |")
         lines.append("")
-    lines += [
-        "Training is forward, loss, backward and a fused AdamW step; memory is the peak of the",
-        f"whole training process. Every number is a median over {rounds} fresh processes, the",
+    on_gpu = any(limits.gpu for limits in machines.values())
+    return "\n".join([*lines, *_how_measured(rows, on_gpu), ""])
+
+
+def _ratio_row(
+    by_key: dict[tuple, dict], model: str, size: str, variant: str, pair: tuple, limits: Machine
+) -> str:
+    ours, plain = pair
+    title, train, infer, memory = PAIRS[pair]
+    cells = [model, f"{COMPILED}, {title}" if variant == COMPILED else title]
+    held = not limits.gpu and variant != COMPILED
+    for mode, bar in (("train", train), ("infer", infer)):
+        if (model, size, variant, ours, mode) not in by_key:
+            cells += ["", ""]
+            continue
+        a, b = by_key[model, size, variant, ours, mode], by_key[model, size, "plain", plain, mode]
+        ratio = b["seconds_median"] / a["seconds_median"]
+        least = _speed_bar(model, size, mode, plain, bar[limits.amx]) if held else None
+        cells.append(f"{ratio:.2f} ×{'' if least is None or ratio >= least else MISSED}")
+        cells.append("" if least is None else f"≥ {least:g}")
+    a, b = (by_key[model, size, v, p, "train"] for v, p in ((variant, ours), ("plain", plain)))
+    ratio, held = a["peak_gb"] / b["peak_gb"], held and (model, size) == ("msvit", "cifar")
+    cells.append(f"{ratio:.2f}{MISSED if held and ratio > memory else ''}")
+    cells.append(f"≤ {memory}" if held else "")
+    return "| " + " | ".join(cells) + " |"
+
+
+def _how_measured(rows: list[dict], on_gpu: bool) -> list[str]:
+    rounds = min(row["rounds"] for row in rows)
+    memory = "what tensors took on the GPU" if on_gpu else "the peak of the whole training process"
+    lines = [
+        "Training is forward, loss, backward and a fused AdamW step; memory is",
+        f"{memory}. Every number is a median over {rounds} fresh processes, the",
         "variants taking turns (`step.csv` has the spread). The plain models run in torch's",
         "defaults, ours in the process settings that training uses.",
+    ]
+    if any(row["variant"] == COMPILED for row in rows):
+        lines += [
+            "",
+            f"{COMPILED.title()}: `training.compile: reduce-overhead`, its compilation not timed.",
+        ]
+    if on_gpu:
+        lines += [
+            "",
+            "In fp32 the plain models compute as torch does by default: its convolutions round to",
+            "TF32 on a GPU. Ours are exact.",
+        ]
+        return lines
+    return [
+        *lines,
         "",
         "The roofline is that of dense arithmetic (`studies/timing/roofline.py`). Ours adds up the",
         "weights of what fired instead of multiplying zeros, and may pass it: how far depends on",
         f"the firing rate. Here products met {_rates(rows)} spikes per input; `growth.png` shows",
         f"other rates. {MISSED.strip()}: the bar is missed.",
-        "",
     ]
-    return "\n".join(lines)
 
 
 def _rates(rows: list[dict]) -> str:
