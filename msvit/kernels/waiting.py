@@ -8,7 +8,7 @@ them. As everywhere in autograd, a change made through ``.data`` goes unseen.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import NamedTuple
 
@@ -21,6 +21,7 @@ from torch.profiler import record_function
 from . import cpp
 
 _LEAST = 16384  # elements; smaller tensors are not worth keeping in another form
+_MOST_DEAD = 2**24  # bytes that may be kept for nothing
 
 
 class Spikes(NamedTuple):
@@ -61,6 +62,7 @@ class _Seen:
 
     def __init__(self) -> None:
         self._found: dict[tuple, tuple[StorageWeakRef, Spikes | None]] = {}
+        self._added = 0  # bytes found since the dead were looked for
 
     def bytes_of(self, x: Tensor) -> Spikes | None:
         passes = cpp.passes(x.dtype)
@@ -73,9 +75,12 @@ class _Seen:
         storage = StorageWeakRef(x.untyped_storage())
         key = (storage.cdata, x.storage_offset(), x.numel(), x.dtype, x._version)
         if key not in self._found:
-            self._found = {k: v for k, v in self._found.items() if not v[0].expired()}
-            with record_function("pack spikes"):
+            if self._added > _MOST_DEAD:
+                self._found = {k: v for k, v in self._found.items() if not v[0].expired()}
+                self._added = 0
+            with _for_profilers("pack spikes"):
                 found = passes.to_bytes(x)
+            self._added += 0 if found is None else x.numel()
             self._found[key] = storage, None if found is None else Spikes(*found)
         return self._found[key][1]
 
@@ -107,13 +112,20 @@ def unpack(kept: tuple) -> Tensor:
             )
         return values
     out = torch.empty_strided(like.shape, like.stride(), dtype=like.dtype)
-    with record_function("unpack spikes"):
+    with _for_profilers("unpack spikes"):
         return cpp.passes(like.dtype).from_bytes(values, out)
 
 
+def _for_profilers(name: str) -> AbstractContextManager:
+    # It takes as long as some of the small tensors that it names, whether or not anyone looks.
+    return record_function(name) if torch.autograd._profiler_enabled() else nullcontext()
+
+
 def _may_be_packed(x: Tensor) -> bool:
+    if x.numel() < _LEAST or x.device.type != "cpu":
+        return False
     parameter = x.is_leaf and x.requires_grad
-    return not parameter and x.device.type == "cpu" and x.numel() >= _LEAST and _is_dense(x)
+    return not parameter and _is_dense(x)
 
 
 def _is_dense(x: Tensor) -> bool:
