@@ -192,11 +192,27 @@ def _notes(study: Study, sources: dict[str, str]) -> list[str]:
         "Firing rate: spikes per neuron and time step. Energy: computed from operation counts "
         f"by the model {ENERGY_MODEL}, not measured on hardware."
     )
+    notes += _at_chance(finished)
     notes += _mixed_precisions(finished)
     if sources:
         which = "; ".join(f"{group}: {source}" for group, source in sources.items())
         notes.append(f"† published figure, not measured here. {which}.")
     return notes
+
+
+def _at_chance(finished: pd.DataFrame) -> list[str]:
+    """Networks that guess: a configuration of which nothing can be said but that."""
+    by_group = finished.groupby("group", sort=False)
+    chance = 1 / by_group["model.num_classes"].first()
+    # Two standard deviations of who guesses; the seeds have all been asked the same images.
+    luck = 2 * (chance * (1 - chance) / by_group["test_images"].min()) ** 0.5
+    guessing = by_group["test_accuracy"].mean() <= chance + luck
+    if not guessing.any():
+        return []
+    return [
+        f"No better than chance, so that nothing follows from their other figures: "
+        f"{'; '.join(guessing.index[guessing])}."
+    ]
 
 
 def _mixed_precisions(finished: pd.DataFrame) -> list[str]:

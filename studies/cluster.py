@@ -42,8 +42,14 @@ def connected(place: Place) -> Iterator[None]:
     """Ray, started or joined, and left again.
 
     Raises:
-        ConfigError: where no cluster answers at ``place.address``.
+        ConfigError: where no cluster answers at ``place.address``, or this machine is too small.
     """
+    most = os.cpu_count()
+    if place.address is None and most and place.cpus_per_cell > most:
+        raise ConfigError(
+            f"--cpus-per-cell {place.cpus_per_cell:g}: this machine has {most}; --address names a "
+            "cluster with larger ones"
+        )
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no reports over the network
     # Ray would print a paragraph on each; the study says itself what became of the cell.
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "worker died|killed due to memory pressure")

@@ -45,7 +45,8 @@ class Display:
         self._done, self._total = done, total
         self._epochs_run = 0
         self._running: dict[str, tuple[StudyCell, Mapping[str, Any]]] = {}
-        self._start = self._said = time.monotonic()
+        self._start: float | None = None  # of the first cell: Ray's own start is no pace
+        self._said = time.monotonic()
 
     def __enter__(self) -> Self:
         return self
@@ -55,6 +56,7 @@ class Display:
 
     def epoch(self, entry: StudyCell, progress: Mapping[str, Any]) -> None:
         """A cell started (epoch 0) or finished an epoch."""
+        self._start = self._start or time.monotonic()
         if progress["epoch"] > 0:
             self._epochs_run += 1
             self._left[entry.cell.id] = progress["epochs"] - progress["epoch"]
@@ -93,7 +95,7 @@ class Display:
 
     def _remaining(self) -> str:
         """Epochs left at the pace of this run; cells differ, so it is only about right."""
-        if not self._epochs_run:
+        if self._start is None or not self._epochs_run:
             return "time left not known yet"
         pace = (time.monotonic() - self._start) / self._epochs_run
         seconds = round(pace * sum(self._left.values()))

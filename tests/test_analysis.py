@@ -214,6 +214,17 @@ def test_seeds_of_another_precision_are_named(tmp_path):
     assert "different precisions: msvit scales=1 (bf16 autocast over fp32; fp32)" in notes
 
 
+@pytest.mark.parametrize(("accuracy", "named"), [(0.1, True), (0.12, True), (0.2, False)])
+def test_a_network_that_guesses_is_named(tmp_path, accuracy, named):
+    """Of ten classes and 360 images, two standard deviations above chance are 13.2 %."""
+    results = Results(tmp_path)
+    results.add_seeds("good", {"name": "msvit", "scales": [1]}, [0.9, 0.9], [0.4, 0.4])
+    results.add_seeds("mute", {"name": "msvit", "scales": [3]}, [accuracy] * 2, [0.0, 0.0])
+    notes = " ".join(compare(results.study()).notes)
+    assert ("No better than chance" in notes) == named
+    assert ("their other figures: mute." in notes) == named
+
+
 def test_energy_unit_fits_the_whole_column(tmp_path):
     results = Results(tmp_path)
     results.add_seeds("small", {"name": "msvit", "scales": [1]}, [0.9, 0.9], [0.4, 0.4])

@@ -127,6 +127,20 @@ def undisturbed(tmp_path_factory):
     return folder / "results", grid, output
 
 
+def test_the_time_left_is_that_of_training_alone(tiny, monkeypatch, capsys):
+    """Ray's start, here of 100 s, says nothing about an epoch, here of 10 s."""
+    now = [0.0]
+    monkeypatch.setattr("studies.progress.time.monotonic", lambda: now[0])
+    entry, other = load_study(str(tiny), ["model.scales=[1]"]).cells
+    display = Display([entry, other], 0, 2)
+    now[0] = 100.0
+    for epoch in range(4):
+        display.epoch(entry, {"epoch": epoch, "epochs": 3})
+        now[0] += 10.0 * (epoch < 3)
+    display.finished(entry, bare_record(entry.cell))
+    assert "about 0:30 left" in capsys.readouterr().out
+
+
 def test_a_study_trains_reports_and_goes_on_past_a_failing_cell(undisturbed):
     results, _, output = undisturbed
     assert len(list(iter_records(results))) == 4
@@ -408,6 +422,7 @@ def test_all_output_of_a_cell_goes_to_its_log(cell, tmp_path, capfd):
         (["--grid", "scales", "--results", "/proc/nowhere"], ["/proc/nowhere", "--results"]),
         (["--grid", "scales", "--address", "127.0.0.1:9"], ["127.0.0.1:9", "no Ray cluster"]),
         (["--grid", "scales", "--address", "here"], ["here", "HOST:PORT"]),
+        (["--grid", "scales", "--cpus-per-cell", "4000"], ["--cpus-per-cell 4000", "--address"]),
     ],
 )
 def test_wrong_input_ends_in_one_line(arguments, parts, tmp_path, capsys):
