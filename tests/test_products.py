@@ -316,6 +316,40 @@ def test_units_that_multiply_matrices_are_left_to_it_in_bfloat16(amx, monkeypatc
         products._most_spikes.cache_clear()
 
 
+@pytest.mark.parametrize(("dtype", "outputs"), [("bfloat16", 63), ("bfloat16", 64), ("float32", 8)])
+def test_narrow_products_in_bfloat16_are_dense_and_their_gradients_sums(
+    dtype, outputs, counted, monkeypatch
+):
+    gradients = []
+    gradient = cpp.Products.weight_gradient
+    monkeypatch.setattr(
+        cpp.Products, "weight_gradient", lambda *a: gradients.append(a) or gradient(*a)
+    )
+    monkeypatch.setattr(products, "_most_spikes", lambda dtype: 0.2)  # with AMX as well
+    dtype = getattr(torch, dtype)
+    x = spikes(1, 2, 16, 16, 32, rate=0.1, dtype=dtype)
+    weight = torch.randn(outputs, 32, 3, 3)
+    with torch.autocast("cpu", dtype, enabled=dtype == torch.bfloat16):
+        found = outcome(kernels.convolve, x, weight)
+        dense = outcome(plain.convolve, x, weight)
+    assert (len(counted), len(gradients)) == (outputs != 63, 1)
+    for ours, theirs in zip(found, dense, strict=True):
+        assert error(ours, theirs.double()) < (2e-2 if dtype == torch.bfloat16 else 1e-6)
+
+
+def test_rows_too_wide_for_lists_of_places_are_dense(counted):
+    x = spikes(1, 1, 3, 13_106, 16, rate=0.01)
+    weight = torch.randn(16, 16, 3, 3, dtype=torch.float64)
+    # The frame of one row has five rows, each two places wider: at 13,106 that is 2¹⁶ and more.
+    for width, sparse in ((13_105, True), (13_106, False)):
+        row = x[..., :width, :]
+        found = outcome(kernels.convolve, row, weight)
+        assert bool(counted) == sparse
+        counted.clear()
+        for ours, dense in zip(found, outcome(plain.convolve, row, weight), strict=True):
+            assert error(ours, dense) < 1e-13
+
+
 @pytest.mark.parametrize("flag", ["sse2", "avx2", "avx512vl"])
 def test_other_processors_compute_the_same(flag, tmp_path):
     """Once more in a process of its own, with the instructions of another processor."""
