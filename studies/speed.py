@@ -6,8 +6,8 @@ python studies/speed.py --growth
 python studies/speed.py --compiled
 
 On a GPU where there is one, else on the CPU. Every measurement runs in a fresh process, and the
-variants take turns, round after round. Written to ``--out`` (default results/speed):
-``step.csv``, ``ratios.md``, ``operators.csv`` (how the time of a training step of MSVIT splits)
+variants take turns, round after round. Written to ``--out`` (default results/speed, for a GPU
+results/speed-gpu): ``step.csv``, ``ratios.md``, ``operators.csv`` (how the time of a training step of MSVIT splits)
 and figures; with ``--growth`` also ``growth.csv`` and its figure (MSVIT over time steps, batch,
 width, image size and firing rate). ``--compiled`` adds training steps as
 ``training.compile: reduce-overhead`` makes them. Nothing else should run on the machine meanwhile.
@@ -59,6 +59,7 @@ from studies.timing.report import (
 )
 
 DEFAULT_OUT = Path("results/speed")
+GPU_OUT = Path("results/speed-gpu")
 QUICK_OUT = Path("results/speed-quick")
 
 
@@ -155,6 +156,8 @@ def _measure_size(
     limits: list[dict] = []
     for number in range(1, options.rounds + 1):
         limits.append(_run(_limits_task(cases, options), cases[0].threads))
+        if limits[0]["gpu"] and options.out == DEFAULT_OUT:
+            options.out = GPU_OUT  # what a CPU did stays beside it
         for case in cases:
             result = _run(case.task("step"), case.threads)
             found[case.key].append(result)

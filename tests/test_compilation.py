@@ -38,15 +38,21 @@ def outcome(model, step, images):
 def test_a_model_is_one_graph_with_the_same_values(name, options, monkeypatch):
     # What torch traces and differentiates, without the code that Inductor would make of it.
     inductor = torch.compile
+    asked = []
     monkeypatch.setattr(
-        torch, "compile", lambda model, mode, **k: inductor(model, backend="aot_eager", **k)
+        torch,
+        "compile",
+        lambda model, **k: asked.append(k) or inductor(model, backend="aot_eager", fullgraph=True),
     )
+    counters.clear()
     model = small_model(name, timesteps=2, **options).double()
     images = small_input(model, 2)
     start = {key: value.clone() for key, value in model.state_dict().items()}
     logits, gradients, buffers = outcome(model, model, images)
     model.load_state_dict(start)
-    found = outcome(model, compiled(model, "default"), images)
+    found = outcome(model, compiled(model, "reduce-overhead"), images)
+    assert asked == [{"mode": "reduce-overhead", "fullgraph": True, "dynamic": False}]
+    assert counters["stats"]["unique_graphs"] == 1
 
     assert logits.abs().max() > 1e-3
     torch.testing.assert_close(found[0], logits, rtol=1e-10, atol=1e-12)

@@ -6,8 +6,8 @@ stride of 0 (a static input, computed once and expanded). float32, bfloat16 (pot
 and parameters stay float32) and float64.
 
 This file alone chooses what runs: compiled C++ on the CPU, Triton on CUDA, torch and spikingjelly
-where that is impossible, where ``MSVIT_KERNELS=off``, and in what ``torch.compile`` traces, which
-makes passes of its own of them. Results are the same.
+where that is impossible, where ``MSVIT_KERNELS=off``, and in what ``torch.compile`` traces. Results
+are the same.
 """
 
 from __future__ import annotations

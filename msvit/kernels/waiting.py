@@ -21,7 +21,7 @@ from torch.profiler import record_function
 from . import cpp
 
 _LEAST = 16384  # elements; smaller tensors are not worth keeping in another form
-_MOST_DEAD = 2**24  # bytes that may be kept for nothing
+_MOST_DEAD = 2**24  # bytes found between two looks for dead ones
 
 
 class Spikes(NamedTuple):

@@ -7,19 +7,28 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from msvit.kernels import build
+from msvit.options import ConfigError
+
 
 def compiled(model: nn.Module, mode: str | None) -> Callable[[Tensor], Tensor]:
     """``model`` itself, or with ``mode`` its forward (and backward) pass as compiled by torch.
 
-    Both share all weights and statistics. The whole model is one graph, in which torch fuses what
-    lies between products; on a GPU, ``reduce-overhead`` records that graph once and replays it.
+    Both share all weights and statistics. The whole model is one graph (on a GPU with
+    spikingjelly's Triton kernels as its usual neurons), which ``reduce-overhead`` has recorded once
+    there and replayed, where torch can.
 
     Raises:
-        torch._dynamo.exc.TorchDynamoException: at the first call, where no compiler is found, or
-            the model cannot be traced as a whole.
+        ConfigError: on a CPU without a C++ compiler.
+        torch._dynamo.exc.TorchDynamoException: at the first call, where the model cannot be traced
+            as a whole.
     """
     if mode is None:
         return model
+    if not torch.cuda.is_available() and build.compiler() is None:
+        raise ConfigError(
+            "training.compile: no C++ compiler was found; training.compile=null does without"
+        )
     run = torch.compile(model, mode=mode, fullgraph=True, dynamic=False)
 
     def step(images: Tensor) -> Tensor:

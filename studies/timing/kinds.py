@@ -12,6 +12,7 @@ KINDS: dict[str, tuple[str, ...]] = {
         "_convolution",
         "conv",
         "mkldnn_conv",
+        "cudnn_conv",
         "thnn_conv",
         "slow_conv",
     ),
@@ -21,7 +22,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "additions": ("add", "sub"),
     "attention elementwise": ("mul", "sum", "div"),
     "sums of spikes": (),
-    "norm + neuron": ("native_batch_norm", "batch_norm", "norm_", "lif", "sigmoid"),
+    "norm + neuron": ("native_batch_norm", "batch_norm", "cudnn_batch_norm", "norm_", "sigmoid"),
 }
 OTHER = "other"
 NAMES = (*(kind for kind in KINDS), OTHER)
@@ -36,6 +37,8 @@ def kind_of(operator: str) -> str:
         return "copies, casts"
     if namespace == "" and name.startswith("_SpikeConvolution"):
         return "sums of spikes"
+    if namespace.startswith("sj_") or name.startswith("GeneratedBackwardFor_sj_"):
+        return "norm + neuron"
     if namespace == "" and name.startswith("_"):
         # Our autograd functions: their passes run outside of torch's operators.
         return "norm + neuron"
