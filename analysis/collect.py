@@ -9,7 +9,8 @@ of these frames and of nothing else. Columns and units:
     status                    ``finished``, ``failed`` or ``missing``
     model, data               registry names
     model.*, data.*,          every option of the cell by its dotted name, such as
-    training.*                ``model.scales``; lists are tuples; empty where a model lacks it
+    training.*                ``model.scales``; lists are tuples; empty where a model lacks it;
+                              null is ``none`` where the study varies the option, else empty
     parameters                trained values of the model
     test_accuracy             share in [0, 1], at the selected epoch
     val_accuracy              share in [0, 1], at the selected epoch
@@ -36,7 +37,7 @@ of these frames and of nothing else. Columns and units:
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,7 @@ import pandas as pd
 
 from msvit.cells import SECTIONS
 from msvit.options import unknown
+from msvit.recipes import TrainingOptions
 from msvit.records import (
     Epoch,
     Firing,
@@ -58,6 +60,7 @@ from msvit.records import (
 )
 
 ENERGY_MODEL = "sop_spikformer"
+NONE = "none"
 
 KEY_COLUMNS = ["id", "group", "seed"]
 CELL_COLUMNS = [
@@ -131,7 +134,10 @@ def collect(results: Path, grid: str) -> Study:
     for entry in manifest["cells"]:
         try:
             record = read_record(results, entry["id"])
-            row = _unfinished(results, entry["id"]) if record is None else _scores(record)
+            axes = manifest["axes"]
+            row = (
+                _unfinished(results, entry["id"], axes) if record is None else _scores(record, axes)
+            )
             if record is not None:
                 _add_observations(frames, entry, record)
         except RecordError as error:
@@ -172,20 +178,24 @@ def _manifest(results: Path, grid: str) -> dict[str, Any]:
     return manifest
 
 
-def _unfinished(results: Path, cell_id: str) -> dict[str, Any]:
+def _unfinished(results: Path, cell_id: str, axes: Sequence[str]) -> dict[str, Any]:
     failure = read_failure(results, cell_id)
     if failure is None:
         return {"status": "missing", "problem": "not trained yet"}
     problem = f"{failure['error']}: {failure['message']}"
-    return {**_options(failure["cell"]), "status": "failed", "problem": problem}
+    return {**_options(failure["cell"], axes), "status": "failed", "problem": problem}
 
 
-def _options(cell: Mapping[str, Any]) -> dict[str, Any]:
+def _options(cell: Mapping[str, Any], axes: Sequence[str]) -> dict[str, Any]:
     """``{"model": {"name": "msvit", "scales": [1, 3]}}`` as model, model.scales, ..."""
     row: dict[str, Any] = {}
     for part in SECTIONS:
         for key, value in cell[part].items():
             row[part if key == "name" else f"{part}.{key}"] = _hashable(value)
+    for axis in axes:  # a value like the others, not a gap
+        left_out = axis.removeprefix("training.") in TrainingOptions.model_fields
+        if row.get(axis) is None and (axis in row or left_out):
+            row[axis] = NONE
     return row
 
 
@@ -197,7 +207,7 @@ def _hashable(value: Any) -> Any:
     return value
 
 
-def _scores(record: Mapping[str, Any]) -> dict[str, Any]:
+def _scores(record: Mapping[str, Any], axes: Sequence[str]) -> dict[str, Any]:
     """The columns of ``cells`` that come from a record."""
     selected = [row for row in record["history"] if row["epoch"] == record["selected_epoch"]]
     if not selected or ENERGY_MODEL not in record["energy_mj"]:
@@ -206,7 +216,7 @@ def _scores(record: Mapping[str, Any]) -> dict[str, Any]:
     same = ["parameters", "selected_epoch", "firing_rate"]
     same += ["training_seconds", "images_per_second", "peak_memory_gb", "precision"]
     return {
-        **_options(record["cell"]),
+        **_options(record["cell"], axes),
         **{column: record[column] for column in same},
         "status": "finished",
         "test_accuracy": record["test"]["accuracy"],

@@ -78,10 +78,10 @@ class Options(BaseModel):
         if field is None:
             return []
         # Of Literal["a", "b"], and of the same where None is valid as well.
-        choices = [
-            c for kind in (field.annotation, *get_args(field.annotation)) for c in get_args(kind)
-        ]
-        return [choice for choice in choices if isinstance(choice, str)]
+        kinds = (field.annotation, *get_args(field.annotation))
+        choices = [choice for kind in kinds for choice in get_args(kind)]
+        null = ["null"] if type(None) in choices else []
+        return [choice for choice in choices if isinstance(choice, str)] + null
 
 
 def _is_options(annotation: Any) -> bool:

@@ -41,10 +41,10 @@ class Precision:
 def choose_precision(requested: str, device: torch.device) -> Precision:
     """Set up the process for ``requested``, as ``training.precision`` names it.
 
-    ``auto`` is bf16 where the device computes in it, and fp32 elsewhere.
+    ``auto`` is bf16 where the device multiplies faster in it, and fp32 elsewhere.
     """
     if requested == "auto":
-        requested = "bf16" if bf16_is_native(device) else "fp32"
+        requested = "bf16" if bf16_is_faster(device) else "fp32"
     if requested == "tf32" and device.type == "cuda":
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.allow_tf32 = True
@@ -94,8 +94,8 @@ def _relative_error(value: torch.Tensor, exact: torch.Tensor) -> float:
     return float((value.double() - exact).norm() / exact.norm())
 
 
-def bf16_is_native(device: torch.device) -> bool:
-    """Whether the device has bf16 product units, so that bf16 is faster than fp32."""
+def bf16_is_faster(device: torch.device) -> bool:
+    """Whether products in bf16 are faster than in fp32, so that training is."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return processor.has_any("amx_bf16", "avx512_bf16", "bf16")
+    return processor.multiplies_bf16_faster()

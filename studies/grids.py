@@ -251,8 +251,8 @@ def _label(configuration: _Configuration, cell: Cell) -> str:
         section, _, option = key.partition(".")
         if key == "model.name":
             continue
-        value = getattr(cell, section).get(option, configuration.raw[section].get(option))
-        if value is not None:
+        said = {**configuration.raw[section], **getattr(cell, section)}
+        if option in said:  # an override may have taken the model that had it
             short = option if last_parts.count(option) == 1 else key
-            parts.append(f"{section if option == 'name' else short}={show_value(value)}")
+            parts.append(f"{section if option == 'name' else short}={show_value(said[option])}")
     return " ".join(parts)

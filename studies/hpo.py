@@ -28,7 +28,7 @@ from msvit.cells import SCHEMA
 from msvit.options import ConfigError
 from msvit.records import RecordError, locate, read_search, search_folder, write_search
 from studies.cluster import Place, RayLost
-from studies.command_line import Parser, add_place, positive
+from studies.command_line import Parser, add_place, for_reading, positive
 from studies.search.space import (
     PRUNERS,
     SAMPLERS,
@@ -158,6 +158,7 @@ def _aims(space: Space) -> str:
     return ", ".join([*aims, *map(str, space.constraints)])
 
 
+@for_reading()
 def _list() -> int:
     for name in list_spaces():
         space = load_space(name)
@@ -165,6 +166,7 @@ def _list() -> int:
     return 0
 
 
+@for_reading()
 def _dry_run(space: Space) -> int:
     print(f"{space.name}: {space.question}")
     print(f"{space.trials} trials of {len(space.seeds)} seeds; {_aims(space)}")

@@ -24,7 +24,7 @@ from msvit.cells import SECTIONS
 from msvit.options import ConfigError
 from msvit.records import RecordError, cell_folder, read_failure, read_record, write_study
 from studies.cluster import Place, RayLost
-from studies.command_line import Parser, add_place, positive
+from studies.command_line import Parser, add_place, for_reading, positive
 from studies.grids import list_grids, load_study
 from studies.study import Study, show_value
 
@@ -89,6 +89,7 @@ def _report(study: Study, results: Path) -> int:
     return 0 if set(states.values()) == {"done"} else 1
 
 
+@for_reading()
 def _list() -> int:
     for name in list_grids():
         study = load_study(name)
@@ -96,6 +97,7 @@ def _list() -> int:
     return 0
 
 
+@for_reading()
 def _dry_run(study: Study, results: Path) -> int:
     """Print every resolved cell: what all share once, then what each configuration adds."""
     states = _states(study, results)

@@ -7,9 +7,9 @@ python studies/speed.py --compiled
 
 On a GPU where there is one, else on the CPU. Every measurement runs in a fresh process, and the
 variants take turns, round after round. Written to ``--out`` (default results/speed, for a GPU
-results/speed-gpu): ``step.csv``, ``ratios.md``, ``operators.csv`` (how the time of a training step of MSVIT splits)
-and figures; with ``--growth`` also ``growth.csv`` and its figure (MSVIT over time steps, batch,
-width, image size and firing rate). ``--compiled`` adds training steps as
+results/speed-gpu): ``step.csv``, ``ratios.md``, ``operators.csv`` (how the time of a training step
+of MSVIT splits) and figures; with ``--growth`` also ``growth.csv`` and its figure (MSVIT over time
+steps, batch, width, image size and firing rate). ``--compiled`` adds training steps as
 ``training.compile: reduce-overhead`` makes them. Nothing else should run on the machine meanwhile.
 The terms of the roofline: studies/timing/roofline.py.
 Exit code: 0 done, 2 a wrong option or a failed measurement, 130 interrupted.

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -426,6 +427,23 @@ def test_other_axes_get_the_same_figure(tmp_path):
     assert list(curve.get_ydata()) == pytest.approx([96, 97, 98])
     assert bars_of(axes) == [0, 0, 0]
     assert "one seed each: no spread is known" in text_of(figure)
+
+
+def test_null_is_a_value_of_an_axis(tmp_path):
+    axes = ("training.compile", "model.surrogate_alpha")
+    results = Results(tmp_path, "unset", axes)
+    for mode in ({}, {"compile": "default"}):  # a cell that compiles nothing does not name it
+        for alpha in (None, 2.0):
+            cell = make_cell({"name": "msvit", "surrogate_alpha": alpha}, 0)
+            cell = replace(cell, training={**cell.training, **mode})
+            results.add(f"msvit {mode} {alpha}", cell, make_record(cell, 0.97, 1e-3))
+    study = results.study()
+    assert list(study.cells[axes[0]]) == ["none", "none", "default", "default"]
+    assert list(study.cells[axes[1]]) == ["none", 2.0] * 2
+    for axis, values in zip(axes, (["none", "default"], ["none", "2.0"]), strict=True):
+        (drawn,) = accuracy_over_axis(study, axis).axes
+        assert [t.get_text() for t in drawn.get_xticklabels()] == values
+        assert len(drawn.texts) == 2  # a line for each value of the other axis
 
 
 def test_two_axes_give_one_line_per_value_of_the_other(tmp_path):

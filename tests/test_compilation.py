@@ -10,7 +10,7 @@ from msvit.cells import Cell, resolve_cell
 from msvit.kernels import build
 from msvit.options import ConfigError
 from msvit.training import train_cell
-from msvit.training.compilation import compiled
+from msvit.training.compilation import compiled, describe
 from tests.small import small_input, small_model
 
 
@@ -82,6 +82,8 @@ def test_a_compiled_cell_trains_as_the_others_do(tmp_path):
     plain = train_cell(small_cell(), tmp_path / "plain")
     record = train_cell(small_cell(compile="default"), tmp_path / "compiled")
     assert record["kernels"] == "torch.compile (default)"
+    # Other cells have the other processors.
+    assert torch._inductor.config.compile_threads == torch.get_num_threads()
     assert record["cell"]["training"]["compile"] == "default"
     assert record["id"] != plain["id"]
     # Sums in another order let single neurons fire otherwise: alike, not equal.
@@ -98,6 +100,19 @@ def test_cells_that_compile_nothing_are_named_as_before_the_option_was_there():
     assert small_cell(compile=None).id == cell.id == "3d6f459bf47f"
 
 
+def test_the_record_says_where_graphs_were_not_replayed():
+    counters.clear()
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    without = "torch.compile (reduce-overhead, without CUDA graphs)"
+    assert describe("reduce-overhead", cpu) == without
+    assert describe("default", cpu) == describe("default", gpu) == "torch.compile (default)"
+    assert describe("reduce-overhead", gpu) == "torch.compile (reduce-overhead)"
+    counters["inductor"]["cudagraph_skips"] += 1
+    assert describe("reduce-overhead", gpu) == without
+
+
 def test_an_unknown_mode_is_refused():
     with pytest.raises(ConfigError, match=r"training.compile: .*did you mean 'reduce-overhead'"):
         small_cell(compile="reduce_overhead")
+    with pytest.raises(ConfigError, match=r"'none'.*null"):
+        small_cell(compile="none")

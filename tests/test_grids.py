@@ -102,6 +102,11 @@ def test_without_axes_the_base_is_a_configuration(grid):
     ]
 
 
+def test_null_is_a_value_like_others(grid):
+    study = load_study(grid("axes: {training.compile: [null, default]}"))
+    assert groups(study) == ["msvit compile=none", "msvit compile=default"]
+
+
 def test_another_model_inherits_what_it_has_too(grid):
     base = BASE.replace("dim: 48", "dim: 48, scales: [1, 5], tau: 3.0")
     study = load_study(grid("include: [{model: {name: spikformer, heads: 6}}]", base))

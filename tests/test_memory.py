@@ -15,7 +15,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.functional import conv2d, linear
 
 from msvit import kernels
-from msvit.kernels import build, cpp
+from msvit.kernels import build, cpp, waiting
 from tests.small import fire, small_input, small_model
 
 pytestmark = pytest.mark.skipif(
@@ -106,6 +106,22 @@ def test_models_keep_bytes_and_train_alike_without(name, monkeypatch):
         unpacked.clear()
     assert len(found[0]) > 20
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_bytes_are_remembered_while_the_spikes_live(monkeypatch):
+    monkeypatch.setattr(waiting, "_MOST_DEAD", 0)  # the dead are looked for every time
+    made = []
+    monkeypatch.setattr(
+        cpp.Passes, "to_bytes", lambda *a, to=cpp.Passes.to_bytes: made.append(1) or to(*a)
+    )
+    seen = waiting._Seen()
+    kept = [torch.full((4, 64), i % 2.0) for i in range(3)]
+    for _ in range(2):
+        for x in kept:
+            assert seen.bytes_of(x).total == x.sum()
+            seen.bytes_of(torch.zeros(4, 64))  # dies at once
+    assert len(made) == 3 + 6  # each of the living once
+    assert len(seen._found) <= 3 + 1
 
 
 def test_parts_of_one_memory_are_told_apart():

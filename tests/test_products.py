@@ -14,6 +14,7 @@ from torch import Tensor
 
 from msvit import kernels, processor
 from msvit.kernels import build, cpp, plain, products, waiting
+from msvit.precision import choose_precision
 from tests.small import fire, small_input, small_model
 
 pytestmark = pytest.mark.skipif(
@@ -305,13 +306,24 @@ def test_models_take_the_sparse_way_and_end_where_the_dense_one_does(name, count
         assert error(ours, dense.double()) < 1e-9
 
 
-@pytest.mark.parametrize("amx", [True, False])
-def test_units_that_multiply_matrices_are_left_to_it_in_bfloat16(amx, monkeypatch):
-    monkeypatch.setattr(processor, "multiplies_matrices", lambda: amx)
+PROCESSORS = {  # words of /proc/cpuinfo
+    "AMX": ("GenuineIntel avx512_bf16 amx_bf16", True, 0.0),
+    "AMX hidden": ("GenuineIntel avx512_bf16", False, 0.4),
+    "AMD": ("AuthenticAMD avx512_bf16", True, 0.2),
+    "older AMD": ("AuthenticAMD avx2", False, 0.4),
+    "Arm": ("asimd bf16", True, 0.2),
+}
+
+
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_the_faster_bfloat16_is_the_fewer_spikes_are_worth_adding_up(name, monkeypatch):
+    words, faster, most = PROCESSORS[name]
+    monkeypatch.setattr(processor, "description", lambda: f"flags : {words}")
     products._most_spikes.cache_clear()
     try:
-        assert (products._most_spikes(torch.bfloat16) == 0) == amx
-        assert products._most_spikes(torch.float32) > 0.2
+        assert choose_precision("auto", CPU).label.startswith("bf16") == faster
+        assert products._most_spikes(torch.bfloat16) == most
+        assert products._most_spikes(torch.float32) == 0.4
     finally:
         products._most_spikes.cache_clear()
 

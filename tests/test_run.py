@@ -188,6 +188,15 @@ def test_a_second_run_trains_nothing_and_starts_neither_ray_nor_torch(undisturbe
     assert {path: path.stat().st_mtime_ns for path in results.glob("cells/*/*")} == before
 
 
+def test_a_reader_may_leave_early(undisturbed):
+    grid, results = undisturbed
+    given = [sys.executable, str(RUN), "--grid", str(grid), "--results", str(results), "--dry-run"]
+    driver = subprocess.Popen(given, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    driver.stdout.close()  # before a line is there
+    assert driver.stderr.read() == ""
+    assert driver.wait(60) == 0
+
+
 def test_a_dry_run_shows_what_is_done_and_imports_no_torch(undisturbed):
     results, grid, _ = undisturbed
     code = (

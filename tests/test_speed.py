@@ -17,10 +17,11 @@ from msvit import create_model, load_official
 from msvit.options import ConfigError
 from studies import speed
 from studies.plain_models import plain_model
-from studies.timing.cases import MODELS
+from studies.timing.cases import COMPILED, MODELS, step_cases
+from studies.timing.figures import draw_steps
 from studies.timing.kinds import kind_of
 from studies.timing.probes import count_work
-from studies.timing.report import COLUMNS
+from studies.timing.report import COLUMNS, Machine, machine, ratios, step_row
 from studies.timing.roofline import Peaks, Work, roofline_seconds
 
 SCRIPT = Path(speed.__file__)
@@ -158,6 +159,48 @@ def test_quick_run_writes_all_rows(tmp_path):
         assert row["variant"] == "plain" or 0 < float(row["input_rate"]) < 0.6
     assert "| spikformer | fp32 against plain fp32 |" in (tmp_path / "ratios.md").read_text()
     assert (tmp_path / "step.png").stat().st_size > 0
+
+
+def measured(gpu: bool, bf16_faster: bool = True) -> tuple[list[dict], Machine]:
+    """Rows of one model: plain steps take three seconds, ours two, compiled ones one."""
+    peak = {"product": 100, "convolution": 100, "bandwidth": 10}
+    peaks = dict.fromkeys(("fp32", "bf16"), peak)
+    limits = {"processor": "Processor X", "gpu": gpu, "amx": False, "bf16_faster": bf16_faster}
+    limits |= {"kernels": True, "fp32": "fp32", "bf16": "bf16", "peaks": peaks}
+    work = {"product_flops": 10**9, "conv_flops": 0, "first_flops": 0, "currents": 0, "spikes": 0}
+    known = machine([limits | {"work": {"msvit_cifar10": work}}], threads=2)
+    rows = []
+    for case in step_cases(["msvit"], "cifar", quick=False, compiled=True):
+        seconds = {"plain": 3.0, "ours": 2.0, COMPILED: 1.0}[case.variant]
+        found = {"seconds": [seconds], "peak_gb": seconds, "input_rate": 0.1}
+        rows.append(step_row(case, [found], known.work["msvit_cifar10"], known))
+    return rows, known
+
+
+def test_compiled_steps_stand_beside_ours(tmp_path):
+    rows, known = measured(gpu=True)
+    text = ratios(rows, {"cifar": known})
+    assert "## cifar: batch 16, Processor X\n" in text
+    assert "| msvit | fp32 against plain fp32 | 1.50 × |  | 1.50 × |  | 0.67 |  |" in text
+    assert "| msvit | compiled, fp32 against plain fp32 | 3.00 × |  |  |  | 0.33 |  |" in text
+    # 48 GFLOP at 100 GFLOP/s are 0.48 s.
+    assert "| training, fp32 | 24% (plain 16%, compiled 48%) |  |" in text
+    assert "what tensors took on the GPU" in text
+    draw_steps(rows, tmp_path)
+    assert (tmp_path / "step.png").stat().st_size > 0
+
+
+def test_bars_are_those_of_a_cpu_that_multiplies_faster_in_bf16():
+    text = ratios(*as_report(gpu=False))
+    assert "## cifar: batch 16, Processor X, 2 threads\n" in text
+    assert "| msvit | fp32 against plain fp32 | 1.50 × ✗ | ≥ 2.7 | 1.50 × ✗ | ≥ 3 |" in text
+    assert "multiplies no faster in bf16" not in text
+    assert "multiplies no faster in bf16" in ratios(*as_report(gpu=False, bf16_faster=False))
+
+
+def as_report(**kind: bool) -> tuple[list[dict], dict[str, Machine]]:
+    rows, known = measured(**kind)
+    return rows, {"cifar": known}
 
 
 def test_wrong_names_end_in_one_line(capsys):

@@ -69,10 +69,10 @@ def _fits(x: Tensor, weight: Tensor) -> bool:
 def _most_spikes(dtype: torch.dtype) -> float:
     """Spikes per element up to which adding them up is the faster way.
 
-    Measured where dense products run at full speed; units that multiply matrices in bfloat16 (AMX)
-    outdo it at any firing rate.
+    Measured where dense products run at full speed. In bfloat16 that is the speed of float32 or
+    less, twice as much, or so much (AMX) that sums are expected to be slower at any firing rate.
     """
-    if dtype != torch.bfloat16:
+    if dtype != torch.bfloat16 or not processor.multiplies_bf16_faster():
         return 0.4
     return 0.0 if processor.multiplies_matrices() else 0.2
 

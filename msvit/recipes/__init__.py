@@ -53,8 +53,8 @@ class TrainingOptions(Options):
         None, exclude_if=lambda mode: mode is None
     )
     """Mode of ``torch.compile`` for training steps, instead of our kernels; ``reduce-overhead``
-    replays CUDA graphs on a GPU. The first step takes minutes, which count
-    as training. Cells without it do not name it."""
+    replays CUDA graphs on a GPU. The first step takes minutes, which count as training (the
+    ``seconds`` of the first epoch hold them). Cells without it do not name it."""
     eval_batch_size: int = Field(128, ge=1, le=65_536)
 
     @model_validator(mode="after")

@@ -30,7 +30,7 @@ from msvit.process import (
 from msvit.recipes import TrainingOptions
 from msvit.training.batches import Normalise, eval_batches, steps_per_epoch, train_batches
 from msvit.training.checkpoint import load_checkpoint, save_checkpoint
-from msvit.training.compilation import compiled
+from msvit.training.compilation import compiled, describe
 from msvit.training.environment import describe_environment
 from msvit.training.loop import Trainer, TrainingDiverged, evaluate
 from msvit.training.optimization import make_mixup, make_optimizer, make_schedule
@@ -215,7 +215,7 @@ def _load_data(cell: Cell, data_dir: Path | None, device: torch.device) -> Split
 def _kernels(compile_mode: str | None, device: torch.device, dtype: torch.dtype) -> str:
     """What computed the training steps."""
     if compile_mode is not None:
-        return f"torch.compile ({compile_mode})"
+        return describe(compile_mode, device)
     return "fused" if kernels.available(device, dtype) else "plain"
 
 

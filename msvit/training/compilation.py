@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from msvit.kernels import build
 from msvit.options import ConfigError
 
+_SKIPPED = "cudagraph_skips"  # as Inductor counts them
+
 
 def compiled(model: nn.Module, mode: str | None) -> Callable[[Tensor], Tensor]:
     """``model`` itself, or with ``mode`` its forward (and backward) pass as compiled by torch.
@@ -25,6 +27,9 @@ def compiled(model: nn.Module, mode: str | None) -> Callable[[Tensor], Tensor]:
     """
     if mode is None:
         return model
+    from torch._inductor import config  # loaded only where it is needed
+
+    config.compile_threads = torch.get_num_threads()  # not all CPUs: other cells run beside it
     if not torch.cuda.is_available() and build.compiler() is None:
         raise ConfigError(
             "training.compile: no C++ compiler was found; training.compile=null does without"
@@ -36,3 +41,13 @@ def compiled(model: nn.Module, mode: str | None) -> Callable[[Tensor], Tensor]:
         return run(images)
 
     return step
+
+
+def describe(mode: str, device: torch.device) -> str:
+    """What has run, for the record: after training, torch knows whether it has replayed graphs."""
+    from torch._dynamo.utils import counters
+
+    words = mode
+    if mode == "reduce-overhead" and (device.type == "cpu" or counters["inductor"][_SKIPPED]):
+        words += ", without CUDA graphs"
+    return f"torch.compile ({words})"

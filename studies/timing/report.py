@@ -26,7 +26,13 @@ class Machine:
     processor: str  # or the GPU
     gpu: bool
     amx: bool
+    bf16_faster: bool
     threads: int
+
+    @property
+    def title(self) -> str:
+        return self.processor if self.gpu else f"{self.processor}, {say_threads(self.threads)}"
+
     kernels: bool
     labels: dict[str, str]
     peaks: dict[str, Peaks]
@@ -46,6 +52,7 @@ def machine(limits: list[dict[str, Any]], threads: int) -> Machine:
         processor=first["processor"],
         gpu=first["gpu"],
         amx=first["amx"],
+        bf16_faster=first["bf16_faster"],
         threads=threads,
         kernels=first["kernels"],
         labels={precision: first[precision] for precision in first["peaks"]},
@@ -96,7 +103,7 @@ def summary(rows: list[dict], machines: dict[str, Machine]) -> str:
     """All rows as a table for the terminal, the machine's limits above them."""
     lines = []
     for size, limits in machines.items():
-        lines.append(f"{size}: {limits.processor}, {say_threads(limits.threads)}")
+        lines.append(f"{size}: {limits.title}")
         if not limits.kernels:
             lines.append("  no compiled kernels: ours runs on the plain path")
         for precision, p in limits.peaks.items():
@@ -144,7 +151,7 @@ def ratios(rows: list[dict], machines: dict[str, Machine]) -> str:
         batch = next(row["batch"] for row in rows if row["size"] == size)
         models = list(dict.fromkeys(row["model"] for row in rows if row["size"] == size))
         lines += [
-            f"## {size}: batch {batch}, {limits.processor}, {say_threads(limits.threads)}",
+            f"## {size}: batch {batch}, {limits.title}",
             "",
             "| model | ours against plain | training | bar | inference | bar | memory | bar |",
             "|---|---|--:|--:|--:|--:|--:|--:|",
@@ -162,18 +169,20 @@ def ratios(rows: list[dict], machines: dict[str, Machine]) -> str:
             least = SHARES[precision] if held else 0.0
             shares = []
             for model in models:
-                ours, plain = (
-                    by_key[model, size, variant, precision, mode]["roofline_share"]
-                    for variant in ("ours", "plain")
-                )
-                missed = MISSED if ours < least else ""
-                shares.append(f"{ours:.0%}{missed} (plain {plain:.0%})")
+                found = {
+                    variant: by_key[model, size, variant, precision, mode]["roofline_share"]
+                    for variant in (*VARIANTS, COMPILED)
+                    if (model, size, variant, precision, mode) in by_key
+                }
+                ours = found.pop("ours")
+                others = ", ".join(f"{variant} {share:.0%}" for variant, share in found.items())
+                shares.append(f"{ours:.0%}{MISSED if ours < least else ''} ({others})")
             bar = f"≥ {least:.0%}" if least else ""
             title = f"{'training' if mode == 'train' else 'inference'}, {precision}"
             lines.append(f"| {title} | " + " | ".join(shares) + f" | {bar} |")
         lines.append("")
-    on_gpu = any(limits.gpu for limits in machines.values())
-    return "\n".join([*lines, *_how_measured(rows, on_gpu), ""])
+    first = next(iter(machines.values()))
+    return "\n".join([*lines, *_how_measured(rows, first), ""])
 
 
 def _ratio_row(
@@ -199,9 +208,11 @@ def _ratio_row(
     return "| " + " | ".join(cells) + " |"
 
 
-def _how_measured(rows: list[dict], on_gpu: bool) -> list[str]:
+def _how_measured(rows: list[dict], limits: Machine) -> list[str]:
     rounds = min(row["rounds"] for row in rows)
-    memory = "what tensors took on the GPU" if on_gpu else "the peak of the whole training process"
+    memory = (
+        "what tensors took on the GPU" if limits.gpu else "the peak of the whole training process"
+    )
     lines = [
         "Training is forward, loss, backward and a fused AdamW step; memory is",
         f"{memory}. Every number is a median over {rounds} fresh processes, the",
@@ -213,13 +224,19 @@ def _how_measured(rows: list[dict], on_gpu: bool) -> list[str]:
             "",
             f"{COMPILED.title()}: `training.compile: reduce-overhead`, its compilation not timed.",
         ]
-    if on_gpu:
+    if limits.gpu:
         lines += [
             "",
             "In fp32 the plain models compute as torch does by default: its convolutions round to",
             "TF32 on a GPU. Ours are exact.",
         ]
         return lines
+    if not limits.bf16_faster:
+        lines += [
+            "",
+            "This processor multiplies no faster in bf16 than in fp32: training chooses fp32 here.",
+            "The bars of bf16 are those of processors that do.",
+        ]
     return [
         *lines,
         "",

@@ -15,8 +15,8 @@ from torch.nn.functional import cross_entropy
 
 from msvit import create_model, kernels, processor
 from msvit.metrics.operations import OperationCounter
-from msvit.precision import Precision, choose_precision
-from msvit.process import peak_memory_gb, prepare_process, training_device
+from msvit.precision import Precision, bf16_is_faster, choose_precision
+from msvit.process import peak_memory_gb, prepare_process, reset_peak_memory, training_device
 from studies.plain_models import plain_model
 from studies.timing.cases import COMPILED, PRECISIONS
 from studies.timing.probes import count_work, measure_peaks, wait_for
@@ -43,6 +43,7 @@ def _limits(task: dict[str, Any]) -> dict[str, Any]:
     gpu = device.type == "cuda"
     found: dict[str, Any] = {"processor": device_name(device) if gpu else processor_name()}
     found |= {"gpu": gpu, "amx": not gpu and processor.multiplies_matrices(), "peaks": {}}
+    found["bf16_faster"] = bf16_is_faster(device)
     # Compiled here, not while a step is timed.
     found["kernels"] = all(kernels.available(device, d) for d in (torch.float32, torch.bfloat16))
     for precision in PRECISIONS:
@@ -59,6 +60,8 @@ def _time_steps(task: dict[str, Any]) -> dict[str, Any]:
     for _ in range(1 if task["variant"] != COMPILED and device.type == "cpu" else _WARM_UP):
         step()
     wait_for(device)
+    if device.type == "cuda":
+        reset_peak_memory(device)  # what compiling and recording took is not what a step takes
     seconds: list[float] = []
     while len(seconds) < task["least"] or (
         sum(seconds) < task["budget"] and len(seconds) < _MOST_STEPS
