@@ -242,7 +242,7 @@ def _how_measured(rows: list[dict], limits: Machine) -> list[str]:
         "",
         "The roofline is that of dense arithmetic (`studies/timing/roofline.py`). Ours adds up the",
         "weights of what fired instead of multiplying zeros, and may pass it: how far depends on",
-        f"the firing rate. Here products met {_rates(rows)} spikes per input; `growth.png` shows",
+        f"the firing rate. Here products met {_rates(rows)} spikes per input; `--growth` tries",
         f"other rates. {MISSED.strip()}: the bar is missed.",
     ]
 
