@@ -6,7 +6,7 @@
     state                     ``complete``, ``stopped``, ``failed``, ``running``, ``waiting``
     given                     whether it was asked for by ``start_with``
     one column per parameter  by its dotted name, such as ``model.scales``; lists are tuples;
-                              empty where its condition does not hold
+                              null is ``none``; empty where its condition does not hold
     epochs                    trained before the trial ended or was stopped
     one column per figure     means over seeds of what the records say: ``accuracy`` and
                               ``val_loss`` (validation images), ``test_accuracy``,
@@ -38,6 +38,7 @@ import pandas as pd
 from optuna.storages import BaseStorage, JournalStorage, get_storage
 from optuna.storages.journal import JournalFileBackend
 
+from analysis.collect import NONE
 from msvit.options import ConfigError, unknown
 from msvit.records import RecordError, locate, read_search, search_folder
 
@@ -225,7 +226,7 @@ def _row(trial: optuna.trial.FrozenTrial, parameters: tuple[str, ...]) -> dict[s
         "number": trial.number,
         "state": _STATES[trial.state.name],
         "given": bool(attributes.get("given")),
-        **{key: _plain(trial.params.get(key)) for key in parameters},
+        **{key: _plain(trial.params[key]) for key in parameters if key in trial.params},
         "epochs": max(epochs, default=0),
         **attributes.get("figures", {}),
         "feasible": complete and all(excess <= 0 for excess in constraints.values()),
@@ -236,7 +237,7 @@ def _row(trial: optuna.trial.FrozenTrial, parameters: tuple[str, ...]) -> dict[s
 def _plain(value: Any) -> Any:
     if isinstance(value, str) and value[:1] == "[":
         return tuple(json.loads(value))
-    return value
+    return NONE if value is None else value
 
 
 def _repeats(trials: list[optuna.trial.FrozenTrial]) -> list[int | None]:

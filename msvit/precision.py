@@ -27,9 +27,10 @@ _DTYPES = {
 
 @dataclass(frozen=True)
 class Precision:
-    """``dtype`` that autocast computes products in, and a ``label`` for the record."""
+    """``dtype`` that autocast computes products in, its ``name`` and a ``label`` for the record."""
 
     dtype: torch.dtype
+    name: str
     label: str
 
     def autocast(self, device: torch.device) -> torch.autocast:
@@ -48,14 +49,14 @@ def choose_precision(requested: str, device: torch.device) -> Precision:
     if requested == "tf32" and device.type == "cuda":
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.allow_tf32 = True
-        return Precision(torch.float32, "tf32 (matmul high)")
+        return Precision(torch.float32, requested, "tf32 (matmul high)")
     matmul = _exact_matmul_precision(device)
     torch.set_float32_matmul_precision(matmul)
     torch.backends.cudnn.allow_tf32 = False
     label = f"fp32 (matmul {matmul})"
     if requested not in ("fp32", "tf32"):
         label = f"{requested} autocast over {label}"
-    return Precision(_DTYPES[requested], label)
+    return Precision(_DTYPES[requested], requested, label)
 
 
 @cache

@@ -28,9 +28,10 @@ def multiplies_matrices() -> bool:
 def multiplies_bf16_faster() -> bool:
     """Whether products in bfloat16 take less time than those in float32.
 
-    Instructions alone do not tell: AMD's multiply twice as much in bfloat16 as in float32, but
-    where Intel's AMX is missing or hidden from a virtual machine, the vector instructions that are
-    left were measured at half the rate of float32.
+    Instructions alone do not tell. AMD's for vectors multiply twice as much in bfloat16 as in
+    float32 (measured); those of an Intel that hides its AMX from a virtual machine half as much
+    (measured), so that none of Intel's is trusted without AMX. Arm's has instructions that multiply
+    matrices in bfloat16; it was not measured.
     """
     if multiplies_matrices():
         return True

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -46,17 +42,6 @@ def add_place(parser: argparse.ArgumentParser, what: str) -> None:
         metavar="N",
         help=f"GPUs of each {what}; 0.5 lets two share one (default: 1 where there are any)",
     )
-
-
-@contextmanager
-def for_reading() -> Iterator[None]:
-    """What is printed here may be piped to something like ``head``, which stops reading."""
-    try:
-        yield
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # Else Python would try again, and complain, on its way out.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def positive(kind: type) -> Any:

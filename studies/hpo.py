@@ -26,9 +26,10 @@ if not __package__:
 
 from msvit.cells import SCHEMA
 from msvit.options import ConfigError
+from msvit.pipes import for_reading
 from msvit.records import RecordError, locate, read_search, search_folder, write_search
 from studies.cluster import Place, RayLost
-from studies.command_line import Parser, add_place, for_reading, positive
+from studies.command_line import Parser, add_place, positive
 from studies.search.space import (
     PRUNERS,
     SAMPLERS,
@@ -44,7 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         if options.list:
-            return _list()
+            with for_reading():
+                _list()
+            return 0
         if options.space is None:
             raise ConfigError("which space? --space NAME or FILE.yaml; --list shows the names")
         if options.grid_out is not None and options.best is None:
@@ -54,7 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.data_dir is not None and not options.data_dir.is_dir():
             raise ConfigError(f"--data-dir {options.data_dir}: no such folder")
         if options.dry_run:
-            return _dry_run(space)
+            with for_reading():
+                _dry_run(space)
+            return 0
         if options.best is not None:
             return _best(space, options)
         return _run(space, options)
@@ -130,10 +135,12 @@ def _best(space: Space, options: argparse.Namespace) -> int:
     if changed := space.changes(read_search(options.results, space.name)):
         raise ConfigError(f"{space.file}: {', '.join(changed)} changed since the search was run")
     numbers = best_trials(search, options.best)
-    print_trials(search, numbers)
     if options.grid_out is not None:
         write_grid(space, search, numbers, options.grid_out)
-        print(f"written: {options.grid_out}. To run it: studies/run.py --grid {options.grid_out}")
+    with for_reading():
+        print_trials(search, numbers)
+        if (path := options.grid_out) is not None:
+            print(f"written: {path}. To run it: studies/run.py --grid {path}")
     return 0
 
 
@@ -158,16 +165,13 @@ def _aims(space: Space) -> str:
     return ", ".join([*aims, *map(str, space.constraints)])
 
 
-@for_reading()
-def _list() -> int:
+def _list() -> None:
     for name in list_spaces():
         space = load_space(name)
         print(f"{name:12} {space.trials:3} trials  {space.question}")
-    return 0
 
 
-@for_reading()
-def _dry_run(space: Space) -> int:
+def _dry_run(space: Space) -> None:
     print(f"{space.name}: {space.question}")
     print(f"{space.trials} trials of {len(space.seeds)} seeds; {_aims(space)}")
     print(f"sampler {space.sampler}; pruner {space.pruner.name}")
@@ -175,7 +179,6 @@ def _dry_run(space: Space) -> int:
         print(f"  {key:24} {described}")
     for start in space.start_with:
         print(f"start with: {', '.join(f'{key}={value}' for key, value in start.items())}")
-    return 0
 
 
 @contextlib.contextmanager

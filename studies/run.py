@@ -22,9 +22,10 @@ if not __package__:
 
 from msvit.cells import SECTIONS
 from msvit.options import ConfigError
+from msvit.pipes import for_reading
 from msvit.records import RecordError, cell_folder, read_failure, read_record, write_study
 from studies.cluster import Place, RayLost
-from studies.command_line import Parser, add_place, for_reading, positive
+from studies.command_line import Parser, add_place, positive
 from studies.grids import list_grids, load_study
 from studies.study import Study, show_value
 
@@ -34,14 +35,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         if options.list:
-            return _list()
+            with for_reading():
+                _list()
+            return 0
         if options.grid is None:
             raise ConfigError("which grid? --grid NAME or --grid FILE.yaml; --list shows the names")
         study = load_study(options.grid, options.set, options.seeds)
         if options.data_dir is not None and not options.data_dir.is_dir():
             raise ConfigError(f"--data-dir {options.data_dir}: no such folder")
         if options.dry_run:
-            return _dry_run(study, options.results)
+            with for_reading():
+                _dry_run(study, options.results)
+            return 0
         return _run(study, options)
     except (ConfigError, RecordError, RayLost) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -89,16 +94,13 @@ def _report(study: Study, results: Path) -> int:
     return 0 if set(states.values()) == {"done"} else 1
 
 
-@for_reading()
-def _list() -> int:
+def _list() -> None:
     for name in list_grids():
         study = load_study(name)
         print(f"{name:12} {len(study.cells):3} cells  {study.question}")
-    return 0
 
 
-@for_reading()
-def _dry_run(study: Study, results: Path) -> int:
+def _dry_run(study: Study, results: Path) -> None:
     """Print every resolved cell: what all share once, then what each configuration adds."""
     states = _states(study, results)
     configurations = {c.group: c.cell.as_dict() for c in study.cells}
@@ -119,7 +121,6 @@ def _dry_run(study: Study, results: Path) -> int:
         for entry in study.cells:
             if entry.group == group:
                 print(f"  {entry.cell.id}  seed {entry.cell.seed}  {states[entry.cell.id]}")
-    return 0
 
 
 def _shared(cells: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:

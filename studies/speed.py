@@ -103,7 +103,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--quick", action="store_true", help="tiny models, one round: does it run at all?"
     )
-    parser.add_argument("--out", type=Path, metavar="DIR", help=f"default {DEFAULT_OUT}")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help=f"default {DEFAULT_OUT}, or {GPU_OUT}"
+    )
     parser.add_argument("--task", help=argparse.SUPPRESS)  # a worker process
     return parser
 
@@ -123,8 +125,10 @@ def _check(options: argparse.Namespace) -> None:
     if options.quick:
         options.rounds = 1
     # Tiny models say nothing about speed: they never replace what was measured.
-    options.out = options.out or (QUICK_OUT if options.quick else DEFAULT_OUT)
-    options.out.mkdir(parents=True, exist_ok=True)
+    if options.quick and options.out is None:
+        options.out = QUICK_OUT
+    if options.out is not None:
+        options.out.mkdir(parents=True, exist_ok=True)
 
 
 def _measure(options: argparse.Namespace) -> None:
@@ -156,8 +160,8 @@ def _measure_size(
     limits: list[dict] = []
     for number in range(1, options.rounds + 1):
         limits.append(_run(_limits_task(cases, options), cases[0].threads))
-        if limits[0]["gpu"] and options.out == DEFAULT_OUT:
-            options.out = GPU_OUT  # what a CPU did stays beside it
+        if options.out is None:  # what a CPU did, and what a GPU did, stay beside each other
+            options.out = GPU_OUT if limits[0]["gpu"] else DEFAULT_OUT
         for case in cases:
             result = _run(case.task("step"), case.threads)
             found[case.key].append(result)
@@ -179,24 +183,24 @@ def _limits_task(cases: list[Case], options: argparse.Namespace) -> dict[str, An
 
 
 def _split_time(options: argparse.Namespace) -> None:
-    size = options.sizes[0]
-    cases = step_cases(["msvit"], size, options.quick)
-    profiles: dict[str, dict[str, float]] = {}
-    rows = []
-    for variant, precision in itertools.product(VARIANTS, PRECISIONS):
-        case = replace(cases[0], variant=variant, precision=precision, mode="train")
-        result = _run(case.task("profile"), case.threads)
-        profiles[f"{variant}, {precision}"] = split(result["operators"])
-        common = {"model": case.model, "size": size, "variant": variant, "precision": precision}
-        for operator, seconds in result["operators"]:
-            row = {"kind": kind_of(operator), "operator": operator, "seconds": round(seconds, 6)}
-            rows.append(common | row)
-    write_csv(options.out / "operators.csv", rows, rows[0])
-    print(f"Where a training step of msvit at {size} size goes (under the profiler):")
-    print(kinds_table(profiles) + "\n")
     from studies.timing.figures import draw_kinds
 
-    draw_kinds(profiles, options.out)
+    rows = []
+    for size in options.sizes:
+        base = step_cases(["msvit"], size, options.quick)[0]
+        profiles: dict[str, dict[str, float]] = {}
+        for variant, precision in itertools.product(VARIANTS, PRECISIONS):
+            case = replace(base, variant=variant, precision=precision, mode="train")
+            found = _run(case.task("profile"), case.threads)["operators"]
+            profiles[f"{variant}, {precision}"] = split(found)
+            common = {"model": case.model, "size": size, "variant": variant, "precision": precision}
+            for operator, seconds in found:
+                row = {"kind": kind_of(operator), "operator": operator}
+                rows.append(common | row | {"seconds": round(seconds, 6)})
+        print(f"Where a training step of msvit at {size} size goes (under the profiler):")
+        print(kinds_table(profiles) + "\n")
+        draw_kinds(profiles, size, options.out)
+    write_csv(options.out / "operators.csv", rows, rows[0])
 
 
 def _grow(options: argparse.Namespace, processor: str) -> None:

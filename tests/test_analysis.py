@@ -437,9 +437,11 @@ def test_null_is_a_value_of_an_axis(tmp_path):
             cell = make_cell({"name": "msvit", "surrogate_alpha": alpha}, 0)
             cell = replace(cell, training={**cell.training, **mode})
             results.add(f"msvit {mode} {alpha}", cell, make_record(cell, 0.97, 1e-3))
+    cell = make_cell({"name": "msvit", "surrogate_alpha": None}, 1)
+    results.add("msvit failed", cell, "loss is nan")
     study = results.study()
-    assert list(study.cells[axes[0]]) == ["none", "none", "default", "default"]
-    assert list(study.cells[axes[1]]) == ["none", 2.0] * 2
+    assert list(study.cells[axes[0]]) == ["none", "none", "default", "default", "none"]
+    assert list(study.cells[axes[1]]) == ["none", 2.0, "none", 2.0, "none"]
     for axis, values in zip(axes, (["none", "default"], ["none", "2.0"]), strict=True):
         (drawn,) = accuracy_over_axis(study, axis).axes
         assert [t.get_text() for t in drawn.get_xticklabels()] == values

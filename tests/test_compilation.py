@@ -76,9 +76,11 @@ def small_cell(**training) -> Cell:
 
 
 @pytest.mark.skipif(build.compiler() is None, reason="this machine has no C++ compiler")
-def test_a_compiled_cell_trains_as_the_others_do(tmp_path):
+def test_a_compiled_cell_trains_as_the_others_do(tmp_path, monkeypatch):
     """With Inductor, from the cell to its record."""
     counters.clear()
+    monkeypatch.delenv("TORCHINDUCTOR_COMPILE_THREADS", raising=False)
+    monkeypatch.setattr(torch._inductor.config, "compile_threads", 99)
     plain = train_cell(small_cell(), tmp_path / "plain")
     record = train_cell(small_cell(compile="default"), tmp_path / "compiled")
     assert record["kernels"] == "torch.compile (default)"
@@ -98,6 +100,14 @@ def test_cells_that_compile_nothing_are_named_as_before_the_option_was_there():
     cell = small_cell()
     assert "compile" not in cell.training
     assert small_cell(compile=None).id == cell.id == "3d6f459bf47f"
+
+
+def test_a_missing_compiler_is_said_before_anything_is_traced(monkeypatch):
+    monkeypatch.setattr(build, "compiler", lambda: None)
+    with pytest.raises(ConfigError, match=r"no C\+\+ compiler.*training.compile=null"):
+        compiled(small_model("msvit"), "default")
+    model = small_model("msvit")
+    assert compiled(model, None) is model
 
 
 def test_the_record_says_where_graphs_were_not_replayed():

@@ -163,7 +163,7 @@ def test_bfloat16_rounds_operands_and_keeps_the_weights_gradient_in_float32(outp
     torch.manual_seed(0)
     x = spikes(2, 4, 16, 16, 96, rate=0.05, dtype=torch.bfloat16)
     weight = torch.randn(outputs, 96, 3, 3)
-    if products._most_spikes(torch.bfloat16) == 0:
+    if products._bounds(torch.bfloat16).most_spikes == 0:
         pytest.skip("this processor multiplies matrices in bfloat16")
     with torch.autocast("cpu", torch.bfloat16):
         y, x_grad, weight_grad = outcome(kernels.convolve, x, weight)
@@ -181,10 +181,10 @@ def test_bfloat16_rounds_operands_and_keeps_the_weights_gradient_in_float32(outp
 
 def test_what_is_no_spikes_or_too_many_is_multiplied(counted):
     torch.manual_seed(0)
-    weight = torch.randn(32, 32, 3, 3)
-    few = spikes(2, 2, 8, 8, 32, rate=0.1, dtype=torch.float32)
+    weight = torch.randn(32, 48, 3, 3)
+    few = spikes(2, 2, 8, 8, 48, rate=0.1, dtype=torch.float32)
     others = {
-        "many": spikes(2, 2, 8, 8, 32, rate=0.9, dtype=torch.float32),
+        "many": spikes(2, 2, 8, 8, 48, rate=0.9, dtype=torch.float32),
         "large sums": few * 100,
         "fractions": few * 0.5,
         "negative": -few,
@@ -319,32 +319,44 @@ PROCESSORS = {  # words of /proc/cpuinfo
 def test_the_faster_bfloat16_is_the_fewer_spikes_are_worth_adding_up(name, monkeypatch):
     words, faster, most = PROCESSORS[name]
     monkeypatch.setattr(processor, "description", lambda: f"flags : {words}")
-    products._most_spikes.cache_clear()
+    products._bounds.cache_clear()
     try:
         assert choose_precision("auto", CPU).label.startswith("bf16") == faster
-        assert products._most_spikes(torch.bfloat16) == most
-        assert products._most_spikes(torch.float32) == 0.4
+        assert products._bounds(torch.bfloat16).most_spikes == most
+        assert (products._bounds(torch.bfloat16).outputs > 0) == faster
+        assert products._bounds(torch.float32).most_spikes == 0.33
     finally:
-        products._most_spikes.cache_clear()
+        products._bounds.cache_clear()
 
 
-@pytest.mark.parametrize(("dtype", "outputs"), [("bfloat16", 63), ("bfloat16", 64), ("float32", 8)])
-def test_narrow_products_in_bfloat16_are_dense_and_their_gradients_sums(
-    dtype, outputs, counted, monkeypatch
+@pytest.mark.parametrize(
+    ("dtype", "channels", "outputs", "sums"),
+    [
+        ("bfloat16", 48, 64, True),
+        ("bfloat16", 48, 63, False),
+        ("bfloat16", 47, 64, False),
+        ("float32", 48, 8, True),
+        ("float32", 47, 64, False),
+    ],
+)
+def test_narrow_products_are_dense_and_their_gradients_sums(
+    dtype, channels, outputs, sums, counted, monkeypatch
 ):
     gradients = []
     gradient = cpp.Products.weight_gradient
     monkeypatch.setattr(
         cpp.Products, "weight_gradient", lambda *a: gradients.append(a) or gradient(*a)
     )
-    monkeypatch.setattr(products, "_most_spikes", lambda dtype: 0.2)  # with AMX as well
+    monkeypatch.setattr(processor, "description", lambda: "AuthenticAMD avx512_bf16")
+    products._bounds.cache_clear()
     dtype = getattr(torch, dtype)
-    x = spikes(1, 2, 16, 16, 32, rate=0.1, dtype=dtype)
-    weight = torch.randn(outputs, 32, 3, 3)
+    x = spikes(1, 2, 16, 16, channels, rate=0.1, dtype=dtype)
+    weight = torch.randn(outputs, channels, 3, 3)
     with torch.autocast("cpu", dtype, enabled=dtype == torch.bfloat16):
         found = outcome(kernels.convolve, x, weight)
         dense = outcome(plain.convolve, x, weight)
-    assert (len(counted), len(gradients)) == (outputs != 63, 1)
+    products._bounds.cache_clear()
+    assert (len(counted), len(gradients)) == (sums, 1)
     for ours, theirs in zip(found, dense, strict=True):
         assert error(ours, theirs.double()) < (2e-2 if dtype == torch.bfloat16 else 1e-6)
 

@@ -189,12 +189,23 @@ def test_a_second_run_trains_nothing_and_starts_neither_ray_nor_torch(undisturbe
 
 
 def test_a_reader_may_leave_early(undisturbed):
-    grid, results = undisturbed
-    given = [sys.executable, str(RUN), "--grid", str(grid), "--results", str(results), "--dry-run"]
-    driver = subprocess.Popen(given, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    driver.stdout.close()  # before a line is there
-    assert driver.stderr.read() == ""
-    assert driver.wait(60) == 0
+    _, grid, _ = undisturbed
+    hpo = RUN.with_name("hpo.py")
+    for given in (
+        command("--grid", grid, "--dry-run"),
+        command("--list"),
+        [sys.executable, str(hpo), "--space", "scales", "--dry-run"],
+        [sys.executable, str(hpo), "--list"],
+        [sys.executable, "-m", "msvit.models"],
+    ):
+        driver = subprocess.Popen(
+            given, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
+        )
+        driver.stdout.close()  # before a line is there
+        assert driver.stderr.read() == "", given
+        assert driver.wait(60) == 0
+    closed = subprocess.run(["sh", "-c", '"$@" >&-', "sh", *command("--list")])
+    assert closed.returncode == 0
 
 
 def test_a_dry_run_shows_what_is_done_and_imports_no_torch(undisturbed):

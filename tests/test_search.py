@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from analysis import search_figures
 from analysis.search import Search, collect_search, mend_journal, open_storage
-from analysis.search_report import write_search_report
+from analysis.search_report import trial_table, write_search_report
 from msvit.records import cell_folder, iter_records, read_record, search_folder, write_search
 from studies.grids import load_study
 from studies.hpo import main, manifest
@@ -319,6 +319,21 @@ def played(space, storage, seed=1, trials=None):
         figures = {"accuracy": 0.9 - distance / 10 + 0.02 * wide, "energy_mj": 1.0 + wide}
         ledger.complete(proposal.number, figures | {"parameters": 5000.0})
     return ledger
+
+
+def test_null_is_a_value_that_was_chosen(tiny, tmp_path):
+    varied = "  training.clip_grad: {categorical: [null, 1.0]}\n  training.lr: {float"
+    space = load_space(str(tiny("  training.lr: {float", varied)), sampler="random", trials=8)
+    folder = search_folder(tmp_path, space.name)
+    played(space, folder / "study.journal")
+    write_search(tmp_path, manifest(space, "study.journal"))
+    search = collect_search(tmp_path, space.name)
+    assert set(search.trials["training.clip_grad"]) == {"none", 1.0}
+    table = trial_table(search)
+    place = table.headers.index("clip grad")
+    assert {row[place].text for row in table.rows} == {"none", "1"}
+    panel = next(a for a in search_figures.slices(search).axes if a.get_xlabel() == "clip grad")
+    assert [t.get_text() for t in panel.get_xticklabels()] == ["1.0", "none"]
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "gp", "nsga2", "random"])

@@ -6,6 +6,7 @@ import csv
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from torch.nn.functional import cross_entropy
 
 from msvit import create_model, load_official
 from msvit.options import ConfigError
+from msvit.precision import bf16_is_faster
 from studies import speed
 from studies.plain_models import plain_model
 from studies.timing.cases import COMPILED, MODELS, step_cases
@@ -157,22 +159,31 @@ def test_quick_run_writes_all_rows(tmp_path):
         assert row["processor"]
         assert (row["input_rate"] == "") == (row["variant"] == "plain")
         assert row["variant"] == "plain" or 0 < float(row["input_rate"]) < 0.6
-    assert "| spikformer | fp32 against plain fp32 |" in (tmp_path / "ratios.md").read_text()
+    text = (tmp_path / "ratios.md").read_text()
+    assert "| spikformer | fp32 against plain fp32 |" in text
+    faster = bf16_is_faster(torch.device("cpu"))
+    assert ("multiplies no faster in bf16" in text) == (not faster)
     assert (tmp_path / "step.png").stat().st_size > 0
 
 
-def measured(gpu: bool, bf16_faster: bool = True) -> tuple[list[dict], Machine]:
+def measured(
+    gpu: bool,
+    bf16_faster: bool = True,
+    amx: bool = False,
+    size: str = "cifar",
+    seconds: float = 2.0,
+) -> tuple[list[dict], Machine]:
     """Rows of one model: plain steps take three seconds, ours two, compiled ones one."""
     peak = {"product": 100, "convolution": 100, "bandwidth": 10}
     peaks = dict.fromkeys(("fp32", "bf16"), peak)
-    limits = {"processor": "Processor X", "gpu": gpu, "amx": False, "bf16_faster": bf16_faster}
+    limits = {"processor": "Processor X", "gpu": gpu, "amx": amx, "bf16_faster": bf16_faster}
     limits |= {"kernels": True, "fp32": "fp32", "bf16": "bf16", "peaks": peaks}
     work = {"product_flops": 10**9, "conv_flops": 0, "first_flops": 0, "currents": 0, "spikes": 0}
     known = machine([limits | {"work": {"msvit_cifar10": work}}], threads=2)
     rows = []
-    for case in step_cases(["msvit"], "cifar", quick=False, compiled=True):
-        seconds = {"plain": 3.0, "ours": 2.0, COMPILED: 1.0}[case.variant]
-        found = {"seconds": [seconds], "peak_gb": seconds, "input_rate": 0.1}
+    for case in step_cases(["msvit"], size, quick=False, compiled=True):
+        taken = {"plain": 3.0, "ours": seconds, COMPILED: 1.0}[case.variant]
+        found = {"seconds": [taken], "peak_gb": taken, "input_rate": 0.1}
         rows.append(step_row(case, [found], known.work["msvit_cifar10"], known))
     return rows, known
 
@@ -193,14 +204,51 @@ def test_compiled_steps_stand_beside_ours(tmp_path):
 def test_bars_are_those_of_a_cpu_that_multiplies_faster_in_bf16():
     text = ratios(*as_report(gpu=False))
     assert "## cifar: batch 16, Processor X, 2 threads\n" in text
-    assert "| msvit | fp32 against plain fp32 | 1.50 × ✗ | ≥ 2.7 | 1.50 × ✗ | ≥ 3 |" in text
+    for row in (
+        "| fp32 against plain fp32 | 1.50 × ✗ | ≥ 2.7 | 1.50 × ✗ | ≥ 3 | 0.67 ✗ | ≤ 0.5 |",
+        "| bf16 against plain under bf16 autocast | 1.50 × ✗ | ≥ 2 | 1.50 × ✗ | ≥ 3 |",
+        "| bf16 against plain fp32 | 1.50 × ✗ | ≥ 5 | 1.50 × |  | 0.67 ✗ | ≤ 0.3 |",
+        "| compiled, fp32 against plain fp32 | 3.00 × |  |  |  | 0.33 |  |",
+    ):
+        assert row in text
+    assert "| training, fp32 | 24% ✗ (plain 16%, compiled 48%) | ≥ 90% |" in text
     assert "multiplies no faster in bf16" not in text
+    small = ratios(*as_report(gpu=False, size="digits"))
+    assert "| fp32 against plain fp32 | 1.50 × ✗ | ≥ 5 | 1.50 × |  | 0.67 |  |" in small
+    amx = ratios(*as_report(gpu=False, amx=True, seconds=0.7))
+    assert "| bf16 against plain under bf16 autocast | 4.29 × | ≥ 4 |" in amx
+    assert "| bf16 against plain fp32 | 4.29 × ✗ | ≥ 10 | 4.29 × ✗ | ≥ 12 |" in amx
     assert "multiplies no faster in bf16" in ratios(*as_report(gpu=False, bf16_faster=False))
 
 
-def as_report(**kind: bool) -> tuple[list[dict], dict[str, Machine]]:
-    rows, known = measured(**kind)
-    return rows, {"cifar": known}
+def as_report(size: str = "cifar", **kind: Any) -> tuple[list[dict], dict[str, Machine]]:
+    rows, known = measured(size=size, **kind)
+    return rows, {size: known}
+
+
+@pytest.mark.parametrize(
+    ("given", "gpu", "folder"),
+    [
+        ([], False, "results/speed"),
+        ([], True, "results/speed-gpu"),
+        (["--quick"], True, "results/speed-quick"),
+        (["--out", "results/speed"], True, "results/speed"),
+    ],
+)
+def test_what_a_gpu_did_stays_beside_what_a_cpu_did(given, gpu, folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _, known = measured(gpu=gpu)
+    limits = {**vars(known), "bf16": "bf16", "fp32": "fp32"}
+    limits["peaks"] = {name: vars(peak) for name, peak in known.peaks.items()}
+    limits["work"] = {name: vars(work) for name, work in known.work.items()}
+    step = {"seconds": [1.0], "peak_gb": 1.0, "input_rate": 0.1}
+    profile = {"operators": [["aten::mm", 0.5]]}
+    answers = {"limits": limits, "step": step, "profile": profile}
+    monkeypatch.setattr(speed, "_run", lambda task, threads: answers[task["kind"]])
+    assert speed.main(["--models", "msvit", "--sizes", "cifar", "--rounds", "1", *given]) == 0
+    written = {path.name for path in (tmp_path / folder).iterdir()}
+    assert {"step.csv", "ratios.md", "operators.csv", "step.png", "kinds_cifar.png"} <= written
+    assert [path.name for path in (tmp_path / "results").iterdir()] == [Path(folder).name]
 
 
 def test_wrong_names_end_in_one_line(capsys):

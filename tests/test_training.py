@@ -14,6 +14,7 @@ from timm.data.mixup import mixup_target
 from timm.loss import SoftTargetCrossEntropy
 
 import msvit.training.cell as cell_module
+from msvit import processor
 from msvit.cells import resolve_cell
 from msvit.data import data_options, load_splits
 from msvit.metrics.energy import sop_spikformer
@@ -119,6 +120,16 @@ def test_resume_is_exact_with_every_source_of_randomness(tmp_path, precision):
     assert comparable(train_cell(cell, tmp_path / "stopped")) == comparable(whole)
     assert whole["history"][0]["train_accuracy"] is None, "mixed images have no one class"
     assert whole["precision"].startswith(f"{precision} autocast")
+
+
+def test_a_cell_goes_on_in_the_precision_it_was_begun_in(tmp_path, monkeypatch):
+    monkeypatch.setattr(processor, "description", lambda: "AuthenticAMD avx512_bf16")
+    with pytest.raises(Stopped):
+        train_cell(tiny_cell(precision="auto"), tmp_path, report=stop_after(1))
+    monkeypatch.setattr(processor, "description", lambda: "GenuineIntel avx512_bf16")
+    assert train_cell(tiny_cell(precision="auto"), tmp_path)["precision"].startswith("bf16")
+    fresh = train_cell(tiny_cell(precision="auto", epochs=1), tmp_path / "fresh")
+    assert fresh["precision"].startswith("fp32")
 
 
 def test_progress_is_reported_after_each_epoch(tmp_path):

@@ -12,7 +12,7 @@ gradient by the weights of channels that fired there and by the gradient of the 
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,8 +24,19 @@ from msvit import processor
 from . import cpp, plain, waiting
 
 _FEWEST_CHANNELS = 16  # lists of fewer have little to skip
-_FEWEST_OUTPUTS = 64  # in bfloat16, a dense product of fewer is as fast; its gradient is not
 _LARGEST_PLACE = 2**16
+
+
+class _Bounds(NamedTuple):
+    """Beyond which a dense product is as fast.
+
+    ``most_spikes`` per element. Fewer ``channels`` (so that the list of a pixel is short) or
+    ``outputs`` are multiplied in the forward pass, but not for the gradient of the weights.
+    """
+
+    most_spikes: float
+    channels: int
+    outputs: int
 
 
 def convolve(x: Tensor, weight: Tensor) -> Tensor | None:
@@ -41,9 +52,10 @@ def convolve(x: Tensor, weight: Tensor) -> Tensor | None:
         return None
     x = x.contiguous()
     found = waiting.bytes_of(x)
-    if found is None or found.total > x.numel() * _most_spikes(x.dtype):
+    bounds = _bounds(x.dtype)
+    if found is None or found.total > x.numel() * bounds.most_spikes:
         return None
-    narrow = x.dtype == torch.bfloat16 and len(weight) < _FEWEST_OUTPUTS
+    narrow = weight.shape[1] < bounds.channels or len(weight) < bounds.outputs
     return _SpikeConvolution.apply(x, weight, products, found.values, narrow)
 
 
@@ -66,15 +78,17 @@ def _fits(x: Tensor, weight: Tensor) -> bool:
 
 
 @cache
-def _most_spikes(dtype: torch.dtype) -> float:
-    """Spikes per element up to which adding them up is the faster way.
+def _bounds(dtype: torch.dtype) -> _Bounds:
+    """Measured where dense products run at full speed: an AMD (Zen 4) and an Intel without AMX.
 
-    Measured where dense products run at full speed. In bfloat16 that is the speed of float32 or
-    less, twice as much, or so much (AMX) that sums are expected to be slower at any firing rate.
+    In bfloat16 that is the speed of float32 or less, twice as much, or so much (AMX) that sums are
+    expected to be slower at any firing rate.
     """
-    if dtype != torch.bfloat16 or not processor.multiplies_bf16_faster():
-        return 0.4
-    return 0.0 if processor.multiplies_matrices() else 0.2
+    if dtype == torch.float32:
+        return _Bounds(0.33, 48, 0)
+    if dtype == torch.float64 or not processor.multiplies_bf16_faster():
+        return _Bounds(0.4, 0, 0)
+    return _Bounds(0.0 if processor.multiplies_matrices() else 0.2, 48, 64)
 
 
 class _SpikeConvolution(Function):

@@ -8,6 +8,7 @@ import torch
 
 from msvit.models import create_model, list_models, zoo
 from msvit.options import unknown
+from msvit.pipes import for_reading
 
 
 def zoo_table(pattern: str = "*") -> str:
@@ -56,7 +57,8 @@ def main() -> None:
     pattern = parser.parse_args().pattern
     if not list_models(pattern):
         parser.exit(2, unknown(pattern, zoo(), f"error: no model is called {pattern!r}") + "\n")
-    print(zoo_table(pattern))
+    with for_reading():
+        print(zoo_table(pattern))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import logging
 import math
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,9 @@ def train_cell(
     _be_deterministic(device)
     options = TrainingOptions.parse(cell.training, "training")
     splits = _load_data(cell, data_dir, device)
-    precision = choose_precision(options.precision, device)
+    state = load_checkpoint(folder / "checkpoint.pt", cell.id)
+    # ``auto`` may mean something else where, or by what, a training goes on.
+    precision = choose_precision(state["precision"] if state else options.precision, device)
     normalise = Normalise(splits.mean, splits.std, device)
 
     _seed_everything(cell.seed, 0)
@@ -79,7 +81,9 @@ def train_cell(
         mixup=make_mixup(options, cell.model["num_classes"]),
         scaler=torch.amp.GradScaler(device.type, enabled=precision.dtype == torch.float16),
     )
-    progress = _Progress.resume(folder / "checkpoint.pt", cell, trainer)
+    progress = _Progress(folder / "checkpoint.pt", cell.id, trainer)
+    if state:
+        progress.resume(state)
 
     reset_peak_memory(device)
     for epoch in range(progress.epoch + 1, options.epochs + 1):
@@ -102,6 +106,7 @@ def train_cell(
             "val_accuracy": val_accuracy,
             "seconds": time.perf_counter() - started,
         }
+        progress.kernels = _kernels(options.compile, device, precision.dtype)
         progress.add(row, trained - started, peak_memory_gb(device))
         progress.save()
         shown = ("epoch", "train_loss", "val_loss", "val_accuracy", "seconds")
@@ -129,9 +134,12 @@ def train_cell(
         "images_per_second": images_trained / progress.train_seconds,
         "peak_memory_gb": progress.peak_memory_gb,
         "precision": precision.label,
-        "kernels": _kernels(options.compile, device, precision.dtype),
+        "kernels": progress.kernels,
         "environment": describe_environment(device),
     }
+
+
+_KEPT = ("history", "best", "selected", "train_seconds", "peak_memory_gb", "kernels")
 
 
 class _Progress:
@@ -144,19 +152,16 @@ class _Progress:
         self.selected: dict[str, Any] = {}
         self.train_seconds = 0.0
         self.peak_memory_gb = 0.0
+        self.kernels = ""
 
-    @classmethod
-    def resume(cls, path: Path, cell: Cell, trainer: Trainer) -> _Progress:
-        progress = cls(path, cell.id, trainer)
-        state = load_checkpoint(path, cell.id)
-        if state is not None:
-            trainer.model.load_state_dict(state["model"])
-            trainer.optimizer.load_state_dict(state["optimizer"])
-            trainer.scaler.load_state_dict(state["scaler"])
-            for name in ("history", "best", "selected", "train_seconds", "peak_memory_gb"):
-                setattr(progress, name, state[name])
-            _log.info("resuming %s after epoch %d", cell.id, progress.epoch)
-        return progress
+    def resume(self, state: Mapping[str, Any]) -> None:
+        """Go on from what :meth:`save` has written."""
+        self.trainer.model.load_state_dict(state["model"])
+        self.trainer.optimizer.load_state_dict(state["optimizer"])
+        self.trainer.scaler.load_state_dict(state["scaler"])
+        for name in _KEPT:
+            setattr(self, name, state[name])
+        _log.info("resuming %s after epoch %d", self.cell, self.epoch)
 
     @property
     def epoch(self) -> int:
@@ -183,11 +188,8 @@ class _Progress:
             "model": trainer.model.state_dict(),
             "optimizer": trainer.optimizer.state_dict(),
             "scaler": trainer.scaler.state_dict(),
-            "history": self.history,
-            "best": self.best,
-            "selected": self.selected,
-            "train_seconds": self.train_seconds,
-            "peak_memory_gb": self.peak_memory_gb,
+            "precision": trainer.precision.name,
+            **{name: getattr(self, name) for name in _KEPT},
         }
         save_checkpoint(self.path, state)
 

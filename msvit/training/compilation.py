@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 import torch
@@ -29,7 +30,8 @@ def compiled(model: nn.Module, mode: str | None) -> Callable[[Tensor], Tensor]:
         return model
     from torch._inductor import config  # loaded only where it is needed
 
-    config.compile_threads = torch.get_num_threads()  # not all CPUs: other cells run beside it
+    if "TORCHINDUCTOR_COMPILE_THREADS" not in os.environ:
+        config.compile_threads = torch.get_num_threads()  # other cells have the other CPUs
     if not torch.cuda.is_available() and build.compiler() is None:
         raise ConfigError(
             "training.compile: no C++ compiler was found; training.compile=null does without"

@@ -109,9 +109,9 @@ def draw_growth(rows: list[dict], folder: Path) -> None:
         figure.suptitle(f"MSVIT, training step; {rows[0]['processor']}", size=8)
 
 
-def draw_kinds(profiles: dict[str, dict[str, float]], folder: Path) -> None:
-    """``kinds.png``: how the profiled steps split over kinds of operation."""
-    with _figure(folder, "kinds", 6.9, 1.1 + 0.45 * len(profiles)) as figure:
+def draw_kinds(profiles: dict[str, dict[str, float]], size: str, folder: Path) -> None:
+    """``kinds_SIZE.png``: how the profiled steps split over kinds of operation."""
+    with _figure(folder, f"kinds_{size}", 6.9, 1.1 + 0.45 * len(profiles)) as figure:
         axes = figure.subplots()
         colours = [f"C{i}" for i in range(7)] + ["#F0E442", "0.5", "0.8"]
         left = dict.fromkeys(profiles, 0.0)
@@ -128,5 +128,5 @@ def draw_kinds(profiles: dict[str, dict[str, float]], folder: Path) -> None:
                 left[title] += kinds[kind]
         axes.invert_yaxis()
         axes.grid(visible=False, axis="y")
-        axes.set_xlabel("seconds of one training step")
+        axes.set_xlabel(f"seconds of one training step of MSVIT, {size} size")
         figure.legend(loc="outside upper center", ncols=5)

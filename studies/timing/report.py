@@ -28,15 +28,14 @@ class Machine:
     amx: bool
     bf16_faster: bool
     threads: int
-
-    @property
-    def title(self) -> str:
-        return self.processor if self.gpu else f"{self.processor}, {say_threads(self.threads)}"
-
     kernels: bool
     labels: dict[str, str]
     peaks: dict[str, Peaks]
     work: dict[str, Work]
+
+    @property
+    def title(self) -> str:
+        return self.processor if self.gpu else f"{self.processor}, {say_threads(self.threads)}"
 
 
 def machine(limits: list[dict[str, Any]], threads: int) -> Machine:

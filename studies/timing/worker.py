@@ -125,7 +125,7 @@ def _prepare(task: dict[str, Any], device: torch.device) -> tuple[nn.Module, Cal
     else:
         torch.set_num_threads(task["threads"])
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[task["precision"]]
-        precision = Precision(dtype, task["precision"])
+        precision = Precision(dtype, task["precision"], task["precision"])
         model = plain_model(task["registry"], **task["options"])
     options = {"in_channels": 3, "image_size": 32} | task["options"]
     size = options["image_size"]
