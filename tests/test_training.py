@@ -167,6 +167,17 @@ def test_a_damaged_checkpoint_is_set_aside(record, tmp_path, damage, caplog):
     assert (tmp_path / "checkpoint.damaged.pt").read_bytes() == bytes(content)
 
 
+def test_a_checkpoint_of_another_version_is_set_aside(record, tmp_path, caplog):
+    checkpoint = tmp_path / "checkpoint.pt"
+    with pytest.raises(Stopped):
+        train_cell(tiny_cell(), tmp_path, report=stop_after(1))
+    state = torch.load(checkpoint, weights_only=True)
+    del state["precision"]
+    torch.save(state, checkpoint)
+    assert comparable(train_cell(tiny_cell(), tmp_path)) == comparable(record)
+    assert "lacks precision" in caplog.text
+
+
 def test_no_half_checkpoint_is_left_when_writing_fails(tmp_path, monkeypatch):
     with pytest.raises(Stopped):
         train_cell(tiny_cell(), tmp_path, report=stop_after(1))

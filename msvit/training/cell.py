@@ -61,7 +61,7 @@ def train_cell(
     _be_deterministic(device)
     options = TrainingOptions.parse(cell.training, "training")
     splits = _load_data(cell, data_dir, device)
-    state = load_checkpoint(folder / "checkpoint.pt", cell.id)
+    state = load_checkpoint(folder / "checkpoint.pt", cell.id, _KEYS)
     # ``auto`` may mean something else where, or by what, a training goes on.
     precision = choose_precision(state["precision"] if state else options.precision, device)
     normalise = Normalise(splits.mean, splits.std, device)
@@ -140,6 +140,7 @@ def train_cell(
 
 
 _KEPT = ("history", "best", "selected", "train_seconds", "peak_memory_gb", "kernels")
+_KEYS = ("model", "optimizer", "scaler", "precision", *_KEPT)
 
 
 class _Progress:

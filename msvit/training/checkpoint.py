@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import zipfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -31,19 +32,21 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def load_checkpoint(path: Path, cell: str) -> dict[str, Any] | None:
+def load_checkpoint(path: Path, cell: str, keys: Collection[str]) -> dict[str, Any] | None:
     """What :func:`save_checkpoint` wrote for this ``cell`` (its id), or None to start anew.
 
-    A file that is damaged or belongs to another cell is renamed, with a line in the log.
+    A file that is damaged, belongs to another cell or lacks one of the ``keys``, as that of
+    another version may, is renamed, with a line in the log.
     """
     if not path.exists():
         return None
     try:
         _verify(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-        if state["cell"] == cell:
+        lacks = [key for key in keys if key not in state]
+        if state["cell"] == cell and not lacks:
             return state
-        problem = f"is of cell {state['cell']}"
+        problem = f"lacks {', '.join(lacks)}" if lacks else f"is of cell {state['cell']}"
     except Exception as error:
         problem = f"is damaged ({error})"
     aside = path.with_suffix(".damaged.pt")
