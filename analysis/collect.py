@@ -131,14 +131,14 @@ def collect(results: Path, grid: str) -> Study:
     manifest = _manifest(results, grid)
     frames: dict[str, list[Any]] = {"cells": [], "history": [], "firing": [], "operations": []}
     warnings: list[str] = []
+    axes = manifest["axes"]
     for entry in manifest["cells"]:
         try:
             record = read_record(results, entry["id"])
-            axes = manifest["axes"]
-            row = (
-                _unfinished(results, entry["id"], axes) if record is None else _scores(record, axes)
-            )
-            if record is not None:
+            if record is None:
+                row = _unfinished(results, entry["id"], axes)
+            else:
+                row = _scores(record, axes)
                 _add_observations(frames, entry, record)
         except RecordError as error:
             warnings.append(f"{error} It counts as missing.")
