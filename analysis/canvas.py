@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from analysis.collect import Study
+from analysis.collect import StudyResults
 from analysis.statistics import summarize
 
 STYLE = Path(__file__).with_name("paper.mplstyle")
@@ -33,7 +33,14 @@ def canvas() -> tuple[Figure, Axes]:
 
 
 def write_figures(figures: Mapping[str, Figure], folder: Path) -> list[Path]:
-    """Write each figure as ``<name>.png`` and ``.pdf``; returns the PNG files in their order."""
+    """Write each figure as ``<name>.png`` and ``.pdf``; returns the PNG files in their order.
+
+    ``folder`` then holds these figures only: PNG and PDF files of other names are removed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in (*folder.glob("*.png"), *folder.glob("*.pdf")):
+        if old.stem not in figures:
+            old.unlink()
     with style():
         for name, figure in figures.items():
             figure.draw_without_rendering()
@@ -45,7 +52,7 @@ def write_figures(figures: Mapping[str, Figure], folder: Path) -> list[Path]:
     return [folder / f"{name}.png" for name in figures]
 
 
-def say(axes: Axes, study: Study, title: str, *remarks: str) -> None:
+def say(axes: Axes, study: StudyResults, title: str, *remarks: str) -> None:
     """Title of a figure: what it shows, how, and why one should not believe it yet."""
     seeds = summarize(study, "test_accuracy")["n"]
     seeds = seeds[seeds > 0]

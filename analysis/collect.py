@@ -11,16 +11,10 @@ of these frames and of nothing else. Columns and units:
     model.*, data.*,          every option of the cell by its dotted name, such as
     training.*                ``model.scales``; lists are tuples; empty where a model lacks it;
                               null is ``none`` where the study varies the option, else empty
-    parameters                trained values of the model
-    test_accuracy             share in [0, 1], at the selected epoch
-    val_accuracy              share in [0, 1], at the selected epoch
+    one column per measure    by its name in :mod:`msvit.records.measures`, which tells the
+                              unit; empty where a record has no such number
     test_images               number of test images
     selected_epoch            1-based
-    firing_rate               spikes per neuron and time step, all neuron layers, test images
-    energy_mj                 millijoule per image, energy model ``ENERGY_MODEL``
-    training_seconds          wall time of the training
-    images_per_second         training images per second
-    peak_memory_gb            gigabytes
     precision                 what products were computed in
     problem                   why a cell is not finished, one line; empty for finished cells
     log                       path of the cell's log, if there is one
@@ -36,7 +30,6 @@ of these frames and of nothing else. Columns and units:
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,39 +37,27 @@ from typing import Any
 
 import pandas as pd
 
-from msvit.cells import SECTIONS
+from analysis.observations import (
+    FIRING_COLUMNS,
+    HISTORY_COLUMNS,
+    OPERATION_COLUMNS,
+    Observations,
+    observe,
+    options,
+)
 from msvit.options import unknown
 from msvit.recipes import TrainingOptions
-from msvit.records import (
-    Epoch,
-    Firing,
-    Operations,
-    RecordError,
-    cell_folder,
-    read_failure,
-    read_record,
-    read_study,
-    study_folder,
-)
+from msvit.records.measures import all_measures
+from msvit.records.schema import Manifest, RecordError
+from msvit.records.store import Records, cell_folder, read_failure, read_study, study_folder
 
-ENERGY_MODEL = "sop_spikformer"
 NONE = "none"
 
 KEY_COLUMNS = ["id", "group", "seed"]
-CELL_COLUMNS = [
-    *("id", "group", "label", "seed", "status", "model", "data"),
-    *("parameters", "test_accuracy", "val_accuracy", "test_images", "selected_epoch"),
-    *("firing_rate", "energy_mj", "training_seconds", "images_per_second", "peak_memory_gb"),
-    "precision",
-    *("problem", "log"),
-]
-HISTORY_COLUMNS = list(Epoch.__annotations__)
-FIRING_COLUMNS = [*Firing.__annotations__, "position"]
-OPERATION_COLUMNS = [*Operations.__annotations__, "position"]
 
 
 @dataclass(frozen=True)
-class Study:
+class StudyResults:
     """All that is known of one study, finished or not.
 
     Attributes:
@@ -113,47 +94,65 @@ class Study:
         return self.cells[self.cells["status"] != "finished"]
 
 
+def cell_columns() -> list[str]:
+    """The columns of ``cells`` that every study has; those of options follow."""
+    known = ["id", "group", "label", "seed", "status", "model", "data"]
+    return [
+        *known,
+        *all_measures(),
+        *("test_images", "selected_epoch", "precision"),
+        "problem",
+        "log",
+    ]
+
+
 def list_studies(results: Path) -> list[str]:
     """Names of the studies that a results folder holds, sorted."""
     return sorted(path.parent.name for path in results.glob("studies/*/study.json"))
 
 
-def collect(results: Path, grid: str) -> Study:
+def collect(results: Path, grid: str, records: Records[Observations] | None = None) -> StudyResults:
     """Read one study from its manifest and the records of its cells.
 
+    ``records`` are those of this folder that have been read already; the others are read now.
     A cell without a usable record is a row with status ``failed`` or ``missing``; a file that
-    cannot be used becomes one line in :attr:`Study.warnings`.
+    cannot be used becomes one line in :attr:`StudyResults.warnings`.
 
     Raises:
         RecordError: if the folder or the study's manifest is not there or cannot be used.
     """
     results = Path(results)
     manifest = _manifest(results, grid)
+    records = records or Records(results, observe)
     frames: dict[str, list[Any]] = {"cells": [], "history": [], "firing": [], "operations": []}
     warnings: list[str] = []
     axes = manifest["axes"]
     for entry in manifest["cells"]:
         try:
-            record = read_record(results, entry["id"])
-            if record is None:
-                row = _unfinished(results, entry["id"], axes)
+            observed = records.get(entry["id"])
+            if observed is None:
+                row = _unfinished(results, entry["id"])
             else:
-                row = _scores(record, axes)
-                _add_observations(frames, entry, record)
+                row = {**observed.scores, "status": "finished"}
+                key = tuple(entry[column] for column in KEY_COLUMNS)
+                for kind in ("history", "firing", "operations"):
+                    frames[kind] += [(*key, *values) for values in getattr(observed, kind)]
         except RecordError as error:
             warnings.append(f"{error} It counts as missing.")
             row = {"status": "missing", "problem": str(error)}
         log = cell_folder(results, entry["id"]) / "log.txt"
+        row = _with_axes(row, axes)
         frames["cells"].append({**entry, **row, "log": str(log) if log.exists() else None})
     cells = pd.DataFrame(frames["cells"])
-    return Study(
+    first = cell_columns()
+    return StudyResults(
         name=manifest["name"],
         question=manifest["question"],
         axes=tuple(manifest["axes"]),
         groups=tuple(cells["group"].unique()),
         overrides=tuple(manifest.get("overrides", ())),
         folder=study_folder(results, manifest["name"]),
-        cells=cells.reindex(columns=[*CELL_COLUMNS, *(c for c in cells if c not in CELL_COLUMNS)]),
+        cells=cells.reindex(columns=[*first, *(c for c in cells if c not in first)]),
         history=pd.DataFrame(frames["history"], columns=KEY_COLUMNS + HISTORY_COLUMNS),
         firing=pd.DataFrame(frames["firing"], columns=KEY_COLUMNS + FIRING_COLUMNS),
         operations=pd.DataFrame(frames["operations"], columns=KEY_COLUMNS + OPERATION_COLUMNS),
@@ -161,7 +160,7 @@ def collect(results: Path, grid: str) -> Study:
     )
 
 
-def _manifest(results: Path, grid: str) -> dict[str, Any]:
+def _manifest(results: Path, grid: str) -> Manifest:
     if not results.is_dir():
         raise RecordError(f"{results}: no such results folder")
     known = list_studies(results)
@@ -178,62 +177,21 @@ def _manifest(results: Path, grid: str) -> dict[str, Any]:
     return manifest
 
 
-def _unfinished(results: Path, cell_id: str, axes: Sequence[str]) -> dict[str, Any]:
+def _unfinished(results: Path, cell_id: str) -> dict[str, Any]:
     failure = read_failure(results, cell_id)
     if failure is None:
         return {"status": "missing", "problem": "not trained yet"}
     problem = f"{failure['error']}: {failure['message']}"
-    return {**_options(failure["cell"], axes), "status": "failed", "problem": problem}
+    return {**options(failure["cell"]), "status": "failed", "problem": problem}
 
 
-def _options(cell: Mapping[str, Any], axes: Sequence[str]) -> dict[str, Any]:
-    """``{"model": {"name": "msvit", "scales": [1, 3]}}`` as model, model.scales, ..."""
-    row: dict[str, Any] = {}
-    for part in SECTIONS:
-        for key, value in cell[part].items():
-            row[part if key == "name" else f"{part}.{key}"] = _hashable(value)
-    for axis in axes:  # a value like the others, not a gap
+def _with_axes(row: Mapping[str, Any], axes: Sequence[str]) -> dict[str, Any]:
+    """``row`` where null is a value like the others, not a gap, of options that are varied."""
+    row = dict(row)
+    if row["status"] == "missing":
+        return row
+    for axis in axes:
         left_out = axis.removeprefix("training.") in TrainingOptions.model_fields
         if row.get(axis) is None and (axis in row or left_out):
             row[axis] = NONE
     return row
-
-
-def _hashable(value: Any) -> Any:
-    if isinstance(value, list):
-        return tuple(_hashable(item) for item in value)
-    if isinstance(value, dict):
-        return json.dumps(value, sort_keys=True)
-    return value
-
-
-def _scores(record: Mapping[str, Any], axes: Sequence[str]) -> dict[str, Any]:
-    """The columns of ``cells`` that come from a record."""
-    selected = [row for row in record["history"] if row["epoch"] == record["selected_epoch"]]
-    if not selected or ENERGY_MODEL not in record["energy_mj"]:
-        lacks = f"energy by {ENERGY_MODEL}" if selected else "history of the selected epoch"
-        raise RecordError(f"record.json of cell {record['id']}: no {lacks}.")
-    same = ["parameters", "selected_epoch", "firing_rate"]
-    same += ["training_seconds", "images_per_second", "peak_memory_gb", "precision"]
-    return {
-        **_options(record["cell"], axes),
-        **{column: record[column] for column in same},
-        "status": "finished",
-        "test_accuracy": record["test"]["accuracy"],
-        "test_images": record["test"]["images"],
-        "val_accuracy": selected[0]["val_accuracy"],
-        "energy_mj": record["energy_mj"][ENERGY_MODEL],
-    }
-
-
-def _add_observations(
-    frames: dict[str, list[Any]], entry: Mapping[str, Any], record: Mapping[str, Any]
-) -> None:
-    key = tuple(entry[column] for column in KEY_COLUMNS)
-    for epoch in record["history"]:
-        frames["history"].append((*key, *(epoch[column] for column in HISTORY_COLUMNS)))
-    for frame, columns in (("firing", FIRING_COLUMNS), ("operations", OPERATION_COLUMNS)):
-        positions: dict[str, int] = {}
-        for row in record[frame]:
-            row["position"] = positions.setdefault(row["layer"], len(positions))
-            frames[frame].append((*key, *(row[column] for column in columns)))

@@ -1,14 +1,15 @@
 """The figures of a study, as functions of its data frames.
 
-Each function returns a matplotlib Figure; :func:`save_figures` writes them all. A figure that
-could mislead (one seed, cells missing, nothing finished) says so in its title.
+:data:`FIGURES` lists them and :func:`save_figures` writes them all; a new one is a function here
+(or anywhere) and its entry. A figure that could mislead (one seed, cells missing, nothing finished)
+says so in its title.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,37 +19,35 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.canvas import canvas, say, slug, style, write_figures
-from analysis.collect import Study
+from analysis.collect import StudyResults
 from analysis.heatmaps import firing_maps
-from analysis.labels import Mark, label_marks, label_right
+from analysis.label_placement import Mark, label_marks, label_right
 from analysis.series import axis_series
 from analysis.statistics import CONFIDENCE, summarize
-from analysis.tables import ENERGY_UNITS, unit_for
+from msvit.records.measures import MEASURES
 
 MARKERS = "osD^vPX*"
 DASHES = ("--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))
 
 
-def save_figures(study: Study, folder: Path) -> list[Path]:
+def save_figures(study: StudyResults, folder: Path) -> list[Path]:
     """Draw all figures of a study and write each as PNG and PDF.
 
-    Figures of earlier calls that this study no longer has are removed from ``folder``.
-
     Returns:
-        The PNG files, in reading order; the PDF files stand beside them.
+        The PNG files, in reading order; the PDF files stand beside them. Other PNG and PDF files,
+        those of earlier calls, are removed from ``folder``.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    figures = {"accuracy_energy": accuracy_energy(study)}
-    for axis in study.axes:
-        figures[f"accuracy_{slug(axis.split('.', 1)[-1])}"] = accuracy_over_axis(study, axis)
-    figures |= {f"firing_{name}": figure for name, figure in firing_maps(study).items()}
-    for old in (*folder.glob("accuracy_*.p[nd]*"), *folder.glob("firing_*.p[nd]*")):
-        if old.stem not in figures:
-            old.unlink()
-    return write_figures(figures, folder)
+    drawn: dict[str, Figure] = {}
+    for name, draw in FIGURES.items():
+        figures = draw(study)
+        if isinstance(figures, Mapping):
+            drawn |= {f"{name}_{part}": figure for part, figure in figures.items()}
+        elif figures is not None:
+            drawn[name] = figures
+    return write_figures(drawn, folder)
 
 
-def accuracy_energy(study: Study) -> Figure:
+def accuracy_energy(study: StudyResults) -> Figure:
     """Mean test accuracy (%) against energy per image, one point per configuration.
 
     Error bars are standard deviations over seeds on both axes; a hollow point has one seed and
@@ -56,12 +55,13 @@ def accuracy_energy(study: Study) -> Figure:
     """
     accuracy = 100 * summarize(study, "test_accuracy")[["mean", "std"]].dropna(how="all")
     energy = summarize(study, "energy_mj")[["mean", "std"]].loc[accuracy.index]
-    unit = unit_for(energy["mean"], ENERGY_UNITS)
-    energy *= ENERGY_UNITS[unit]
+    cost, value = MEASURES["energy_mj"], MEASURES["test_accuracy"]
+    unit = cost.unit(energy["mean"])
+    energy *= cost.units[unit]
     with style():
         figure, axes = canvas()
-        axes.set_xlabel(f"energy per image ({unit}, computed)")
-        axes.set_ylabel("test accuracy (%)")
+        axes.set_xlabel(cost.axis(unit))
+        axes.set_ylabel(value.axis("%"))
         looks, marks = _looks(study), []
         for group in accuracy.index:
             (x, xerr), (y, yerr) = energy.loc[group], accuracy.loc[group]
@@ -93,7 +93,7 @@ def pareto_front(cost: pd.Series, value: pd.Series) -> list[str]:
     return front
 
 
-def accuracy_over_axis(study: Study, axis: str) -> Figure:
+def accuracy_over_axis(study: StudyResults, axis: str) -> Figure:
     """Mean test accuracy (%) over one axis of the grid, with intervals of the mean.
 
     Tuples such as scales are placed at their length. Configurations that do not lie on the
@@ -108,7 +108,7 @@ def accuracy_over_axis(study: Study, axis: str) -> Figure:
     with style():
         figure, axes = canvas()
         axes.set_xlabel(option)
-        axes.set_ylabel("test accuracy (%)")
+        axes.set_ylabel(MEASURES["test_accuracy"].axis("%"))
         places, span = _ticks(axes, values, counted)
         looks, marks = iter(_cycle()), []
         for number, (line, look) in enumerate(zip(series, looks, strict=False)):
@@ -136,6 +136,23 @@ def accuracy_over_axis(study: Study, axis: str) -> Figure:
     return figure
 
 
+def accuracy_over_axes(study: StudyResults) -> dict[str, Figure]:
+    """:func:`accuracy_over_axis` for every axis of the grid, by the option's name."""
+    options = {slug(axis.split(".", 1)[-1]): axis for axis in study.axes}
+    return {option: accuracy_over_axis(study, axis) for option, axis in options.items()}
+
+
+Drawing = Callable[[StudyResults], "Figure | Mapping[str, Figure] | None"]
+"""Draws one figure, several by the ends of their names, or none where there is nothing to show."""
+
+FIGURES: dict[str, Drawing] = {
+    "accuracy_energy": accuracy_energy,
+    "accuracy": accuracy_over_axes,
+    "firing": firing_maps,
+}
+"""The figures of a study by their files' names, in reading order."""
+
+
 def _point(axes: Axes, x: float, y: float, xerr: float, yerr: float, look: dict[str, str]) -> None:
     """A point with error bars of these half-lengths where they are known; hollow without."""
     bars = [None if math.isnan(bar) else bar for bar in (yerr, xerr)]
@@ -150,7 +167,7 @@ def _cycle() -> list[dict[str, str]]:
     return [{"color": color, "marker": marker} for color, marker in pairs]
 
 
-def _looks(study: Study) -> dict[str, dict[str, str]]:
+def _looks(study: StudyResults) -> dict[str, dict[str, str]]:
     """Colour and marker of each configuration: one of both per model, in grid order."""
     models = study.cells.dropna(subset="model").drop_duplicates("group").set_index("group")["model"]
     looks = dict(zip(dict.fromkeys(models), _cycle(), strict=False))

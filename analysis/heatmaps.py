@@ -10,13 +10,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from analysis.canvas import canvas, say, slug, style
-from analysis.collect import Study
+from analysis.collect import StudyResults
 from analysis.statistics import summarize
 
 MANY_LAYERS = 16  # more than this and a configuration gets a figure of its own
 
 
-def firing_maps(study: Study) -> dict[str, Figure]:
+def firing_maps(study: StudyResults) -> dict[str, Figure]:
     """Heat maps of the firing rate, layers in network order down, time steps across.
 
     Rates are means over seeds, on one colour scale for the study, from 0 to its highest rate.
@@ -32,6 +32,8 @@ def firing_maps(study: Study) -> dict[str, Figure]:
         rates = rows.pivot_table(index=["position", "layer"], columns="timestep", values="rate")
         maps[group] = rates.droplevel("position")
     maps = {group: maps[group] for group in study.groups if group in maps}
+    if not maps and not study.finished.empty:
+        return {}  # networks without neurons
     with style():
         if not maps:
             figure, axes = canvas()
@@ -46,7 +48,7 @@ def firing_maps(study: Study) -> dict[str, Figure]:
         return {"rates": _firing_figure(study, maps, highest)}
 
 
-def _firing_figure(study: Study, maps: dict[str, pd.DataFrame], highest: float) -> Figure:
+def _firing_figure(study: StudyResults, maps: dict[str, pd.DataFrame], highest: float) -> Figure:
     columns = min(3, len(maps))
     rows = math.ceil(len(maps) / columns)
     layers = max(len(rates) for rates in maps.values())
@@ -73,7 +75,7 @@ def _firing_figure(study: Study, maps: dict[str, pd.DataFrame], highest: float) 
     return figure
 
 
-def _seeds_of(study: Study, group: str) -> str:
+def _seeds_of(study: StudyResults, group: str) -> str:
     seeds = int(summarize(study, "firing_rate")["n"][group])
     return "\none seed" if seeds == 1 else f"\nmean over {seeds} seeds"
 

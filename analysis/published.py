@@ -29,7 +29,7 @@ def read_published() -> pd.DataFrame:
 def find_published(cell: pd.Series, published: pd.DataFrame) -> pd.Series | None:
     """The published result of exactly this configuration, if there is one.
 
-    ``cell`` is a finished row of ``Study.cells``.
+    ``cell`` is a finished row of ``StudyResults.cells``.
     """
     model, data = str(cell["model"]), _plain(cell["data"])
     for _, row in published.iterrows():

@@ -15,29 +15,27 @@ if not __package__:
     # As a script, this folder would come first on the path and hide the standard `statistics`.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from analysis.collect import Study, collect
+from analysis.collect import StudyResults, collect
 from analysis.formats import console, terminal, write_table
 from analysis.tables import compare
-from msvit.records import RecordError
+from msvit.records.schema import RecordError
 
 DEFAULT_RESULTS = Path("results")
 
 
-def write_report(results: Path, grid: str) -> Path:
+def write_report(study: StudyResults) -> Path:
     """Write ``table.md``, ``table.csv``, ``table.tex`` and ``figures/`` of a study.
 
     Returns:
         The study's folder, ``<results>/studies/<grid>``.
 
     Raises:
-        RecordError: if the study cannot be read or its folder cannot be written.
+        RecordError: if its folder cannot be written.
     """
-    study = collect(results, grid)
-    table = compare(study)
     from analysis.figures import save_figures  # matplotlib takes a second to load
 
     try:
-        write_table(table, study.folder, "table")
+        write_table(compare(study), study.folder, "table")
         save_figures(study, study.folder / "figures")
     except OSError as error:
         where = error.filename or study.folder
@@ -45,13 +43,8 @@ def write_report(results: Path, grid: str) -> Path:
     return study.folder
 
 
-def print_summary(results: Path, grid: str) -> None:
-    """Print the table of a study, its failed and missing cells, and where its files are.
-
-    Raises:
-        RecordError: if the study cannot be read.
-    """
-    study = collect(results, grid)
+def print_summary(study: StudyResults) -> None:
+    """Print the table of a study, its failed and missing cells, and where its files are."""
     table = compare(study)
     out = console()
     out.print(terminal(table))
@@ -64,7 +57,7 @@ def print_summary(results: Path, grid: str) -> None:
     out.print(f"\n{study.folder}: {', '.join(files) or 'nothing written yet'}", soft_wrap=True)
 
 
-def _unfinished_lines(study: Study) -> list[str]:
+def _unfinished_lines(study: StudyResults) -> list[str]:
     """One line per failed cell with its log, one per configuration with missing cells."""
     failed = study.cells[study.cells["status"] == "failed"]
     missing = study.cells[study.cells["status"] == "missing"]
@@ -91,8 +84,9 @@ def main(arguments: list[str] | None = None) -> int:
     # A study is named by its grid file.
     grid = Path(options.grid).stem if options.grid.endswith((".yaml", ".yml")) else options.grid
     try:
-        write_report(options.results, grid)
-        print_summary(options.results, grid)
+        study = collect(options.results, grid)
+        write_report(study)
+        print_summary(study)
     except RecordError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

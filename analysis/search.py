@@ -8,10 +8,8 @@
     one column per parameter  by its dotted name, such as ``model.scales``; lists are tuples;
                               null is ``none``; empty where its condition does not hold
     epochs                    trained before the trial ended or was stopped
-    one column per figure     means over seeds of what the records say: ``accuracy`` and
-                              ``val_loss`` (validation images), ``test_accuracy``,
-                              ``energy_mj``, ``firing_rate``, ``parameters``, ``macs``, ``acs``,
-                              ``step_time`` (s), ``training_seconds``, ``peak_memory_gb``
+    one column per measure    by its name in :mod:`msvit.records.measures`, which tells the unit:
+                              means over seeds (complete trials)
     feasible                  whether all constraints hold (complete trials)
     same_as                   the earlier complete trial with the same cells, if there is one
     rank                      0 on the Pareto front, 1 on the front of what is left without it,
@@ -25,27 +23,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import warnings
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pandas as pd
-from optuna.storages import BaseStorage, JournalStorage, get_storage
-from optuna.storages.journal import JournalFileBackend
 
 from analysis.collect import NONE
-from msvit.options import ConfigError, unknown
-from msvit.records import RecordError, locate, read_search, search_folder
+from msvit.options import unknown
+from msvit.records.measures import all_measures, mean_measures
+from msvit.records.optuna_storage import locate, open_storage, quiet_optuna, readable
+from msvit.records.schema import RecordError
+from msvit.records.store import read_record, read_search, search_folder
 
-FIGURES = (
-    *("accuracy", "val_loss", "test_accuracy", "energy_mj", "firing_rate", "parameters"),
-    *("macs", "acs", "step_time", "training_seconds", "peak_memory_gb"),
-)
 _STATES = {
     "COMPLETE": "complete",
     "PRUNED": "stopped",
@@ -63,7 +56,7 @@ class Search:
         name, question, data: of the space; ``data`` is the data set's name.
         parameters: dotted names, in the space's order.
         logarithmic: those of them that are searched on a log scale.
-        objectives: figure → ``maximize`` or ``minimize``; the first decides early stopping.
+        objectives: measure → ``maximize`` or ``minimize``; the first decides early stopping.
         constraints: as written.
         budget: trials of the whole study.
         pruner: name, grace (epochs) and reduction.
@@ -91,8 +84,14 @@ class Search:
         return next(iter(self.objectives))
 
     @property
+    def aims(self) -> tuple[str, ...]:
+        """Measures that decide: objectives, then those of the constraints."""
+        constrained = (text.split()[0] for text in self.constraints)
+        return tuple(dict.fromkeys((*self.objectives, *constrained)))
+
+    @property
     def complete(self) -> pd.DataFrame:
-        """The rows of ``trials`` that have all figures."""
+        """The rows of ``trials`` that have a result."""
         return self.trials[self.trials["state"] == "complete"]
 
     @property
@@ -130,16 +129,13 @@ def collect_search(results: Path, name: str) -> Search:
     quiet_optuna()
     if "://" not in storage and not Path(storage).exists():
         raise RecordError(f"{storage}: no such file; the search {name!r} had its study there")
-    try:
-        with readable(storage):
-            study = optuna.load_study(study_name=name, storage=open_storage(storage))
-    except ConfigError as error:
-        raise RecordError(str(error)) from None
+    with readable(storage):
+        study = optuna.load_study(study_name=name, storage=open_storage(storage))
     objectives = dict(manifest["objectives"])
     parameters = tuple(manifest["parameters"])
     frozen = study.get_trials(deepcopy=False)
     trials = pd.DataFrame(
-        [_row(trial, parameters) for trial in frozen], columns=_columns(parameters)
+        [_row(trial, parameters, results) for trial in frozen], columns=_columns(parameters)
     )
     trials["same_as"] = _repeats(frozen)
     trials["rank"] = _ranks(trials, objectives)
@@ -165,59 +161,14 @@ def collect_search(results: Path, name: str) -> Search:
     )
 
 
-def quiet_optuna() -> None:
-    """No line per trial, and none about the parts of Optuna that may still change."""
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-
-
-def open_storage(storage: str) -> BaseStorage:
-    """The storage of an Optuna study: a database by its URL, or a journal file by its path.
-
-    Use it inside of :func:`readable`.
-    """
-    if "://" in storage:
-        return get_storage(storage)
-    Path(storage).parent.mkdir(parents=True, exist_ok=True)
-    return JournalStorage(JournalFileBackend(storage))
-
-
-@contextlib.contextmanager
-def readable(storage: str) -> Iterator[None]:
-    """Have whatever is wrong with a storage said in one line.
-
-    Raises:
-        ConfigError: where it cannot be opened or read.
-    """
-    try:
-        yield
-    except (json.JSONDecodeError, KeyError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{storage}: no readable Optuna study ({error})") from None
-    except Exception as error:  # drivers of databases raise what they like
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise ConfigError(f"{storage}: {reason}") from None
-
-
-def mend_journal(path: Path) -> bool:
-    """Cut off a last line that a full disk or a power cut has left unfinished.
-
-    Optuna would read past it, but write its next line behind it, and never read either again.
-    The file as it was stays beside, with ``.bak`` at its end. Returns whether there was one.
-    """
-    content = path.read_bytes() if path.exists() else b""
-    if not content or content.endswith(b"\n"):
-        return False
-    path.with_name(path.name + ".bak").write_bytes(content)
-    with path.open("r+b") as file:
-        file.truncate(content.rfind(b"\n") + 1)
-    return True
-
-
 def _columns(parameters: tuple[str, ...]) -> list[str]:
-    return ["number", "state", "given", *parameters, "epochs", *FIGURES, "feasible", "problem"]
+    first = ["number", "state", "given", *parameters, "epochs"]
+    return [*first, *all_measures(), "feasible", "problem"]
 
 
-def _row(trial: optuna.trial.FrozenTrial, parameters: tuple[str, ...]) -> dict[str, Any]:
+def _row(
+    trial: optuna.trial.FrozenTrial, parameters: tuple[str, ...], results: Path
+) -> dict[str, Any]:
     attributes = trial.user_attrs
     epochs = [int(epoch) for epoch in attributes.get("epochs", {})]
     complete = trial.state.name == "COMPLETE"
@@ -228,10 +179,28 @@ def _row(trial: optuna.trial.FrozenTrial, parameters: tuple[str, ...]) -> dict[s
         "given": bool(attributes.get("given")),
         **{key: _plain(trial.params[key]) for key in parameters if key in trial.params},
         "epochs": max(epochs, default=0),
-        **attributes.get("figures", {}),
+        **(_measures(trial, results) if complete else {}),
         "feasible": complete and all(excess <= 0 for excess in constraints.values()),
         "problem": attributes.get("problem", ""),
     }
+
+
+def _measures(trial: optuna.trial.FrozenTrial, results: Path) -> dict[str, float]:
+    """What the trial was told, and what is younger than it, from its cells' records."""
+    attributes = trial.user_attrs
+    told = attributes.get("measures") or attributes.get("figures", {})
+    if told.keys() >= all_measures().keys():
+        return told
+    return {**_from_records(attributes.get("cells", ()), results), **told}
+
+
+def _from_records(cells: Sequence[str], results: Path) -> dict[str, float]:
+    """Means over the records of ``cells``; nothing where one of them is not to be had."""
+    try:
+        records = [read_record(results, cell) for cell in cells]
+        return mean_measures(records) if records and None not in records else {}
+    except RecordError:
+        return {}
 
 
 def _plain(value: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from matplotlib.ticker import MaxNLocator, NullFormatter
 from analysis.canvas import canvas, style, write_figures
 from analysis.published import read_published
 from analysis.search import Search
-from analysis.tables import ENERGY_UNITS, unit_for
+from msvit.records.measures import all_measures
 
 _BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "0.65"
 _LEAST = 10  # complete trials below which importance says nothing
@@ -30,25 +31,21 @@ _LEAST = 10  # complete trials below which importance says nothing
 
 def save_search_figures(search: Search) -> list[Path]:
     """Draw all figures of a search into ``<search>/figures`` as PNG and PDF; returns the PNGs."""
-    folder = search.folder / "figures"
-    folder.mkdir(parents=True, exist_ok=True)
-    figures = {"history": history(search), "slices": slices(search), "parallel": parallel(search)}
-    if len(search.objectives) > 1:
-        figures["pareto"] = pareto(search)
-    if (drawn := importance(search)) is not None:
-        figures["importance"] = drawn
-    for old in folder.glob("*.p[nd]*"):
-        if old.stem not in figures:
-            old.unlink()
-    return write_figures(dict(sorted(figures.items())), folder)
+    drawn = {name: draw(search) for name, draw in FIGURES.items()}
+    figures = {name: figure for name, figure in drawn.items() if figure is not None}
+    return write_figures(figures, search.folder / "figures")
 
 
-def pareto(search: Search) -> Figure:
+def pareto(search: Search) -> Figure | None:
     """The first objective over the second, a point per complete trial, the front as steps.
+
+    None for a search with one objective.
 
     Published results on the same data (†) are marked where they state what the axes show; they
     are test accuracies of full trainings, ours are validation accuracies.
     """
+    if len(search.objectives) < 2:
+        return None
     y, x = list(search.objectives)[:2]
     trials = search.complete
     scale_x, label_x = _scale(trials, x)
@@ -344,25 +341,31 @@ def _title(axes: Axes, search: Search, title: str, remarks: list[str]) -> None:
         axes.text(0.5, 0.5, "no complete trial yet", transform=axes.transAxes, ha="center", size=9)
 
 
-def _scale(trials: pd.DataFrame, figure: str) -> tuple[float, str]:
-    """The factor to the unit shown, and the axis label."""
-    if figure.endswith("accuracy"):
-        which = "test" if figure.startswith("test") else "validation"
-        return 100.0, f"{which} accuracy (%)"
-    if figure == "energy_mj":
-        unit = unit_for(trials["energy_mj"].astype(float), ENERGY_UNITS)
-        return ENERGY_UNITS[unit], f"energy per image ({unit}, computed)"
-    units = {"parameters": (1e-6, "parameters (M)"), "step_time": (1e3, "training step (ms)")}
-    units |= {"training_seconds": (1.0, "training (s)"), "peak_memory_gb": (1.0, "memory (GB)")}
-    return units.get(figure, (1.0, _name(figure)))
+def _scale(trials: pd.DataFrame, name: str) -> tuple[float, str]:
+    """The factor to the unit shown of a measure, and the axis label."""
+    measure = all_measures()[name]
+    unit = measure.unit(trials[name].astype(float))
+    return measure.units[unit], measure.axis(unit)
 
 
-def _name(figure: str) -> str:
-    return figure.removesuffix("_mj").removesuffix("_gb").replace("_", " ")
+def _name(measure: str) -> str:
+    return all_measures()[measure].label
 
 
 def _short(key: str) -> str:
-    return _name(key.partition(".")[2] or key)
+    """What a parameter (a dotted name) or an objective is called below an axis."""
+    option = key.partition(".")[2]
+    return option.replace("_", " ") if option else _name(key)
+
+
+FIGURES: dict[str, Callable[[Search], Figure | None]] = {
+    "pareto": pareto,
+    "history": history,
+    "importance": importance,
+    "slices": slices,
+    "parallel": parallel,
+}
+"""The figures of a search by their files' names; one that has nothing to show is None."""
 
 
 def _colors() -> list[str]:

@@ -19,22 +19,22 @@ import pandas as pd
 
 from analysis.formats import console, terminal, write_table
 from analysis.search import Search, collect_search
-from analysis.tables import ENERGY_UNITS, NOTHING, Entry, Table, entries, unit_for
-from msvit.records import RecordError
+from analysis.tables import NOTHING, Entry, Table, entries
+from msvit.records.measures import all_measures
+from msvit.records.schema import RecordError
 
 DEFAULT_RESULTS = Path("results")
 
 
-def write_search_report(results: Path, name: str) -> Path:
+def write_search_report(search: Search) -> Path:
     """Write ``trials.md``, ``trials.csv``, ``trials.tex``, ``front.*`` and ``figures/``.
 
     Returns:
         The search's folder, ``<results>/searches/<name>``.
 
     Raises:
-        RecordError: if the search cannot be read or its folder cannot be written.
+        RecordError: if its folder cannot be written.
     """
-    search = collect_search(results, name)
     from analysis.search_figures import save_search_figures  # matplotlib takes a second to load
 
     front = trial_table(search, list(search.front["number"]))
@@ -48,13 +48,8 @@ def write_search_report(results: Path, name: str) -> Path:
     return search.folder
 
 
-def print_search(results: Path, name: str) -> None:
-    """Print the front of a search, its failed trials, and where its files are.
-
-    Raises:
-        RecordError: if the search cannot be read.
-    """
-    search = collect_search(results, name)
+def print_search(search: Search) -> None:
+    """Print the front of a search, its failed trials, and where its files are."""
     front = list(search.front["number"])
     print_trials(search, front)
     for trial in search.trials[search.trials["state"] == "failed"].itertuples():
@@ -90,20 +85,13 @@ def trial_table(search: Search, numbers: Sequence[int] | None = None, short: boo
         shown = ordered.sort_values(["rank", "_value", "number"]).drop(columns="_value")
     else:
         shown = trials.loc[list(numbers)]
-    unit = unit_for(trials["energy_mj"].astype(float), ENERGY_UNITS)
+    always = ("accuracy", "test_accuracy", "energy_mj", "firing_rate", "parameters")
     columns = {
         "trial": [Entry(str(row.number), rank=int(row.rank == 0)) for row in shown.itertuples()],
         "state": [Entry(_state(row)) for row in shown.itertuples()],
         **({} if short else _parameters(shown, search)),
-        "validation (%)": _numbers(100 * shown["accuracy"], 2),
-        "test (%)": _numbers(100 * shown["test_accuracy"], 2),
-        f"energy ({unit}/image)": _numbers(ENERGY_UNITS[unit] * shown["energy_mj"], None),
-        "firing rate": _numbers(shown["firing_rate"], 3),
-        "parameters (M)": _numbers(shown["parameters"] / 1e6, None),
+        **dict(_column(trials, shown, name) for name in dict.fromkeys((*always, *search.aims))),
     }
-    always = ("accuracy", "energy_mj", "firing_rate", "parameters")
-    extra = [name for name in search.objectives if name not in always]
-    columns |= {name.replace("_", " "): _numbers(shown[name], None) for name in extra}
     return Table(
         name=search.name,
         caption=search.question,
@@ -113,6 +101,14 @@ def trial_table(search: Search, numbers: Sequence[int] | None = None, short: boo
         notes=tuple(_notes(search)),
         ranked=False,
     )
+
+
+def _column(trials: pd.DataFrame, shown: pd.DataFrame, name: str) -> tuple[str, list[Entry]]:
+    """Heading and fields of one measure, in a unit that fits all trials."""
+    measure = all_measures()[name]
+    unit = measure.unit(trials[name].astype(float))
+    values = shown[name].astype(float) * measure.units[unit]
+    return measure.column(unit), entries(values, measure.decimals)
 
 
 def _parameters(shown: pd.DataFrame, search: Search) -> dict[str, list[Entry]]:
@@ -159,10 +155,6 @@ def _value(value: object) -> str:
     return str(value)
 
 
-def _numbers(values: pd.Series, decimals: int | None) -> list[Entry]:
-    return entries(values.astype(float), decimals)
-
-
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0], allow_abbrev=False)
@@ -175,8 +167,9 @@ def main(arguments: list[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     try:
-        write_search_report(options.results, options.space)
-        print_search(options.results, options.space)
+        search = collect_search(options.results, options.space)
+        write_search_report(search)
+        print_search(search)
     except RecordError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

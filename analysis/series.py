@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.collect import Study
+from analysis.collect import StudyResults
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Series:
     values: tuple[Any, ...]
 
 
-def axis_series(study: Study, axis: str) -> tuple[list[Series], list[str]]:
+def axis_series(study: StudyResults, axis: str) -> tuple[list[Series], list[str]]:
     """Lines over ``axis`` (a dotted option name), and the finished configurations on none.
 
     Two configurations are on one line if all their other options are equal, or, where that

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from analysis.collect import Study
+from analysis.collect import StudyResults
 
 CONFIDENCE = 0.95
 
@@ -28,7 +28,7 @@ def t_interval(values: pd.Series | np.ndarray) -> tuple[float, float]:
     return (float(values.mean() - half), float(values.mean() + half))
 
 
-def summarize(study: Study, column: str) -> pd.DataFrame:
+def summarize(study: StudyResults, column: str) -> pd.DataFrame:
     """Statistics of one numeric column of ``cells`` over the finished seeds.
 
     Returns:
@@ -39,7 +39,7 @@ def summarize(study: Study, column: str) -> pd.DataFrame:
     return _frame({group: _statistics(by_seed[group].dropna()) for group in study.groups})
 
 
-def paired_differences(study: Study, column: str, baseline: str) -> pd.DataFrame:
+def paired_differences(study: StudyResults, column: str, baseline: str) -> pd.DataFrame:
     """Differences of every other configuration to ``baseline``, paired by seed.
 
     Returns:
@@ -57,7 +57,7 @@ def paired_differences(study: Study, column: str, baseline: str) -> pd.DataFrame
     return _frame(rows)
 
 
-def _by_seed(study: Study, column: str) -> pd.DataFrame:
+def _by_seed(study: StudyResults, column: str) -> pd.DataFrame:
     """Finished values, seeds down, configurations across."""
     wide = study.finished.pivot_table(index="seed", columns="group", values=column)
     return wide.reindex(columns=list(study.groups)).astype(float)
@@ -75,7 +75,9 @@ def _frame(rows: dict[str, tuple[float, float, float, float, int]]) -> pd.DataFr
     return pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("group")
 
 
-def best_and_ties(study: Study, column: str = "test_accuracy") -> tuple[str | None, list[str]]:
+def best_and_ties(
+    study: StudyResults, column: str = "test_accuracy"
+) -> tuple[str | None, list[str]]:
     """The configuration with the highest mean, and those that cannot be told apart from it.
 
     Not told apart: the paired interval holds 0, or there are too few common seeds for one.

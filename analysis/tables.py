@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from analysis.collect import ENERGY_MODEL, Study
+from analysis.collect import StudyResults
 from analysis.published import find_published, read_published
 from analysis.statistics import CONFIDENCE, best_and_ties, summarize
+from msvit.records.energy import DEFAULT_ENERGY_MODEL
+from msvit.records.measures import all_measures
 
-ENERGY_UNITS = {"mJ": 1.0, "µJ": 1e3, "nJ": 1e6}  # factors from millijoule
-TIME_UNITS = {"h": 1 / 3600, "min": 1 / 60, "s": 1.0}  # factors from seconds
 NOTHING = "—"
 
 
@@ -52,21 +52,25 @@ class Table:
     ranked: bool = True
 
 
-def compare(study: Study) -> Table:
+def compare(study: StudyResults) -> Table:
     """The main comparison of a study, from its finished cells."""
     numbers, sources = comparison_numbers(study)
-    energy_unit = unit_for(numbers["energy_mj_mean"], ENERGY_UNITS)
-    time_unit = unit_for(numbers["training_seconds_mean"], TIME_UNITS)
-    energy = numbers["energy_mj_mean"] * ENERGY_UNITS[energy_unit]
+    measures = all_measures()
+    energies = _energies()
+
+    def column(name: str, ranked: bool = False, heading: str | None = None) -> tuple[str, list]:
+        measure, values = measures[name], numbers[f"{name}_mean"]
+        unit = measure.unit(values)
+        best = (max if measure.better == "maximize" else min) if ranked else None
+        shown = entries(values * measure.units[unit], measure.decimals, best=best)
+        return measure.column(unit, heading), shown
+
     columns = {
         "configuration": [Entry(group) for group in numbers["configuration"]],
         "accuracy (%)": _accuracy(numbers),
-        "firing rate": entries(numbers["firing_rate_mean"], 3),
-        f"energy ({energy_unit}/image)": entries(energy, None, best=min),
+        **dict([column("firing_rate"), *(column(name, ranked=True) for name in energies)]),
         "parameters (M)": entries(numbers["parameters"].astype(float) / 1e6),
-        f"training ({time_unit})": entries(
-            numbers["training_seconds_mean"] * TIME_UNITS[time_unit]
-        ),
+        **dict([column("training_seconds")]),
         "seeds": [
             Entry(f"{done}/{planned}")
             for done, planned in zip(numbers["seeds"], numbers["seeds_planned"], strict=True)
@@ -74,9 +78,11 @@ def compare(study: Study) -> Table:
     }
     if sources:
         columns["top-1† (%)"] = entries(numbers["published_top1_percent"], 2)
-        published = numbers["published_energy_mj"] * ENERGY_UNITS[energy_unit]
-        if published.notna().any():
-            columns[f"energy† ({energy_unit}/image)"] = entries(published)
+        if numbers["published_energy_mj"].notna().any():
+            energy = measures["energy_mj"]
+            unit = energy.unit(numbers["energy_mj_mean"])
+            published = entries(numbers["published_energy_mj"] * energy.units[unit])
+            columns[energy.column(unit, "energy†")] = published
     return Table(
         name=study.name,
         caption=study.question,
@@ -87,13 +93,19 @@ def compare(study: Study) -> Table:
     )
 
 
-def comparison_numbers(study: Study) -> tuple[pd.DataFrame, dict[str, str]]:
+def _energies() -> list[str]:
+    """Names of the measures of energy, the default one first."""
+    return [name for name in all_measures() if name.partition(":")[0] == "energy_mj"]
+
+
+def comparison_numbers(study: StudyResults) -> tuple[pd.DataFrame, dict[str, str]]:
     """The numbers of the table, and the source of each published figure by configuration.
 
     Returns:
         A frame with configuration, model, data, timesteps, seeds (finished), seeds_planned;
         ``*_mean`` and ``*_std`` of accuracy_percent, firing_rate (spikes per neuron and time
-        step), energy_mj (per image), training_seconds; accuracy_percent_low and _high (interval
+        step), energy_mj (per image; also under each further energy model, ``energy_mj:<model>``),
+        training_seconds; accuracy_percent_low and _high (interval
         of the mean at level ``CONFIDENCE``); parameters; published_top1_percent and
         published_energy_mj. Empty where there is no number.
     """
@@ -118,7 +130,7 @@ def comparison_numbers(study: Study) -> tuple[pd.DataFrame, dict[str, str]]:
     numbers = pd.DataFrame(rows)
     for statistic in ("mean", "std", "low", "high"):
         numbers[f"accuracy_percent_{statistic}"] = 100 * accuracy[statistic].to_numpy()
-    for column in ("firing_rate", "energy_mj", "training_seconds"):
+    for column in ("firing_rate", *_energies(), "training_seconds"):
         summary = summarize(study, column)
         for statistic in ("mean", "std"):
             numbers[f"{column}_{statistic}"] = summary[statistic].to_numpy()
@@ -126,17 +138,6 @@ def comparison_numbers(study: Study) -> tuple[pd.DataFrame, dict[str, str]]:
     numbers = numbers.reindex(columns=[*(c for c in numbers if c not in late), *late])
     types = dict.fromkeys(late, float) | {"parameters": "Int64", "timesteps": "Int64"}
     return numbers.astype(types), sources
-
-
-def unit_for(values: pd.Series, units: dict[str, float]) -> str:
-    """The largest unit in which the largest value is at least 1; the last one if none is.
-
-    Without any value, the unit that ``values`` are in.
-    """
-    largest = values.max()
-    if math.isnan(largest):
-        return next(unit for unit, factor in units.items() if factor == 1)
-    return next((unit for unit, factor in units.items() if largest * factor >= 1), list(units)[-1])
 
 
 def _accuracy(numbers: pd.DataFrame) -> list[Entry]:
@@ -168,7 +169,7 @@ def entries(
     return [Entry(t, "", 0 if t == NOTHING else ranks.get(float(t), 0)) for t in shown]
 
 
-def _notes(study: Study, sources: dict[str, str]) -> list[str]:
+def _notes(study: StudyResults, sources: dict[str, str]) -> list[str]:
     finished, unfinished = study.finished, study.unfinished
     notes = []
     if len(unfinished):
@@ -190,7 +191,7 @@ def _notes(study: Study, sources: dict[str, str]) -> list[str]:
     notes.append(f"Accuracy: {how}, on {images} test images (one image is {smallest:.2g} points).")
     notes.append(
         "Firing rate: spikes per neuron and time step. Energy: computed from operation counts "
-        f"by the model {ENERGY_MODEL}, not measured on hardware."
+        f"by the model {DEFAULT_ENERGY_MODEL}, not measured on hardware."
     )
     notes += _at_chance(finished)
     notes += _mixed_precisions(finished)
@@ -228,7 +229,7 @@ def _mixed_precisions(finished: pd.DataFrame) -> list[str]:
     return []
 
 
-def _verdict(study: Study) -> str:
+def _verdict(study: StudyResults) -> str:
     """What the seeds allow to say about the order of the configurations."""
     seeds = summarize(study, "test_accuracy")["n"]
     best, ties = best_and_ties(study)

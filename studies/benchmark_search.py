@@ -21,7 +21,7 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from msvit.options import ConfigError
-from msvit.records import RecordError
+from msvit.records.schema import RecordError
 from studies.command_line import DEFAULT_RESULTS, Parser, positive
 from studies.search.space import Space, load_space
 

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from msvit.options import ConfigError
-from msvit.records import (
-    RecordError,
+from msvit.records.schema import Failure, Record, RecordError
+from msvit.records.store import (
     cell_folder,
     clear_failure,
+    has_record,
     read_failure,
     read_record,
     write_failure,
@@ -48,10 +49,12 @@ def run_cells(
     *,
     data_dir: Path | None = None,
     train: Train | None = None,
+    on_record: Callable[[Record], None] = lambda record: None,
 ) -> None:
     """Run cells until each has a record or a failure under ``results``.
 
-    ``train`` is by default :func:`msvit.training.train_cell`.
+    ``train`` is by default :func:`msvit.training.train_cell`; ``on_record`` is given the record of
+    every cell that ends well, also where another driver has run it.
 
     Raises:
         ConfigError: where Ray cannot be reached or no machine is large enough for a cell.
@@ -67,7 +70,9 @@ def run_cells(
                 f"cell is to get; Ray sees {resources()}"
             )
         with display:
-            _Loop(entries, results.resolve(), place, gpus, display, data_dir, train).run()
+            _Loop(
+                entries, results.resolve(), place, gpus, display, data_dir, train, on_record
+            ).run()
 
 
 class _Loop:
@@ -82,6 +87,7 @@ class _Loop:
         display: Display,
         data_dir: Path | None,
         train: Train | None,
+        on_record: Callable[[Record], None],
     ) -> None:
         import ray
 
@@ -90,6 +96,7 @@ class _Loop:
         self._elsewhere: list[_Task] = []
         self._results = results
         self._display = display
+        self._on_record = on_record
         self._arguments = (str(data_dir.resolve()) if data_dir else None, train)
         self._needs = (place.cpus_per_cell, gpus)
         self._remote = ray.remote(
@@ -164,13 +171,17 @@ class _Loop:
         cell_id = task.entry.cell.id
         # The worker has written these, unless it has no disk in common with us.
         if "record" in outcome:
-            if read_record(self._results, cell_id) is None:
+            if not has_record(self._results, cell_id):
                 write_record(self._results, outcome["record"])
-            self._display.finished(task.entry, outcome["record"])
+            self._finished(task.entry, outcome["record"])
         else:
             if read_failure(self._results, cell_id) is None:
                 write_failure(self._results, outcome["failure"])
             self._display.failed(task.entry, outcome["failure"])
+
+    def _finished(self, entry: StudyCell, record: Record) -> None:
+        self._on_record(record)
+        self._display.finished(entry, record)
 
     def _leave(self, task: _Task) -> None:
         self._display.note(task.entry, "another process is running it; waiting for its result")
@@ -184,7 +195,7 @@ class _Loop:
             if is_locked(cell_folder(self._results, cell_id)):
                 still.append(task)
             elif record := read_record(self._results, cell_id):
-                self._display.finished(task.entry, record)
+                self._finished(task.entry, record)
             elif failure := read_failure(self._results, cell_id):
                 self._display.failed(task.entry, failure)
             else:
@@ -200,7 +211,7 @@ _ENDINGS = {
 }
 
 
-def _failure(task: _Task, error: Exception) -> dict[str, Any]:
+def _failure(task: _Task, error: Exception) -> Failure:
     name, detail = type(error).__name__, str(error).strip()
     message = _ENDINGS.get(name) or next(iter(detail.splitlines()), "")
     return failure_of(task.entry.cell, name, message, detail, task.attempt)

@@ -27,7 +27,8 @@ if not __package__:
 from msvit.cells import SCHEMA
 from msvit.options import ConfigError
 from msvit.pipes import for_reading
-from msvit.records import RecordError, locate, read_search, search_folder, write_search
+from msvit.records.schema import RecordError
+from msvit.records.store import read_search, search_folder, write_search
 from studies.cluster import Place, RayLost
 from studies.command_line import Parser, add_place, positive
 from studies.search.space import (
@@ -74,7 +75,7 @@ def _run(space: Space, options: argparse.Namespace) -> int:
     folder = search_folder(options.results, space.name)
     with _alone(folder / "lock", space.name):
         # Optuna takes half a second to load, Ray two: not for a wrong command.
-        from analysis.search import mend_journal
+        from msvit.records.optuna_storage import locate, mend_journal
         from studies.search.ledger import Ledger
 
         storage = _storage(options, space.name)
@@ -118,18 +119,20 @@ def _storage(options: argparse.Namespace, name: str) -> str:
 
 
 def _report(space: Space, results: Path) -> None:
+    from analysis.search import collect_search
     from analysis.search_report import print_search, write_search_report
 
-    write_search_report(results, space.name)
+    search = collect_search(results, space.name)
+    write_search_report(search)
     print()
-    print_search(results, space.name)
+    print_search(search)
 
 
 def _best(space: Space, options: argparse.Namespace) -> int:
     """Print the best trials; with --grid-out, write them as a grid file."""
     from analysis.search import collect_search
     from analysis.search_report import print_trials
-    from studies.search.best import best_trials, write_grid
+    from studies.search.best_grid import best_trials, write_grid
 
     search = collect_search(options.results, space.name)
     if changed := space.changes(read_search(options.results, space.name)):
@@ -145,7 +148,7 @@ def _best(space: Space, options: argparse.Namespace) -> int:
 
 
 def manifest(space: Space, storage: str) -> dict[str, Any]:
-    """What ``search.json`` says (:mod:`msvit.records`)."""
+    """What ``search.json`` says (:mod:`msvit.records.schema`)."""
     return {
         "schema": SCHEMA,
         "name": space.name,

@@ -20,10 +20,12 @@ if not __package__:
     # As a script: this folder's modules are found as studies.*, wherever it is started.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from analysis.observations import Observations, observe
 from msvit.cells import SECTIONS
 from msvit.options import ConfigError
 from msvit.pipes import for_reading
-from msvit.records import RecordError, cell_folder, read_failure, read_record, write_study
+from msvit.records.schema import RecordError
+from msvit.records.store import Records, cell_folder, read_failure, write_study
 from studies.cluster import Place, RayLost
 from studies.command_line import Parser, add_place, positive
 from studies.grids import list_grids, load_study
@@ -57,7 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(study: Study, options: argparse.Namespace) -> int:
     results = options.results
-    states = _states(study, results)
+    records = Records(results, observe)
+    states = _states(study, records)
     again = {"failed"} if options.retry_failed else set()
     entries = [c for c in study.cells if states[c.cell.id] in {"to do", "started"} | again]
     entries.sort(key=lambda entry: entry.cell.seed)  # soon one seed of every configuration
@@ -75,19 +78,22 @@ def _run(study: Study, options: argparse.Namespace) -> int:
         where = "on this machine" if place.address is None else f"at {place.address}"
         print(f"running {len(entries)} cells with Ray {where} ...", flush=True)
         display = display_for(entries, len(study.cells) - len(entries), len(study.cells))
-        run_cells(entries, results, place, display, data_dir=options.data_dir)
-    return _report(study, results)
+        given = {"data_dir": options.data_dir, "on_record": records.add}
+        run_cells(entries, results, place, display, **given)
+    return _report(study, records)
 
 
-def _report(study: Study, results: Path) -> int:
+def _report(study: Study, records: Records[Observations]) -> int:
     """Tables, figures and the summary; the exit code tells whether all cells are done."""
+    from analysis.collect import collect
     from analysis.report import print_summary, write_report
 
-    states = _states(study, results)
+    states = _states(study, records)
+    found = collect(records.results, study.name, records)
     if "done" in states.values():
-        write_report(results, study.name)
+        write_report(found)
     print()
-    print_summary(results, study.name)
+    print_summary(found)
     failed = sum(state == "failed" for state in states.values())
     if failed:
         print(f"{failed} of {len(study.cells)} cells failed; --retry-failed runs them again")
@@ -102,7 +108,7 @@ def _list() -> None:
 
 def _dry_run(study: Study, results: Path) -> None:
     """Print every resolved cell: what all share once, then what each configuration adds."""
-    states = _states(study, results)
+    states = _states(study, Records(results, observe))
     configurations = {c.group: c.cell.as_dict() for c in study.cells}
     print(f"{study.name}: {study.question}")
     print(f"{_size(study)}, {_counts(states)}; in {results}")
@@ -144,14 +150,15 @@ def _print_sections(sections: dict[str, dict[str, Any]]) -> None:
             print(textwrap.fill(text, 100, break_long_words=False, **indents))
 
 
-def _states(study: Study, results: Path) -> dict[str, str]:
+def _states(study: Study, records: Records[Observations]) -> dict[str, str]:
     """Cell id → done, failed, started (it has a checkpoint) or to do."""
-    return {entry.cell.id: _state(results, entry.cell.id) for entry in study.cells}
+    return {entry.cell.id: _state(entry.cell.id, records) for entry in study.cells}
 
 
-def _state(results: Path, cell_id: str) -> str:
-    if read_record(results, cell_id) is not None:
+def _state(cell_id: str, records: Records[Observations]) -> str:
+    if records.get(cell_id) is not None:
         return "done"
+    results = records.results
     if read_failure(results, cell_id) is not None:
         return "failed"
     return "started" if (cell_folder(results, cell_id) / "checkpoint.pt").exists() else "to do"

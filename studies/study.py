@@ -33,7 +33,7 @@ class Study:
     notes: tuple[str, ...] = ()
 
     def manifest(self) -> dict[str, Any]:
-        """What ``study.json`` says (:mod:`msvit.records`)."""
+        """What ``study.json`` says (:class:`msvit.records.schema.Manifest`)."""
         return {
             "schema": SCHEMA,
             "name": self.name,

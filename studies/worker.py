@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from msvit.cells import SCHEMA, Cell
-from msvit.records import (
-    RecordError,
+from msvit.records.schema import Failure, RecordError
+from msvit.records.store import (
     cell_folder,
     read_record,
     write_failure,
@@ -85,8 +85,8 @@ def is_locked(folder: Path) -> bool:
     return False
 
 
-def failure_of(cell: Cell, error: str, message: str, trace: str, attempts: int) -> dict[str, Any]:
-    """The content of ``failure.json`` (:mod:`msvit.records`)."""
+def failure_of(cell: Cell, error: str, message: str, trace: str, attempts: int) -> Failure:
+    """The content of ``failure.json`` (:class:`msvit.records.schema.Failure`)."""
     return {
         "schema": SCHEMA,
         "id": cell.id,

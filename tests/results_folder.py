@@ -1,4 +1,4 @@
-"""A results folder with known numbers, written through :mod:`msvit.records` as studies do."""
+"""A results folder with known numbers, written through :mod:`msvit.records.store` as studies do."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from analysis.collect import Study, collect
+from analysis.collect import StudyResults, collect
 from msvit.cells import Cell
-from msvit.records import write_failure, write_record, write_study
+from msvit.records.energy import AC_PICOJOULE
+from msvit.records.store import write_failure, write_record, write_study
 
 SCALES = ([1], [1, 3], [1, 3, 5], [1, 3, 5, 7])
 LAYERS = [
@@ -33,7 +34,7 @@ def make_cell(model: dict, seed: int, data: str = "digits", timesteps: int = 4) 
     return Cell(
         model={"dim": 48, "timesteps": timesteps, "image_size": size, "num_classes": 10, **model},
         data={"name": data, "image_size": size},
-        training={"epochs": 2, "lr": 2e-3},
+        training={"epochs": 2, "lr": 2e-3, "batch_size": 16},
         seed=seed,
     )
 
@@ -78,11 +79,10 @@ def make_record(cell: Cell, accuracy: float, energy_mj: float, **changes) -> dic
                 "dense_macs": 1e5,
                 "input_rate": 0.2,
                 "macs": 0.0,
-                "acs": 8e4,
+                "acs": energy_mj * 1e9 / AC_PICOJOULE / len(layers),
             }
             for layer in layers
         ],
-        "energy_mj": {"sop_spikformer": energy_mj},
         "training_seconds": 12.5,
         "images_per_second": 230.0,
         "peak_memory_gb": 0.4,
@@ -126,7 +126,7 @@ class Results:
             one = make_cell(model, seed, **cell)
             self.add(group, one, make_record(one, accuracy, energy))
 
-    def study(self) -> Study:
+    def study(self) -> StudyResults:
         return collect(self.folder, self.name)
 
 

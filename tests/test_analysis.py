@@ -18,14 +18,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from analysis.collect import CELL_COLUMNS, collect
+from analysis.collect import cell_columns, collect
 from analysis.figures import accuracy_energy, accuracy_over_axis, pareto_front, save_figures
 from analysis.formats import latex, latex_text, markdown
 from analysis.heatmaps import firing_maps
 from analysis.report import main, print_summary
 from analysis.statistics import best_and_ties, paired_differences, summarize, t_interval
 from analysis.tables import compare
-from msvit.records import RecordError
+from msvit.records.schema import RecordError
 from tests.results_folder import LAYERS, SCALES, Results, fill_scales, make_cell, make_record
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -76,7 +76,7 @@ def line(text: str, start: str) -> str:
 def test_every_cell_is_a_row_with_its_options_and_scores(scales):
     cells = scales.study().cells
     assert len(cells) == 18
-    assert list(cells.columns[: len(CELL_COLUMNS)]) == CELL_COLUMNS
+    assert list(cells.columns[: len(cell_columns())]) == cell_columns()
     row = cells[cells["label"] == "msvit scales=1,3 seed 1"].iloc[0]
     assert row["status"] == "finished"
     assert row["model"] == "msvit"
@@ -84,7 +84,7 @@ def test_every_cell_is_a_row_with_its_options_and_scores(scales):
     assert row["model.timesteps"] == 4
     assert row["training.lr"] == 2e-3
     assert row["test_accuracy"] == pytest.approx(0.982)
-    assert row["val_accuracy"] == pytest.approx(0.92)
+    assert row["accuracy"] == pytest.approx(0.92)
     assert row["energy_mj"] == pytest.approx(6.2e-3)
     assert cells[cells["model"] == "spikformer"]["model.scales"].isna().all()
 
@@ -538,7 +538,7 @@ def test_saved_figures_are_images_and_old_ones_go_away(partial, tmp_path):
 
 
 def test_the_summary_names_failed_and_missing_cells(partial, capsys):
-    print_summary(partial.folder, "scales")
+    print_summary(partial.study())
     out = capsys.readouterr().out
     failed = re.findall(r"failed: msvit scales=1,3,5 seed (\d): Tr.*\(log: (.*)\)", out)
     assert [seed for seed, _ in failed] == ["0", "1", "2"]

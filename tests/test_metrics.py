@@ -12,11 +12,11 @@ from msvit.layers.blocks import Classifier
 from msvit.layers.norm import BatchNorm
 from msvit.layers.synapses import Conv, Linear, SpikeMask, SpikeProduct
 from msvit.metrics import measure
-from msvit.metrics.energy import sop_spikformer
-from msvit.metrics.names import layer_name
+from msvit.metrics.layer_names import layer_name
 from msvit.metrics.operations import inspect
 from msvit.models import create_model
 from msvit.neurons import Neuron, NeuronConfig
+from msvit.records.energy import sop_spikformer
 
 
 class Probe(nn.Module):

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from msvit.cells import Cell
-from msvit.records import (
-    RecordError,
+from msvit.records.schema import RecordError
+from msvit.records.store import (
     iter_failures,
     iter_records,
     read_failure,

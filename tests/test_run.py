@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from msvit.cells import Cell
-from msvit.records import (
-    RecordError,
+from msvit.records.schema import RecordError
+from msvit.records.store import (
     cell_folder,
     iter_failures,
     iter_records,
@@ -344,7 +344,6 @@ def bare_record(cell):
         "firing": [],
         "firing_rate": 0.1,
         "operations": [],
-        "energy_mj": {},
         "training_seconds": 1.0,
         "images_per_second": 1.0,
         "peak_memory_gb": 0.1,

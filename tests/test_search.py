@@ -18,15 +18,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from analysis import search_figures
-from analysis.search import Search, collect_search, mend_journal, open_storage
+from analysis.search import Search, collect_search
 from analysis.search_report import trial_table, write_search_report
-from msvit.records import cell_folder, iter_records, read_record, search_folder, write_search
+from msvit.records.energy import sop_spikformer
+from msvit.records.measures import mean_measures
+from msvit.records.optuna_storage import mend_journal, open_storage
+from msvit.records.store import (
+    cell_folder,
+    iter_records,
+    read_record,
+    search_folder,
+    write_search,
+)
 from studies.grids import load_study
 from studies.hpo import main, manifest
-from studies.search.best import best_trials
+from studies.search.best_grid import best_trials
 from studies.search.comparison import hypervolume, report
 from studies.search.ledger import Ledger
-from studies.search.objectives import figures_of
 from studies.search.space import load_space
 from studies.search.tuner import PastTrial, make_scheduler
 from tests.results_folder import make_cell, make_record
@@ -113,11 +121,11 @@ def test_a_search_uses_its_budget_and_tells_optuna_what_the_records_say(searched
         record = read_record(results, cell_id)
         assert record["cell"]["training"]["lr"] == trial.params["training.lr"]
         epoch = record["history"][record["selected_epoch"] - 1]
-        assert trial.values == [epoch["val_accuracy"], record["energy_mj"]["sop_spikformer"]]
+        assert trial.values == [epoch["val_accuracy"], sop_spikformer(record["operations"])]
         assert trial.constraints == {"parameters <= 10000": record["parameters"] - 10000}
     # What was given to start with came first.
     assert trials[0].params == {"model.scales": "[1, 3]", "training.lr": 0.02}
-    assert re.search(r"trial 0: accuracy \d+\.\d%, energy [\d.]+ [µn]J", output)
+    assert re.search(r"trial 0: validation accuracy \d+\.\d%, energy [\d.]+ [µn]J", output)
 
 
 def test_stopped_trials_have_no_record_and_are_on_no_front(searched):
@@ -153,7 +161,7 @@ def test_a_search_that_is_over_trains_nothing_and_a_larger_budget_goes_on(search
 
 def test_tables_and_figures_of_a_search(searched):
     results, _, _ = searched
-    folder = write_search_report(results, "tiny")
+    folder = write_search_report(collect_search(results, "tiny"))
     names = {path.name for path in folder.glob("figures/*.png")}
     assert {"history.png", "pareto.png", "parallel.png", "slices.png"} <= names
     assert all(path.stat().st_size > 5000 for path in folder.glob("figures/*.png"))
@@ -311,13 +319,13 @@ def test_a_database_holds_the_study_too(tiny, tmp_path):
 
 
 def played(space, storage, seed=1, trials=None):
-    """A ledger whose trials have figures that follow from the options: the front is known."""
+    """A ledger whose trials have measures that follow from the options: the front is known."""
     ledger = Ledger.open(space, str(storage), seed)
     while proposal := ledger.propose():
         distance = abs(np.log10(proposal.chosen["training.lr"]) + 2)
         wide = proposal.chosen["model.scales"] == "[1, 3]"
-        figures = {"accuracy": 0.9 - distance / 10 + 0.02 * wide, "energy_mj": 1.0 + wide}
-        ledger.complete(proposal.number, figures | {"parameters": 5000.0})
+        measures = {"accuracy": 0.9 - distance / 10 + 0.02 * wide, "energy_mj": 1.0 + wide}
+        ledger.complete(proposal.number, measures | {"parameters": 5000.0})
     return ledger
 
 
@@ -510,11 +518,11 @@ def test_means_over_seeds_are_the_score():
     for record, accuracy in zip(records, (0.5, 0.7), strict=True):
         record["history"][1]["val_accuracy"] = accuracy
         record["cell"]["training"]["batch_size"] = 32
-    figures = figures_of(records)
-    assert figures["accuracy"] == pytest.approx(0.6)
-    assert figures["energy_mj"] == pytest.approx(0.15)
-    assert figures["test_accuracy"] == 0.9
-    assert figures["step_time"] == pytest.approx(32 / records[0]["images_per_second"])
+    measures = mean_measures(records)
+    assert measures["accuracy"] == pytest.approx(0.6)
+    assert measures["energy_mj"] == pytest.approx(0.15)
+    assert measures["test_accuracy"] == 0.9
+    assert measures["step_time"] == pytest.approx(32 / records[0]["images_per_second"])
 
 
 def test_several_seeds_of_a_trial_are_cells_of_their_own(tiny, tmp_path):
@@ -523,7 +531,7 @@ def test_several_seeds_of_a_trial_are_cells_of_their_own(tiny, tmp_path):
     (trial,) = study_of(results).get_trials()
     records = [read_record(results, cell) for cell in trial.user_attrs["cells"]]
     assert [record["cell"]["seed"] for record in records] == [0, 1]
-    assert trial.values[0] == figures_of(records)["accuracy"]
+    assert trial.values[0] == mean_measures(records)["accuracy"]
 
 
 @given(
@@ -548,8 +556,8 @@ def test_importance_asks_what_makes_a_trial_good(tiny, tmp_path):
         lr = np.log10(proposal.chosen["training.lr"])
         wide = proposal.chosen["model.scales"] == "[1, 3]"
         accuracy = 0.9 + lr / 100 if lr > -1.8 else 0.5 - 0.1 * wide
-        figures = {"accuracy": accuracy, "energy_mj": 1.0 + wide}
-        ledger.complete(proposal.number, figures | {"parameters": 5000.0})
+        measures = {"accuracy": accuracy, "energy_mj": 1.0 + wide}
+        ledger.complete(proposal.number, measures | {"parameters": 5000.0})
     write_search(results, manifest(space, storage))
     figure = search_figures.importance(collect_search(results, "tiny"))
     widths = {

@@ -13,10 +13,10 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from msvit.metrics.energy import ENERGY_MODELS
 from msvit.metrics.firing import FiringMonitor
 from msvit.metrics.operations import OperationCounter
-from msvit.records import Firing, Operations
+from msvit.records.energy import ENERGY_MODELS
+from msvit.records.schema import Firing, Operations
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Measurement:
     operations: list[Operations]
     """A row per layer: operations per image, summed over all time steps."""
     energy_mj: dict[str, float]
-    """Millijoule per image under each model of :data:`msvit.metrics.energy.ENERGY_MODELS`."""
+    """Millijoule per image under each model of :data:`msvit.records.energy.ENERGY_MODELS`."""
 
 
 class Meter:

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from msvit.metrics.names import layer_name
+from msvit.metrics.layer_names import layer_name
 from msvit.neurons import Spikes
-from msvit.records import Firing
+from msvit.records.schema import Firing
 
 
 @dataclass

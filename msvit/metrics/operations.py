@@ -41,8 +41,8 @@ from torch.utils.hooks import RemovableHandle
 
 from msvit.layers.blocks import Classifier
 from msvit.layers.synapses import Conv, Linear, SpikeMask, SpikeProduct, is_static
-from msvit.metrics.names import layer_name
-from msvit.records import Operations
+from msvit.metrics.layer_names import layer_name
+from msvit.records.schema import Operations
 
 _KINDS = {Conv: "conv", Linear: "linear", SpikeProduct: "product", SpikeMask: "mask"}
 _CONTENTS = ("spikes", "integer", "analog")  # each includes those before it

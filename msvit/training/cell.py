@@ -129,7 +129,6 @@ def train_cell(
         "firing": measured.firing,
         "firing_rate": measured.firing_rate,
         "operations": measured.operations,
-        "energy_mj": measured.energy_mj,
         "training_seconds": sum(row["seconds"] for row in progress.history),
         "images_per_second": images_trained / progress.train_seconds,
         "peak_memory_gb": progress.peak_memory_gb,

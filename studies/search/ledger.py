@@ -2,7 +2,8 @@
 
 A trial is RUNNING from its proposal on. What a killed search leaves RUNNING is proposed again,
 under its number, before anything new. A trial that was stopped early is PRUNED, with the value
-of each epoch in its attributes; it has no figures and is on no front.
+of each epoch in its attributes; it has no measures and is on no front. What attributes a trial has
+is told by :class:`msvit.records.schema.TrialAttributes`.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ import optuna
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.trial import TrialState
 
-from analysis.search import open_storage, quiet_optuna, readable
 from msvit.cells import Cell
 from msvit.options import ConfigError
+from msvit.records.optuna_storage import open_storage, quiet_optuna, readable
 from studies.search.parameters import Scalar
 from studies.search.space import Space
 
@@ -51,7 +52,8 @@ class Ledger:
         """Create the study of ``space`` in ``storage`` (file or URL) or go on with it.
 
         Raises:
-            ConfigError: where the storage cannot be used, or the study in it has another space.
+            RecordError: where the storage cannot be used.
+            ConfigError: where the study in it has another space.
         """
         quiet_optuna()
         with readable(storage):
@@ -137,13 +139,13 @@ class Ledger:
         if len(self._space.objectives) == 1:  # Optuna takes such values for one objective only
             self._trials[number].report(value, epoch)
 
-    def complete(self, number: int, figures: Mapping[str, float]) -> bool:
-        """Tell the figures of a finished trial; returns whether it is on the front now."""
+    def complete(self, number: int, measures: Mapping[str, float]) -> bool:
+        """Tell the measures of a finished trial; returns whether it is on the front now."""
         trial = self._trials[number]
         for constraint in self._space.constraints:
-            trial.set_constraint(str(constraint), constraint.excess(figures))
-        trial.set_user_attr("figures", dict(figures))
-        values = [figures[name] for name in self._space.objectives]
+            trial.set_constraint(str(constraint), constraint.excess(measures))
+        trial.set_user_attr("measures", dict(measures))
+        values = [measures[name] for name in self._space.objectives]
         self._tell(number, TrialState.COMPLETE, values)
         return any(best.number == number for best in self._study.best_trials)
 

@@ -1,84 +1,34 @@
-"""What a search can aim at: figures that every record holds.
-
-``accuracy`` and ``val_loss`` are those of the validation images; the accuracy on the test images is
-only shown beside. Energy, firing rate and operations need no labels: as in every record, they are
-counted on the test images.
-"""
+"""What a search aims at: objectives and constraints on the measures of a record."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from statistics import fmean
 from typing import Any, Literal
 
 from msvit.options import ConfigError, unknown
+from msvit.records.measures import Direction, Measure, all_measures
 
-Direction = Literal["maximize", "minimize"]
-
-BEST: dict[str, Direction] = {
-    "accuracy": "maximize",
-    "val_loss": "minimize",
-    "energy_mj": "minimize",
-    "firing_rate": "minimize",
-    "parameters": "minimize",
-    "macs": "minimize",
-    "acs": "minimize",
-    "step_time": "minimize",
-    "training_seconds": "minimize",
-    "peak_memory_gb": "minimize",
-}
-"""Every figure, and which end of it is the good one."""
-
-PER_EPOCH = {"accuracy": "val_accuracy", "val_loss": "val_loss"}
-"""Figures that are known after each epoch, by their key in what training reports."""
-
-ENERGY_MODEL = "sop_spikformer"
-_CONSTRAINT = re.compile(r"\s*(\w+)\s*(<=|>=)\s*(\S+)\s*")
+_CONSTRAINT = re.compile(r"\s*([\w:]+)\s*(<=|>=)\s*(\S+)\s*")
 
 
 @dataclass(frozen=True)
 class Constraint:
-    """``figure <= bound`` or ``figure >= bound``."""
+    """``measure <= bound`` or ``measure >= bound``."""
 
-    figure: str
+    measure: str
     sign: Literal["<=", ">="]
     bound: float
 
-    def excess(self, figures: Mapping[str, float]) -> float:
-        """How far the figures are on the wrong side; at most 0 where they are allowed."""
-        over = figures[self.figure] - self.bound
+    def excess(self, measures: Mapping[str, float]) -> float:
+        """How far the measure is on the wrong side; at most 0 where it is allowed."""
+        over = measures[self.measure] - self.bound
         return over if self.sign == "<=" else -over
 
     def __str__(self) -> str:
-        return f"{self.figure} {self.sign} {self.bound:g}"
-
-
-def figures_of(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Means over ``records`` (one configuration, several seeds) of all figures.
-
-    Units: accuracies are shares; energy is millijoule per image, by ``ENERGY_MODEL``; ``macs``
-    and ``acs`` are operations per image; ``step_time`` is seconds per training step.
-    """
-    rows = [_figures(record) for record in records]
-    return {name: fmean(row[name] for row in rows) for name in rows[0]}
-
-
-def _figures(record: Mapping[str, Any]) -> dict[str, float]:
-    epoch = next(e for e in record["history"] if e["epoch"] == record["selected_epoch"])
-    same = ("firing_rate", "parameters", "training_seconds", "peak_memory_gb")
-    return {
-        "accuracy": epoch["val_accuracy"],
-        "val_loss": epoch["val_loss"],
-        "energy_mj": record["energy_mj"][ENERGY_MODEL],
-        **{name: float(record[name]) for name in same},
-        "macs": sum(row["macs"] for row in record["operations"]),
-        "acs": sum(row["acs"] for row in record["operations"]),
-        "step_time": record["cell"]["training"]["batch_size"] / record["images_per_second"],
-        "test_accuracy": record["test"]["accuracy"],
-    }
+        return f"{self.measure} {self.sign} {self.bound:g}"
 
 
 def objectives_of(values: Any, where: str) -> dict[str, Direction]:
@@ -88,11 +38,11 @@ def objectives_of(values: Any, where: str) -> dict[str, Direction]:
         for name in values:
             if values.count(name) > 1:
                 raise ConfigError(f"{place}: {name!r} appears twice")
-        values = {str(name): BEST.get(str(name), "minimize") for name in values}
+        values = {name: _measure(name, f"{place}.{name}").better for name in values}
     if not isinstance(values, Mapping) or not values:
         raise ConfigError(f"{place}: a mapping such as {{accuracy: maximize}} is needed")
     for name, direction in values.items():
-        _check_figure(name, f"{place}.{name}")
+        _measure(name, f"{place}.{name}")
         if direction not in ("maximize", "minimize"):
             raise ConfigError(
                 unknown(
@@ -118,19 +68,21 @@ def _constraint(text: Any, where: str) -> Constraint:
     match = _CONSTRAINT.fullmatch(str(text))
     if not match:
         raise ConfigError(f"{where}: write it as 'energy_mj <= 0.2' (got {text!r})")
-    figure, sign, number = match.groups()
-    _check_figure(figure, where)
+    name, sign, number = match.groups()
+    measure = _measure(name, where)
     try:
         bound = float(number)
     except ValueError:
         bound = float("nan")
     if not math.isfinite(bound):
         raise ConfigError(f"{where}: a number is needed behind {sign} (got {number!r})")
-    if figure == "accuracy" and not 0 <= bound <= 1:
-        raise ConfigError(f"{where}: accuracy is a share; write 0.9 for 90 % (got {number})")
-    return Constraint(figure, sign, bound)
+    if measure.most == 1 and not 0 <= bound <= 1:
+        raise ConfigError(f"{where}: {name} is a share; write 0.9 for 90 % (got {number})")
+    return Constraint(name, sign, bound)
 
 
-def _check_figure(name: Any, where: str) -> None:
-    if name not in BEST:
-        raise ConfigError(unknown(name, BEST, f"{where}: {name!r} is not recorded"))
+def _measure(name: Any, where: str) -> Measure:
+    measures = all_measures()
+    if name not in measures:
+        raise ConfigError(unknown(name, measures, f"{where}: {name!r} is not recorded"))
+    return measures[name]

@@ -16,7 +16,7 @@
     constraints: [energy_mj <= 0.2]
     trials: 50
     minutes: 60                  # optional: no trial begins later than this
-    seeds: 1                     # several: a trial's figures are means
+    seeds: 1                     # several: a trial's measures are means
     sampler: tpe                 # gp, nsga2, random, grid
     pruner: asha                 # hyperband, median, none; or {name: asha, grace: 2, reduction: 3}
     start_with:                  # configurations to try first
@@ -39,6 +39,7 @@ from typing import Any
 from msvit.cells import Cell, option_names, resolve_cell
 from msvit.models import model_options, zoo
 from msvit.options import ConfigError, unknown
+from msvit.records.measures import Direction, all_measures
 from msvit.yaml_files import read_yaml
 from studies.configurations import (
     MAX_CELLS,
@@ -54,13 +55,7 @@ from studies.configurations import (
     shown_path,
     split_key,
 )
-from studies.search.objectives import (
-    PER_EPOCH,
-    Constraint,
-    Direction,
-    constraints_of,
-    objectives_of,
-)
+from studies.search.objectives import Constraint, constraints_of, objectives_of
 from studies.search.parameters import Parameter, Scalar, decode, encode, parameters_of
 
 SAMPLERS = ("tpe", "gp", "nsga2", "random", "grid")
@@ -313,13 +308,14 @@ def _pruner(value: Any, primary: str, where: str) -> Pruner:
     values = {"name": value} if not isinstance(value, Mapping) else value
     values = checked_keys(values, ("name", "grace", "reduction"), where)
     name = values.get("name")
+    known = [name for name, measure in all_measures().items() if measure.every_epoch]
     if name is None:
-        name = "asha" if primary in PER_EPOCH else "none"
+        name = "asha" if primary in known else "none"
     name = _one_of(name, PRUNERS, where)
-    if name != "none" and primary not in PER_EPOCH:
+    if name != "none" and primary not in known:
         raise ConfigError(
             f"{where}: {name} judges the first objective after each epoch, and {primary} is known "
-            f"only at the end; put {' or '.join(PER_EPOCH)} first, or take pruner: none"
+            f"only at the end; put {' or '.join(known)} first, or take pruner: none"
         )
     grace, reduction = values.get("grace", 1), values.get("reduction", 3)
     if isinstance(grace, bool) or not isinstance(grace, int) or grace < 1:

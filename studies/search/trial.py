@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from msvit.cells import Cell
-from msvit.records import cell_folder, read_record
+from msvit.records.store import cell_folder, has_record
 from studies.worker import run_cell
 
 _WAIT_SECONDS = 2.0
@@ -26,7 +26,7 @@ def run_trial(config: Mapping[str, Any]) -> None:
 
     task = json.loads(config["task"])
     first, *others = (Cell.from_dict(cell) for cell in task["cells"])
-    results, key = Path(task["results"]), task["per_epoch"]
+    results, key = Path(task["results"]), task["every_epoch"]
     epochs = first.training["epochs"]
 
     def report(progress: Mapping[str, Any]) -> None:
@@ -34,7 +34,7 @@ def run_trial(config: Mapping[str, Any]) -> None:
         if 0 < progress["epoch"] < epochs and key in progress:
             tune.report({"epoch": progress["epoch"], "value": progress[key]})
 
-    if key is None or read_record(results, first.id) is not None:
+    if key is None or has_record(results, first.id):
         report = None
     else:
         for progress in _trained_before(cell_folder(results, first.id)):

@@ -16,14 +16,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
-from analysis.tables import ENERGY_UNITS, unit_for
 from msvit.options import ConfigError
-from msvit.records import read_record, write_record
+from msvit.records.measures import all_measures, mean_measures
+from msvit.records.store import has_record, write_record
 from studies.cluster import Place, RayLost, connected, gpus_per_cell, resources, slots
 from studies.search.ledger import Ledger, Proposal
-from studies.search.objectives import PER_EPOCH, figures_of
 from studies.search.space import Space, largest_epochs
 from studies.search.trial import run_trial
 
@@ -106,7 +103,7 @@ def make_proposer(
                 "cells": [cell.as_dict() for cell in proposal.cells],
                 "results": str(results.resolve()),
                 "data_dir": str(data_dir.resolve()) if data_dir else None,
-                "per_epoch": PER_EPOCH.get(space.primary),
+                "every_epoch": all_measures()[space.primary].every_epoch,
             }
             return {"task": json.dumps(task)}
 
@@ -141,13 +138,18 @@ def make_proposer(
             self._note(proposal.number, result)
             for record in result["records"]:
                 # The worker has written it, unless it has no disk in common with us.
-                if read_record(results, record["id"]) is None:
+                if not has_record(results, record["id"]):
                     write_record(results, record)
-            figures = figures_of(result["records"])
-            best = ledger.complete(proposal.number, figures)
-            aims = dict.fromkeys((*space.objectives, *(c.figure for c in space.constraints)))
-            shown = ", ".join(_shown(name, figures[name]) for name in aims)
-            broken = [str(c) for c in space.constraints if c.excess(figures) > 0]
+            measures = mean_measures(result["records"])
+            aims = dict.fromkeys((*space.objectives, *(c.measure for c in space.constraints)))
+            if lacking := [name for name in aims if name not in measures]:
+                problem = f"its records hold no {', '.join(lacking)}"
+                ledger.fail(proposal.number, problem)
+                self._tell(proposal.number, f"FAILED, {problem}")
+                return
+            best = ledger.complete(proposal.number, measures)
+            shown = ", ".join(_shown(name, measures[name]) for name in aims)
+            broken = [str(c) for c in space.constraints if c.excess(measures) > 0]
             note = f"; not {', '.join(broken)}" if broken else "; best so far" if best else ""
             if best and len(space.objectives) > 1:
                 note = "; on the front"
@@ -241,15 +243,7 @@ def _mode(space: Space) -> str:
 
 
 def _shown(name: str, value: float | None) -> str:
-    if value is None:
-        return f"no {name} yet"
-    label = name.removesuffix("_mj").removesuffix("_gb").replace("_", " ")
-    if name == "accuracy":
-        return f"{label} {value:.1%}"
-    if name == "energy_mj":
-        unit = unit_for(pd.Series([value]), ENERGY_UNITS)
-        return f"{label} {value * ENERGY_UNITS[unit]:.3g} {unit}"
-    return f"{label} {value:.4g}" + (" GB" if name == "peak_memory_gb" else "")
+    return f"no {name} yet" if value is None else all_measures()[name].text(value)
 
 
 def _calm_tune() -> None:

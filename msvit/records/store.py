@@ -18,134 +18,25 @@ import errno
 import json
 import os
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, NotRequired
+from typing import Any, Generic, TypeVar
 
-from pydantic import Field, TypeAdapter, ValidationError
-from typing_extensions import TypedDict
+from pydantic import TypeAdapter
 
-from msvit.cells import SCHEMA, Cell
-
-
-class RecordError(RuntimeError):
-    """A results folder or file that cannot be read or written; the message says what to do."""
-
-
-Share = Annotated[float, Field(ge=0, le=1)]
-Amount = Annotated[float, Field(ge=0)]
-
-
-class CellFields(TypedDict):
-    model: dict[str, Any]
-    data: dict[str, Any]
-    training: dict[str, Any]
-    seed: int
-
-
-class Epoch(TypedDict):
-    epoch: int
-    lr: float
-    train_loss: float
-    train_accuracy: Share | None
-    val_loss: float
-    val_accuracy: Share
-    seconds: Amount
-
-
-class Score(TypedDict):
-    images: int
-    loss: float
-    accuracy: Share
-
-
-class Firing(TypedDict):
-    layer: str
-    timestep: int  # from 0
-    rate: Amount  # spikes per neuron in this time step
-    neurons: int  # per image
-
-
-class Operations(TypedDict):
-    """Per image, summed over all time steps."""
-
-    layer: str
-    kind: str  # conv, linear, product, mask
-    input: str  # analog, spikes, integer
-    dense_macs: Amount
-    input_rate: Amount | None
-    macs: Amount
-    acs: Amount
-
-
-class Record(TypedDict):
-    schema: int
-    id: str
-    cell: CellFields
-    parameters: int
-    history: list[Epoch]
-    selected_epoch: int
-    test: Score
-    firing: list[Firing]
-    firing_rate: Amount
-    operations: list[Operations]
-    energy_mj: dict[str, Amount]
-    training_seconds: Amount
-    images_per_second: Amount
-    peak_memory_gb: Amount
-    precision: str
-    kernels: str
-    environment: dict[str, Any]
-
-
-class Failure(TypedDict):
-    schema: int
-    id: str
-    cell: CellFields
-    error: str
-    message: str
-    traceback: str
-    attempts: int
-    failed_at: str
-
-
-class StudyCell(TypedDict):
-    id: str
-    label: str
-    group: str
-    seed: int
-
-
-class Manifest(TypedDict):
-    schema: int
-    name: str
-    question: str
-    grid_file: str
-    axes: list[str]
-    overrides: NotRequired[list[str]]  # command-line settings, as they were given
-    cells: list[StudyCell]
-
-
-class SearchManifest(TypedDict):
-    schema: int
-    name: str  # of the Optuna study too
-    question: str
-    space_file: str
-    storage: str  # of the Optuna study: a URL, or a journal file (relative: to this folder)
-    data: str
-    trials: int
-    sampler: str
-    pruner: dict[str, Any]
-    base: dict[str, Any]
-    parameters: dict[str, dict[str, Any]]  # as written in the space
-    objectives: list[list[str]]  # figure, direction; the first one decides early stopping
-    constraints: list[str]
-    seeds: list[int]
-
-
-_RECORD, _FAILURE, _MANIFEST, _SEARCH = (
-    TypeAdapter(shape) for shape in (Record, Failure, Manifest, SearchManifest)
+from msvit.records.schema import (
+    FAILURE,
+    MANIFEST,
+    RECORD,
+    SEARCH_MANIFEST,
+    Failure,
+    Manifest,
+    Record,
+    RecordError,
+    SearchManifest,
+    check,
 )
+
 _RETRAIN = "Delete it to have the cell run again."
 _RESTART = "Delete it; the next run writes it again."
 _AGAIN = f"{_RESTART} If the search had a --storage of its own, give it again."
@@ -176,32 +67,69 @@ def study_folder(results: Path, name: str) -> Path:
     return results / "studies" / name
 
 
-def read_record(results: Path, cell_id: str) -> dict[str, Any] | None:
+def has_record(results: Path, cell_id: str) -> bool:
+    """Whether a cell is finished; its record is not read, and so not checked."""
+    return (cell_folder(results, cell_id) / "record.json").is_file()
+
+
+def read_record(results: Path, cell_id: str) -> Record | None:
     """The record of a finished cell, or None where there is none yet.
 
     Raises:
         RecordError: where the file is there but is not a complete record of this cell.
     """
-    return _read_cell_file(cell_folder(results, cell_id) / "record.json", _RECORD)
+    return _read_cell_file(cell_folder(results, cell_id) / "record.json", RECORD)
 
 
-def read_failure(results: Path, cell_id: str) -> dict[str, Any] | None:
+def read_failure(results: Path, cell_id: str) -> Failure | None:
     """Why a cell failed, or None where it has not.
 
     Raises:
         RecordError: where the file is there but is not a complete failure of this cell.
     """
-    return _read_cell_file(cell_folder(results, cell_id) / "failure.json", _FAILURE)
+    return _read_cell_file(cell_folder(results, cell_id) / "failure.json", FAILURE)
 
 
-def iter_records(results: Path) -> Iterator[dict[str, Any]]:
+def iter_records(results: Path) -> Iterator[Record]:
     """Every finished cell's record, in the order of their ids."""
     return _iter_cells(results, read_record)
 
 
-def iter_failures(results: Path) -> Iterator[dict[str, Any]]:
+def iter_failures(results: Path) -> Iterator[Failure]:
     """Every failed cell's failure, in the order of their ids."""
     return _iter_cells(results, read_failure)
+
+
+T = TypeVar("T")
+
+
+class Records(Generic[T]):
+    """The records of one results folder, each read and checked once however often it is asked for.
+
+    Not the record is remembered, which may be large, but what ``keep`` makes of it.
+    """
+
+    def __init__(self, results: Path, keep: Callable[[Record], T]) -> None:
+        self.results = results
+        self._keep = keep
+        self._known: dict[str, T] = {}
+
+    def get(self, cell_id: str) -> T | None:
+        """What is kept of a finished cell's record, None where there is none yet.
+
+        Raises:
+            RecordError: where the file is there but is not a complete record of this cell.
+        """
+        if cell_id not in self._known:
+            record = read_record(self.results, cell_id)
+            if record is None:
+                return None
+            self.add(record)
+        return self._known[cell_id]
+
+    def add(self, record: Record) -> None:
+        """Take in a record that is at hand, so that its file need not be read."""
+        self._known[record["id"]] = self._keep(record)
 
 
 def write_record(results: Path, record: Mapping[str, Any]) -> Path:
@@ -211,7 +139,7 @@ def write_record(results: Path, record: Mapping[str, Any]) -> Path:
         RecordError: where ``record`` lacks a field or the file cannot be written.
     """
     path = cell_folder(results, record["id"]) / "record.json"
-    _check(record, _RECORD, path, "This is a bug in the training code.")
+    check(record, RECORD, path, "This is a bug in the training code.")
     write_json(path, record)
     clear_failure(results, record["id"])
     return path
@@ -224,7 +152,7 @@ def write_failure(results: Path, failure: Mapping[str, Any]) -> Path:
         RecordError: where ``failure`` lacks a field or the file cannot be written.
     """
     path = cell_folder(results, failure["id"]) / "failure.json"
-    _check(failure, _FAILURE, path, "This is a bug in the study runner.")
+    check(failure, FAILURE, path, "This is a bug in the study runner.")
     write_json(path, failure)
     return path
 
@@ -245,27 +173,22 @@ def write_study(results: Path, manifest: Mapping[str, Any]) -> Path:
         RecordError: where it lacks a field or the file cannot be written.
     """
     path = study_folder(results, manifest["name"]) / "study.json"
-    return _write_manifest(path, manifest, _MANIFEST, "This is a bug in the study runner.")
+    return _write_manifest(path, manifest, MANIFEST, "This is a bug in the study runner.")
 
 
-def read_study(results: Path, name: str) -> dict[str, Any]:
+def read_study(results: Path, name: str) -> Manifest:
     """A study's manifest.
 
     Raises:
         RecordError: where the study was never run here or its manifest cannot be used.
     """
     path = study_folder(results, name) / "study.json"
-    return _read_manifest(path, _MANIFEST, f"Run the study first: --grid {name}", _RESTART)
+    return _read_manifest(path, MANIFEST, f"Run the study first: --grid {name}", _RESTART)
 
 
 def search_folder(results: Path, name: str) -> Path:
     """Where a search's manifest, study, tables and figures are."""
     return results / "searches" / name
-
-
-def locate(storage: str, folder: Path) -> str:
-    """The URL or path of an Optuna study from what the manifest in ``folder`` says."""
-    return storage if "://" in storage else str(folder / storage)
 
 
 def write_search(results: Path, manifest: Mapping[str, Any]) -> Path:
@@ -275,17 +198,17 @@ def write_search(results: Path, manifest: Mapping[str, Any]) -> Path:
         RecordError: where it lacks a field or the file cannot be written.
     """
     path = search_folder(results, manifest["name"]) / "search.json"
-    return _write_manifest(path, manifest, _SEARCH, "This is a bug in the search runner.")
+    return _write_manifest(path, manifest, SEARCH_MANIFEST, "This is a bug in the search runner.")
 
 
-def read_search(results: Path, name: str) -> dict[str, Any]:
+def read_search(results: Path, name: str) -> SearchManifest:
     """A search's manifest.
 
     Raises:
         RecordError: where the search was never run here or its manifest cannot be used.
     """
     path = search_folder(results, name) / "search.json"
-    return _read_manifest(path, _SEARCH, f"Run the search {name!r} first.", _AGAIN)
+    return _read_manifest(path, SEARCH_MANIFEST, f"Run the search {name!r} first.", _AGAIN)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -314,7 +237,7 @@ def write_json(path: Path, value: Any) -> None:
 def _write_manifest(
     path: Path, manifest: Mapping[str, Any], shape: TypeAdapter[Any], blame: str
 ) -> Path:
-    _check(manifest, shape, path, blame)
+    check(manifest, shape, path, blame)
     write_json(path, manifest)
     return path
 
@@ -323,7 +246,7 @@ def _read_manifest(path: Path, shape: TypeAdapter[Any], first: str, remedy: str)
     manifest = _read_json(path, remedy)
     if manifest is None:
         raise RecordError(f"{path}: no such file. {first}")
-    _check(manifest, shape, path, remedy)
+    check(manifest, shape, path, remedy)
     return manifest
 
 
@@ -350,7 +273,7 @@ def _read_cell_file(path: Path, shape: TypeAdapter[Any]) -> dict[str, Any] | Non
     content = _read_json(path, _RETRAIN)
     if content is None:
         return None
-    _check(content, shape, path, _RETRAIN)
+    check(content, shape, path, _RETRAIN)
     if content["id"] != path.parent.name:
         raise RecordError(
             f"{path}: belongs to cell {content['id']}, not to {path.parent.name}. {_RETRAIN}"
@@ -372,25 +295,3 @@ def _read_json(path: Path, remedy: str) -> Any:
     except (json.JSONDecodeError, RecursionError) as error:
         reason = "empty" if not text.strip() else f"not complete JSON ({error})"
         raise RecordError(f"{path}: {reason}. {remedy}") from None
-
-
-def _check(content: Any, shape: TypeAdapter[Any], path: Path, remedy: str) -> None:
-    """Refuse what is not of this schema, naming the first field that is wrong."""
-    if not isinstance(content, Mapping):
-        raise RecordError(f"{path}: a JSON object is needed. {remedy}")
-    schema = content.get("schema")
-    if not isinstance(schema, int):
-        raise RecordError(f"{path}: not a file of this program (no schema number). {remedy}")
-    if schema != SCHEMA:
-        raise RecordError(
-            f"{path}: schema {schema} is not the one that this version reads ({SCHEMA}). "
-            "Use the version that wrote it, or another --results folder."
-        )
-    try:
-        shape.validate_python(content, strict=True)
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise RecordError(f"{path}: {field}: {first['msg'].lower()}. {remedy}") from None
-    if "cell" in content and Cell.from_dict(content["cell"]).id != content["id"]:
-        raise RecordError(f"{path}: its configuration does not have the id it claims. {remedy}")

@@ -1,14 +1,15 @@
 """Energy per image from operation counts, under named models.
 
-An energy model is a function of the operation rows and of nothing else; to add one, write
-it here and name it in :data:`ENERGY_MODELS`.
+An energy model is a function of the operation rows of a record and of nothing else. It is
+evaluated when a record is read, so that a new one shows on old records: to add one, write it here
+and name it in :data:`ENERGY_MODELS`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from msvit.records import Operations
+from msvit.records.schema import Operations
 
 MAC_PICOJOULE = 4.6
 """A 32-bit floating-point multiply-accumulate in 45 nm (Horowitz, ISSCC 2014)."""
@@ -31,6 +32,11 @@ def sop_spikformer(operations: Sequence[Operations]) -> float:
     return (MAC_PICOJOULE * macs + AC_PICOJOULE * acs) * _MILLIJOULE
 
 
-ENERGY_MODELS: dict[str, Callable[[Sequence[Operations]], float]] = {
+EnergyModel = Callable[[Sequence[Operations]], float]
+"""From operation rows, per image and summed over time steps, to millijoule per image."""
+
+ENERGY_MODELS: dict[str, EnergyModel] = {
     "sop_spikformer": sop_spikformer,
 }
+DEFAULT_ENERGY_MODEL = "sop_spikformer"
+"""The one that is meant where none is named."""

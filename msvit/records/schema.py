@@ -1,0 +1,172 @@
+"""What the files of a results folder hold: records, failures, manifests; and trial attributes.
+
+:func:`check` refuses whatever is not of this shape, naming the first field that is wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Final, NotRequired
+
+from pydantic import Field, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
+
+from msvit.cells import SCHEMA, Cell
+
+
+class RecordError(RuntimeError):
+    """A results folder or file that cannot be read or written; the message says what to do."""
+
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Amount = Annotated[float, Field(ge=0)]
+
+
+class CellFields(TypedDict):
+    model: dict[str, Any]
+    data: dict[str, Any]
+    training: dict[str, Any]
+    seed: int
+
+
+class Epoch(TypedDict):
+    epoch: int
+    lr: float
+    train_loss: float
+    train_accuracy: Share | None
+    val_loss: float
+    val_accuracy: Share
+    seconds: Amount
+
+
+class Score(TypedDict):
+    images: int
+    loss: float
+    accuracy: Share
+
+
+class Firing(TypedDict):
+    layer: str
+    timestep: int  # from 0
+    rate: Amount  # spikes per neuron in this time step
+    neurons: int  # per image
+
+
+class Operations(TypedDict):
+    """Per image, summed over all time steps."""
+
+    layer: str
+    kind: str  # conv, linear, product, mask
+    input: str  # analog, spikes, integer
+    dense_macs: Amount
+    input_rate: Amount | None
+    macs: Amount
+    acs: Amount
+
+
+class Record(TypedDict):
+    schema: int
+    id: str
+    cell: CellFields
+    parameters: int
+    history: list[Epoch]
+    selected_epoch: int
+    test: Score
+    firing: list[Firing]
+    firing_rate: Amount
+    operations: list[Operations]
+    energy_mj: NotRequired[dict[str, Amount]]  # of earlier versions; now computed when it is read
+    training_seconds: Amount
+    images_per_second: Amount
+    peak_memory_gb: Amount
+    precision: str
+    kernels: str
+    environment: dict[str, Any]
+
+
+class Failure(TypedDict):
+    schema: int
+    id: str
+    cell: CellFields
+    error: str
+    message: str
+    traceback: str
+    attempts: int
+    failed_at: str
+
+
+class ManifestCell(TypedDict):
+    id: str
+    label: str
+    group: str
+    seed: int
+
+
+class Manifest(TypedDict):
+    schema: int
+    name: str
+    question: str
+    grid_file: str
+    axes: list[str]
+    overrides: NotRequired[list[str]]  # command-line settings, as they were given
+    cells: list[ManifestCell]
+
+
+class SearchManifest(TypedDict):
+    schema: int
+    name: str  # of the Optuna study too
+    question: str
+    space_file: str
+    storage: str  # of the Optuna study: a URL, or a journal file (relative: to this folder)
+    data: str
+    trials: int
+    sampler: str
+    pruner: dict[str, Any]
+    base: dict[str, Any]
+    parameters: dict[str, dict[str, Any]]  # as written in the space
+    objectives: list[list[str]]  # measure, direction; the first one decides early stopping
+    constraints: list[str]
+    seeds: list[int]
+
+
+class TrialAttributes(TypedDict, total=False):
+    """User attributes of a trial of a search's Optuna study."""
+
+    cells: list[str]  # ids, one per seed
+    measures: dict[str, float]  # of a complete trial: means over its records
+    figures: dict[str, float]  # the same, as earlier versions called it
+    epochs: dict[str, float]  # epoch → primary objective
+    given: bool  # asked for by start_with
+    problem: str  # why it failed
+
+
+RECORD: Final = TypeAdapter(Record)
+FAILURE: Final = TypeAdapter(Failure)
+MANIFEST: Final = TypeAdapter(Manifest)
+SEARCH_MANIFEST: Final = TypeAdapter(SearchManifest)
+
+
+def check(content: Any, shape: TypeAdapter[Any], where: object, remedy: str) -> None:
+    """Refuse what is not of this ``shape`` and schema; ``where`` is the file, for the message.
+
+    Raises:
+        RecordError: naming the first field that is wrong, and the ``remedy``.
+    """
+    if not isinstance(content, Mapping):
+        raise RecordError(f"{where}: a JSON object is needed. {remedy}")
+    schema = content.get("schema")
+    if not isinstance(schema, int):
+        raise RecordError(f"{where}: not a file of this program (no schema number). {remedy}")
+    if schema != SCHEMA:
+        raise RecordError(
+            f"{where}: schema {schema} is not the one that this version reads ({SCHEMA}). "
+            "Use the version that wrote it, or another --results folder."
+        )
+    try:
+        shape.validate_python(content, strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise RecordError(f"{where}: {field}: {first['msg'].lower()}. {remedy}") from None
+    if "cell" in content and Cell.from_dict(content["cell"]).id != content["id"]:
+        raise RecordError(f"{where}: its configuration does not have the id it claims. {remedy}")
