@@ -65,11 +65,12 @@ def accuracy_energy(study: StudyResults) -> Figure:
         looks, marks = _looks(study), []
         for group in accuracy.index:
             (x, xerr), (y, yerr) = energy.loc[group], accuracy.loc[group]
-            _point(axes, x, y, xerr, yerr, looks[group])
+            _point(axes, x, y, xerr, _within(y, yerr, yerr), looks[group])
             bars = (0.0, 0.0) if math.isnan(yerr) else (xerr, yerr)
             marks.append(Mark(group, x, y, *bars, color=looks[group]["color"]))
         axes.margins(0.22, 0.18)
         axes.set_xlim(left=max(0, axes.get_xlim()[0]))
+        _keep_to_shares(axes)
         remarks, corners = ["mean ± std"], []
         for group in pareto_front(energy["mean"], accuracy["mean"]):
             x, y = energy["mean"][group], accuracy["mean"][group]
@@ -120,7 +121,7 @@ def accuracy_over_axis(study: StudyResults, axis: str) -> Figure:
             if counted or _numeric(values):
                 axes.plot(xs, rows["mean"], color=look["color"])
             for x, (mean, low, high) in zip(xs, rows.to_numpy(), strict=True):
-                _point(axes, x, mean, math.nan, (high - low) / 2, look)
+                _point(axes, x, mean, math.nan, _within(mean, mean - low, high - mean), look)
             marks.append(Mark(line.label, 1, rows["mean"].iloc[-1], color=look["color"]))
         for dash, group, look in zip(itertools.cycle(DASHES), baselines, looks, strict=False):
             row = accuracy.loc[group]
@@ -128,9 +129,7 @@ def accuracy_over_axis(study: StudyResults, axis: str) -> Figure:
             if not math.isnan(row["low"]):
                 axes.axhspan(row["low"], row["high"], color=look["color"], alpha=0.1, lw=0)
             marks.append(Mark(group, 1, row["mean"], color=look["color"]))
-        low, high = axes.get_ylim()
-        air = 0.02 * (high - low)
-        axes.set_ylim(max(low, -air), high)  # a t interval may pass 100 %: its end is shown
+        _keep_to_shares(axes)
         say(axes, study, f"accuracy over {option}", f"mean with {CONFIDENCE:.0%} t interval")
         label_right(axes, marks)
     return figure
@@ -153,11 +152,30 @@ FIGURES: dict[str, Drawing] = {
 """The figures of a study by their files' names, in reading order."""
 
 
-def _point(axes: Axes, x: float, y: float, xerr: float, yerr: float, look: dict[str, str]) -> None:
-    """A point with error bars of these half-lengths where they are known; hollow without."""
-    bars = [None if math.isnan(bar) else bar for bar in (yerr, xerr)]
-    filled = "white" if bars[0] is None else look["color"]
-    axes.errorbar(x, y, *bars, **look, mfc=filled, ls="none", elinewidth=0.9)
+def _point(
+    axes: Axes, x: float, y: float, xerr: float, yerr: tuple[float, float], look: dict[str, str]
+) -> None:
+    """A point with error bars of these lengths (below, above) where they are known, else hollow."""
+    known = not math.isnan(yerr[0])
+    axes.errorbar(
+        *(x, y, [[yerr[0]], [yerr[1]]] if known else None, None if math.isnan(xerr) else xerr),
+        **look,
+        mfc=look["color"] if known else "white",
+        ls="none",
+        elinewidth=0.9,
+        clip_on=False,  # a point at 100 % is whole
+    )
+
+
+def _within(y: float, below: float, above: float) -> tuple[float, float]:
+    """Lengths of the error bars of a percentage, which ends at 0 and 100."""
+    return (min(below, y), min(above, 100 - y)) if not math.isnan(below) else (math.nan, math.nan)
+
+
+def _keep_to_shares(axes: Axes) -> None:
+    """No percentage on the y axis that cannot be."""
+    low, high = axes.get_ylim()
+    axes.set_ylim(max(low, 0), min(high, 100))
 
 
 def _cycle() -> list[dict[str, str]]:

@@ -23,7 +23,8 @@ def axis_series(study: StudyResults, axis: str) -> tuple[list[Series], list[str]
     """Lines over ``axis`` (a dotted option name), and the finished configurations on none.
 
     Two configurations are on one line if all their other options are equal, or, where that
-    connects nothing, if they have the same model (options may depend on the axis). Those with
+    connects nothing, if they have the same model (options may depend on the axis) and the same
+    values on the other axes. Those with
     a value of their own but nothing to connect to are baselines, like those without a value.
     """
     finished = study.finished.drop_duplicates("group").set_index("group")
@@ -35,7 +36,9 @@ def axis_series(study: StudyResults, axis: str) -> tuple[list[Series], list[str]
     others = [column for column in finished if "." in column and column != axis]
     series = _connected(valued, [*names, *others], axis)
     if not any(len(line.groups) > 1 for line in series):
-        series = _connected(valued, names, axis)
+        varied = [a.removesuffix(".name") for a in study.axes]
+        varied = [a for a in varied if a in finished and a not in (axis, *names)]
+        series = _connected(valued, [*names, *varied], axis)
     if any(len(line.groups) > 1 for line in series):
         series = [line for line in series if len(line.groups) > 1]
     on_lines = {group for line in series for group in line.groups}

@@ -13,7 +13,7 @@ import pandas as pd
 
 from analysis.collect import StudyResults
 from analysis.published import find_published, read_published
-from analysis.statistics import CONFIDENCE, best_and_ties, summarize
+from analysis.statistics import CONFIDENCE, POWER, compare_with_best, image_error, summarize
 from msvit.records.energy import DEFAULT_ENERGY_MODEL
 from msvit.records.measures import all_measures
 
@@ -185,10 +185,16 @@ def _notes(study: StudyResults, sources: dict[str, str]) -> list[str]:
         return notes
     notes.append(_verdict(study))
     images = ", ".join(f"{int(n):,}" for n in sorted(finished["test_images"].unique()))
-    smallest = 100 / finished["test_images"].min()
+    fewest = int(finished["test_images"].min())
     several = finished["group"].duplicated().any()
     how = "mean ± standard deviation over seeds" if several else "of one seed each"
-    notes.append(f"Accuracy: {how}, on {images} test images (one image is {smallest:.2g} points).")
+    highest = float(finished.groupby("group")["test_accuracy"].mean().max())
+    notes.append(
+        f"Accuracy: {how}, on {images} test images (one image is {100 / fewest:.2g} points), with "
+        "the weights of the epoch that was best on the validation images. That test images are a "
+        f"sample is in none of these numbers: alone it makes ± {_points(highest, fewest)} points "
+        f"({CONFIDENCE:.0%}) of the highest accuracy."
+    )
     notes.append(
         "Firing rate: spikes per neuron and time step. Energy: computed from operation counts "
         f"by the model {DEFAULT_ENERGY_MODEL}, not measured on hardware."
@@ -229,18 +235,30 @@ def _mixed_precisions(finished: pd.DataFrame) -> list[str]:
     return []
 
 
+def _points(share: float, images: int) -> str:
+    return f"{100 * image_error(share, images):.2g}"
+
+
 def _verdict(study: StudyResults) -> str:
     """What the seeds allow to say about the order of the configurations."""
     seeds = summarize(study, "test_accuracy")["n"]
-    best, ties = best_and_ties(study)
-    if (seeds > 0).sum() < 2:
+    found = compare_with_best(study)
+    if found is None or (seeds > 0).sum() < 2:
         return "Only one configuration is finished: nothing to compare yet."
     if seeds.max() < 2:
         return "One seed per configuration: no spread is known, the order may be chance."
-    how = f"{CONFIDENCE:.0%} t intervals of the differences by seed, each for itself"
-    if not ties:
-        return f"{best} has the highest accuracy, apart from every other ({how})."
-    if len(ties) == (seeds > 0).sum() - 1:
-        return f"No configuration can be told apart from the best, {best} ({how})."
-    named = (f"{group} (one seed)" if seeds[group] == 1 else group for group in ties)
-    return f"Cannot be told apart from the best, {best}: {'; '.join(named)} ({how})."
+    how = f"Tukey's range test by seed, {1 - CONFIDENCE:.0%} error for all comparisons together"
+    best = found.best
+    if not found.ties:
+        verdict = f"{best} has the highest accuracy, apart from every other ({how})."
+    elif not found.apart:
+        verdict = f"No configuration can be told apart from the best, {best} ({how})."
+    else:
+        named = (f"{group} (one seed)" if seeds[group] == 1 else group for group in found.ties)
+        verdict = f"Cannot be told apart from the best, {best}: {'; '.join(named)} ({how})."
+    if math.isnan(found.visible):
+        return f"{verdict} There are too few seeds in common to say what could have been seen."
+    return (
+        f"{verdict} A difference of {100 * found.visible:.2g} points between two configurations "
+        f"would be seen by {POWER:.0%} of such studies."
+    )

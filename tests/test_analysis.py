@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,14 @@ from analysis.figures import accuracy_energy, accuracy_over_axis, pareto_front, 
 from analysis.formats import latex, latex_text, markdown
 from analysis.heatmaps import firing_maps
 from analysis.report import main, print_summary
-from analysis.statistics import best_and_ties, paired_differences, summarize, t_interval
+from analysis.statistics import (
+    compare_with_best,
+    image_error,
+    paired_differences,
+    summarize,
+    t_interval,
+    tell_apart,
+)
 from analysis.tables import compare
 from msvit.records.schema import RecordError
 from tests.results_folder import LAYERS, SCALES, Results, fill_scales, make_cell, make_record
@@ -172,11 +179,88 @@ def test_differences_are_paired_by_seed(tmp_path):
         paired_differences(results.study(), "test_accuracy", "c")
 
 
-def test_ties_are_those_whose_paired_interval_holds_zero(scales):
-    best, ties = best_and_ties(scales.study())
-    assert best == GROUPS[3]
-    assert "spikformer" not in ties  # two points lower in each seed
-    assert GROUPS[2] in ties
+def test_the_seeds_tell_apart_what_is_far_enough_from_the_best(scales):
+    found = compare_with_best(scales.study())
+    assert found.best == GROUPS[3]
+    assert "spikformer" in found.apart  # two points lower in each seed
+    assert GROUPS[2] in found.ties
+    assert {found.best, *found.apart, *found.ties} == set(GROUPS)
+
+
+def test_two_configurations_are_compared_as_by_a_paired_t_test():
+    values = pd.DataFrame({"a": [0.90, 0.95, 0.80, 0.86], "b": [0.91, 0.97, 0.83, 0.88]})
+    p = stats.ttest_rel(values["a"], values["b"]).pvalue
+    assert p < 0.05
+    assert tell_apart(values).apart == ("a",)
+    assert tell_apart(values, "minimize").apart == ("b",)
+    noisy = values.assign(b=[0.91, 0.93, 0.83, 0.88])
+    assert stats.ttest_rel(noisy["a"], noisy["b"]).pvalue > 0.05
+    assert tell_apart(noisy).apart == ()
+
+
+def test_seeds_that_only_some_have_still_count():
+    values = pd.DataFrame(
+        {"a": [0.90, 0.91, 0.92], "b": [0.80, np.nan, 0.82], "alone": [np.nan, np.nan, np.nan]}
+    ).dropna(axis=1, how="all")
+    values.loc[3, "a"] = 0.9
+    assert tell_apart(values).apart == ("b",)
+    apart_in_time = pd.DataFrame({"a": [0.9, 0.91, np.nan], "b": [np.nan, np.nan, 0.1]})
+    found = tell_apart(apart_in_time)  # no seed in common: nothing follows
+    assert (found.apart, found.ties) == ((), ("b",))
+    assert np.isnan(found.visible)
+
+
+def test_equal_configurations_are_seldom_told_apart():
+    """Simulated, without any difference in truth: 5 % of studies see one, whatever their size."""
+    random, studies, alarms = np.random.default_rng(0), 500, {}
+    for configurations, seeds in product((2, 6, 8, 20), (3, 5, 10)):
+        alarms[configurations, seeds] = 0
+        for _ in range(studies):
+            noise = random.normal(size=(seeds, configurations)) + 2 * random.normal(size=(seeds, 1))
+            found = tell_apart(pd.DataFrame(0.9 + 0.01 * noise))
+            alarms[configurations, seeds] += bool(found.apart)
+    most = stats.binom(studies, 0.05).ppf(0.999)  # what chance makes of 5 % in one of the twelve
+    assert max(alarms.values()) <= most, alarms
+    assert sum(alarms.values()) / (studies * len(alarms)) <= 0.06, alarms
+
+
+def test_the_difference_that_is_called_visible_is_seen_by_four_of_five_studies():
+    random = np.random.default_rng(1)
+    called, seen, studies = [], 0, 400
+    for _ in range(studies):
+        values = pd.DataFrame(random.normal(size=(5, 4)))
+        called.append(tell_apart(values).visible)
+    difference = np.mean(called)  # in units of the noise
+    for _ in range(studies):
+        values = pd.DataFrame(random.normal(size=(5, 4)))
+        values[0] -= difference / 2
+        values[1] += difference / 2
+        found = tell_apart(values)
+        seen += found.best == 1 and 0 in found.apart
+    assert 0.74 <= seen / studies <= 0.86
+
+
+def test_intervals_of_shares_end_where_shares_do(tmp_path):
+    results = Results(tmp_path)
+    results.add_seeds("a", {"name": "msvit", "scales": [1]}, [1.0, 0.999, 0.96], [1e-3] * 3)
+    results.add_seeds("b", {"name": "msvit", "scales": [1, 3]}, [0.01, 0.0, 0.04], [1e-3] * 3)
+    study = results.study()
+    summary = summarize(study, "test_accuracy")
+    assert summary.loc["a", "high"] == 1
+    assert summary.loc["b", "low"] == 0
+    for figure in (accuracy_energy(study), accuracy_over_axis(study, "model.scales")):
+        low, high = figure.axes[0].get_ylim()
+        assert 0 <= low < high <= 100
+        for bars in figure.axes[0].containers:
+            for lines in bars[2]:
+                ends = np.concatenate([segment[:, 1] for segment in lines.get_segments()])
+                assert ends.min() >= 0
+                assert ends.max() <= 100
+
+
+def test_the_error_of_finitely_many_test_images_is_wilsons():
+    low, high = stats.binomtest(352, 360).proportion_ci(method="wilson")
+    assert image_error(352 / 360, 360) == pytest.approx((high - low) / 2)
 
 
 @settings(deadline=None)
@@ -459,6 +543,20 @@ def test_two_axes_give_one_line_per_value_of_the_other(tmp_path):
     assert {t.get_text() for t in axes.texts} == {"msvit timesteps=1", "msvit timesteps=2"}
     axes = accuracy_over_axis(results.study(), "model.timesteps").axes[0]
     assert len(axes.texts) == 3
+
+
+def test_models_crossed_with_neurons_are_a_line_per_neuron(tmp_path):
+    results = Results(tmp_path, "crossed", ("model.name", "model.neuron"))
+    options = {"msvit": {"scales": [1, 3]}, "spikformer": {"attn_scale": 0.125}}
+    for name, own in options.items():
+        for neuron in ("lif", "plif"):
+            model = {"name": name, "neuron": neuron, **own}
+            results.add_seeds(f"{name} neuron={neuron}", model, [0.96, 0.97], [1e-3] * 2)
+    axes = accuracy_over_axis(results.study(), "model.name").axes[0]
+    assert [t.get_text() for t in axes.get_xticklabels()] == ["msvit", "spikformer"]
+    assert {t.get_text() for t in axes.texts} == {"neuron=lif", "neuron=plif"}
+    axes = accuracy_over_axis(results.study(), "model.neuron").axes[0]
+    assert {t.get_text() for t in axes.texts} == {"msvit", "spikformer"}
 
 
 def test_firing_map_shows_mean_rates_in_network_order(scales):
