@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fcntl
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -30,7 +31,7 @@ from msvit.pipes import for_reading
 from msvit.records.schema import RecordError
 from msvit.records.store import read_search, search_folder, write_search
 from studies.cluster import Place, RayLost
-from studies.command_line import Parser, add_place, positive
+from studies.command_line import DEFAULT_RESULTS, Parser, add_place, positive
 from studies.search.space import (
     PRUNERS,
     SAMPLERS,
@@ -143,7 +144,10 @@ def _best(space: Space, options: argparse.Namespace) -> int:
     with for_reading():
         print_trials(search, numbers)
         if (path := options.grid_out) is not None:
-            print(f"written: {path}. To run it: studies/run.py --grid {path}")
+            command = ["python", "studies/run.py", "--grid", str(path)]
+            if options.results != DEFAULT_RESULTS:
+                command += ["--results", str(options.results)]
+            print(f"written: {path}. To run it: {shlex.join(command)}")
     return 0
 
 

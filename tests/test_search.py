@@ -175,7 +175,7 @@ def test_tables_and_figures_of_a_search(searched):
     assert r"\toprule" in (folder / "front.tex").read_text()
 
 
-def test_the_best_trials_become_a_grid_whose_first_cells_are_done(searched, tmp_path):
+def test_the_best_trials_become_a_grid_of_seeds_that_won_nothing(searched, tmp_path):
     results, space, _ = searched
     out = tmp_path / "again.yaml"
     output = run("--space", space, "--results", results, "--best", 2, "--grid-out", out)
@@ -184,9 +184,9 @@ def test_the_best_trials_become_a_grid_whose_first_cells_are_done(searched, tmp_
     search = collect_search(results, "tiny")
     best = int(search.front["number"].iloc[0])
     assert study.cells[0].group == f"trial {best}"
-    assert [entry.cell.seed for entry in study.cells[:3]] == [0, 1, 2]
-    done = [read_record(results, entry.cell.id) is not None for entry in study.cells]
-    assert done[:3] == [True, False, False]
+    assert [entry.cell.seed for entry in study.cells[:3]] == [1, 2, 3]  # the search's is 0
+    assert not any(read_record(results, entry.cell.id) for entry in study.cells)
+    assert f"python studies/run.py --grid {out} --results {results}" in output
     assert len({entry.group for entry in study.cells}) == 2
 
 

@@ -1,7 +1,13 @@
-"""The best trials of a search as a grid, to be run again with more seeds and epochs."""
+"""The best trials of a search as a grid, to be run again with fresh seeds (and more epochs).
+
+The seeds of the search stay out: the best of many runs was partly lucky, and a mean that holds the
+very run that won would be, too.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +32,19 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
-def best_trials(search: Search, count: int) -> list[int]:
-    """Numbers of the ``count`` best trials: front by front, best primary objective first.
+def best_trials(search: Search, number: int) -> list[int]:
+    """Numbers of the ``number`` best trials: front by front, best primary objective first.
 
     Raises:
         ConfigError: where no trial is complete and feasible.
     """
     if search.ranked.empty:
         raise ConfigError(f"--best: the search {search.name!r} has no complete trial that counts")
-    return [int(number) for number in search.ranked["number"][:count]]
+    return [int(trial) for trial in search.ranked["number"][:number]]
 
 
 def write_grid(space: Space, search: Search, numbers: list[int], path: Path) -> None:
-    """Write trials as a grid of ``SEEDS`` seeds or more; those of the trials have records.
+    """Write trials as a grid of ``SEEDS`` seeds, none of which the search has used.
 
     Raises:
         ConfigError: where the file's name cannot name a study, or it cannot be written.
@@ -50,10 +56,10 @@ def write_grid(space: Space, search: Search, numbers: list[int], path: Path) -> 
         raise ConfigError(f"--grid-out {path}: the file is there and was not written by a search")
     base = {section: space.base[section] for section in ("data", "training")}
     content = {
-        "question": f"How good are the best of the search {search.name}, over more seeds?",
+        "question": f"How good are the best of the search {search.name}, over fresh seeds?",
         "base": base,
         "include": [_entry(space, search, number) for number in numbers],
-        "seeds": list(dict.fromkeys((*space.seeds, *range(SEEDS)))),
+        "seeds": _fresh(space.seeds),
     }
     head = f"{HEAD} {search.name}: {', '.join(map(str, numbers))}\n"
     layout = {"sort_keys": False, "default_flow_style": None, "width": 96}
@@ -64,6 +70,11 @@ def write_grid(space: Space, search: Search, numbers: list[int], path: Path) -> 
     except OSError as error:
         raise ConfigError(f"--grid-out {path}: cannot be written ({error.strerror})") from None
     load_study(str(path))
+
+
+def _fresh(used: Sequence[int]) -> list[int]:
+    """The first ``SEEDS`` seeds that are not ``used``."""
+    return list(islice((seed for seed in count() if seed not in used), SEEDS))
 
 
 def _entry(space: Space, search: Search, number: int) -> dict[str, Any]:
