@@ -46,6 +46,7 @@ def observe(record: Record) -> Observations:
             "selected_epoch": record["selected_epoch"],
             "test_images": record["test"]["images"],
             "precision": record["precision"],
+            **{f"environment.{key}": value for key, value in record["environment"].items()},
         },
         history=[tuple(epoch[column] for column in HISTORY_COLUMNS) for epoch in record["history"]],
         firing=_with_position(record["firing"], FIRING_COLUMNS),

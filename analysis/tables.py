@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import pandas as pd
 
 from analysis.collect import StudyResults
+from analysis.notes import notes
 from analysis.published import find_published, read_published
-from analysis.statistics import CONFIDENCE, POWER, compare_with_best, image_error, summarize
-from msvit.records.energy import DEFAULT_ENERGY_MODEL
+from analysis.statistics import summarize
 from msvit.records.measures import all_measures
 
 NOTHING = "—"
@@ -89,7 +89,7 @@ def compare(study: StudyResults) -> Table:
         numbers=numbers,
         headers=tuple(columns),
         rows=tuple(zip(*columns.values(), strict=True)),
-        notes=tuple(_notes(study, sources)),
+        notes=tuple(notes(study, sources)),
     )
 
 
@@ -167,98 +167,3 @@ def entries(
     if best is None or len(distinct) < 2:
         ranks = {}
     return [Entry(t, "", 0 if t == NOTHING else ranks.get(float(t), 0)) for t in shown]
-
-
-def _notes(study: StudyResults, sources: dict[str, str]) -> list[str]:
-    finished, unfinished = study.finished, study.unfinished
-    notes = []
-    if len(unfinished):
-        failed = int((unfinished["status"] == "failed").sum())
-        notes.append(
-            f"Unfinished: {len(unfinished)} of {len(study.cells)} cells have no result "
-            f"({failed} failed, {len(unfinished) - failed} missing)."
-        )
-    if study.overrides:
-        settings = ", ".join(study.overrides)
-        notes.append(f"Run with {settings} in place of the grid's own settings.")
-    if finished.empty:
-        return notes
-    notes.append(_verdict(study))
-    images = ", ".join(f"{int(n):,}" for n in sorted(finished["test_images"].unique()))
-    fewest = int(finished["test_images"].min())
-    several = finished["group"].duplicated().any()
-    how = "mean ± standard deviation over seeds" if several else "of one seed each"
-    highest = float(finished.groupby("group")["test_accuracy"].mean().max())
-    notes.append(
-        f"Accuracy: {how}, on {images} test images (one image is {100 / fewest:.2g} points), with "
-        "the weights of the epoch that was best on the validation images. That test images are a "
-        f"sample is in none of these numbers: alone it makes ± {_points(highest, fewest)} points "
-        f"({CONFIDENCE:.0%}) of the highest accuracy."
-    )
-    notes.append(
-        "Firing rate: spikes per neuron and time step. Energy: computed from operation counts "
-        f"by the model {DEFAULT_ENERGY_MODEL}, not measured on hardware."
-    )
-    notes += _at_chance(finished)
-    notes += _mixed_precisions(finished)
-    if sources:
-        which = "; ".join(f"{group}: {source}" for group, source in sources.items())
-        notes.append(f"† published figure, not measured here. {which}.")
-    return notes
-
-
-def _at_chance(finished: pd.DataFrame) -> list[str]:
-    """Networks that guess: a configuration of which nothing can be said but that."""
-    by_group = finished.groupby("group", sort=False)
-    chance = 1 / by_group["model.num_classes"].first()
-    # Two standard deviations of who guesses; the seeds have all been asked the same images.
-    luck = 2 * (chance * (1 - chance) / by_group["test_images"].min()) ** 0.5
-    guessing = by_group["test_accuracy"].mean() <= chance + luck
-    if not guessing.any():
-        return []
-    return [
-        f"No better than chance, so that nothing follows from their other figures: "
-        f"{'; '.join(guessing.index[guessing])}."
-    ]
-
-
-def _mixed_precisions(finished: pd.DataFrame) -> list[str]:
-    """``auto`` is another precision on another processor, and was another one before."""
-    by_group = finished.groupby("group", sort=False)["precision"].agg(lambda p: sorted(set(p)))
-    mixed = [f"{group} ({'; '.join(found)})" for group, found in by_group.items() if len(found) > 1]
-    if mixed:
-        return [f"Their seeds were trained in different precisions: {', '.join(mixed)}."]
-    asked = finished.get("training.precision", pd.Series("auto", index=finished.index))
-    if (finished["precision"].groupby(asked).nunique() > 1).any():
-        which = "; ".join(f"{group}: {found[0]}" for group, found in by_group.items())
-        return [f"Configurations were trained in different precisions. {which}."]
-    return []
-
-
-def _points(share: float, images: int) -> str:
-    return f"{100 * image_error(share, images):.2g}"
-
-
-def _verdict(study: StudyResults) -> str:
-    """What the seeds allow to say about the order of the configurations."""
-    seeds = summarize(study, "test_accuracy")["n"]
-    found = compare_with_best(study)
-    if found is None or (seeds > 0).sum() < 2:
-        return "Only one configuration is finished: nothing to compare yet."
-    if seeds.max() < 2:
-        return "One seed per configuration: no spread is known, the order may be chance."
-    how = f"Tukey's range test by seed, {1 - CONFIDENCE:.0%} error for all comparisons together"
-    best = found.best
-    if not found.ties:
-        verdict = f"{best} has the highest accuracy, apart from every other ({how})."
-    elif not found.apart:
-        verdict = f"No configuration can be told apart from the best, {best} ({how})."
-    else:
-        named = (f"{group} (one seed)" if seeds[group] == 1 else group for group in found.ties)
-        verdict = f"Cannot be told apart from the best, {best}: {'; '.join(named)} ({how})."
-    if math.isnan(found.visible):
-        return f"{verdict} There are too few seeds in common to say what could have been seen."
-    return (
-        f"{verdict} A difference of {100 * found.visible:.2g} points between two configurations "
-        f"would be seen by {POWER:.0%} of such studies."
-    )

@@ -299,6 +299,21 @@ def test_seeds_of_another_precision_are_named(tmp_path):
     assert "different precisions: msvit scales=1 (bf16 autocast over fp32; fp32)" in notes
 
 
+def test_a_table_says_what_it_was_computed_with(tmp_path):
+    results = Results(tmp_path)
+    known = {"processor": "Zen 5", "device": "cpu", "threads": 1, "torch": "2.14"}
+    known |= {"spikingjelly": "2.0", "commit": "0123456789abcdef" * 2 + "01234567-dirty"}
+    gpu = known | {"device": "H100", "commit": None}
+    for seed, environment in enumerate((known, known, gpu)):
+        cell = make_cell({"name": "msvit", "scales": [1]}, seed)
+        results.add(GROUPS[0], cell, make_record(cell, 0.9, 0.1, environment=environment))
+    text = markdown(compare(results.study()))
+    assert (
+        "Trained on Zen 5, 1 thread a cell, float32, torch 2.14, spikingjelly 2.0, "
+        "commit 0123456789ab-dirty (2 cells); H100, float32, torch 2.14, spikingjelly 2.0 (1 cell)"
+    ) in text
+
+
 @pytest.mark.parametrize(("accuracy", "named"), [(0.1, True), (0.131, True), (0.133, False)])
 def test_a_network_that_guesses_is_named(tmp_path, accuracy, named):
     """Of ten classes and 360 images, two standard deviations above chance are 13.16 %."""

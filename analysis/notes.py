@@ -1,0 +1,144 @@
+"""The sentences under the comparison table: what its numbers are, and what they do not say."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import pandas as pd
+
+from analysis.collect import StudyResults
+from analysis.statistics import CONFIDENCE, POWER, compare_with_best, image_error, summarize
+from msvit.records.energy import DEFAULT_ENERGY_MODEL
+
+
+def notes(study: StudyResults, sources: Mapping[str, str]) -> list[str]:
+    """All that belongs beside the numbers; ``sources`` of published ones by configuration."""
+    finished, unfinished = study.finished, study.unfinished
+    found = []
+    if len(unfinished):
+        failed = int((unfinished["status"] == "failed").sum())
+        found.append(
+            f"Unfinished: {len(unfinished)} of {len(study.cells)} cells have no result "
+            f"({failed} failed, {len(unfinished) - failed} missing)."
+        )
+    if study.overrides:
+        settings = ", ".join(study.overrides)
+        found.append(f"Run with {settings} in place of the grid's own settings.")
+    if finished.empty:
+        return found
+    found.append(_verdict(study))
+    images = ", ".join(f"{int(n):,}" for n in sorted(finished["test_images"].unique()))
+    fewest = int(finished["test_images"].min())
+    several = finished["group"].duplicated().any()
+    how = "mean ± standard deviation over seeds" if several else "of one seed each"
+    highest = float(finished.groupby("group")["test_accuracy"].mean().max())
+    found.append(
+        f"Accuracy: {how}, on {images} test images (one image is {100 / fewest:.2g} points), with "
+        "the weights of the epoch that was best on the validation images. That test images are a "
+        f"sample is in none of these numbers: alone it makes ± {_points(highest, fewest)} points "
+        f"({CONFIDENCE:.0%}) of the highest accuracy."
+    )
+    found.append(
+        "Firing rate: spikes per neuron and time step. Energy: computed from operation counts "
+        f"by the model {DEFAULT_ENERGY_MODEL}, not measured on hardware."
+    )
+    found += _at_chance(finished)
+    found += _mixed_precisions(finished)
+    found += _origin(finished)
+    if sources:
+        which = "; ".join(f"{group}: {source}" for group, source in sources.items())
+        found.append(f"† published figure, not measured here. {which}.")
+    return found
+
+
+def _at_chance(finished: pd.DataFrame) -> list[str]:
+    """Networks that guess: a configuration of which nothing can be said but that."""
+    by_group = finished.groupby("group", sort=False)
+    chance = 1 / by_group["model.num_classes"].first()
+    # Two standard deviations of who guesses; the seeds have all been asked the same images.
+    luck = 2 * (chance * (1 - chance) / by_group["test_images"].min()) ** 0.5
+    guessing = by_group["test_accuracy"].mean() <= chance + luck
+    if not guessing.any():
+        return []
+    return [
+        f"No better than chance, so that nothing follows from their other figures: "
+        f"{'; '.join(guessing.index[guessing])}."
+    ]
+
+
+def _mixed_precisions(finished: pd.DataFrame) -> list[str]:
+    """``auto`` is another precision on another processor, and was another one before."""
+    by_group = finished.groupby("group", sort=False)["precision"].agg(lambda p: sorted(set(p)))
+    mixed = [f"{group} ({'; '.join(found)})" for group, found in by_group.items() if len(found) > 1]
+    if mixed:
+        return [f"Their seeds were trained in different precisions: {', '.join(mixed)}."]
+    asked = finished.get("training.precision", pd.Series("auto", index=finished.index))
+    if (finished["precision"].groupby(asked).nunique() > 1).any():
+        which = "; ".join(f"{group}: {found[0]}" for group, found in by_group.items())
+        return [f"Configurations were trained in different precisions. {which}."]
+    return []
+
+
+_VERSIONS = ("torch", "spikingjelly")
+
+
+def _origin(finished: pd.DataFrame) -> list[str]:
+    """What the cells were trained with: another processor or version gives other numbers."""
+    keys = ["processor", "device", "threads", *_VERSIONS, "commit"]
+    columns = finished.reindex(columns=["precision", *(f"environment.{key}" for key in keys)])
+    if columns["environment.processor"].isna().all():
+        return []
+    columns = columns.rename(columns=lambda name: name.removeprefix("environment."))
+    found = columns.fillna("").astype(str).value_counts(sort=False)
+    places = [_place(dict(zip(columns, values, strict=True))) for values in found.index]
+    if len(found) > 1:
+        cells = [f"{count} cell{'s' * (count > 1)}" for count in found]
+        places = [f"{place} ({count})" for place, count in zip(places, cells, strict=True)]
+    return [
+        f"Trained on {'; '.join(places)}. Another processor, precision or version gives other "
+        "numbers from the same seeds, and may order configurations otherwise where they are close."
+    ]
+
+
+def _place(said: dict[str, str]) -> str:
+    on_cpu = said["device"] in ("", "cpu")
+    threads = f"{said['threads']} thread{'s' * (said['threads'] != '1')} a cell"
+    commit = said["commit"].partition("-")
+    parts = [
+        said["processor"] if on_cpu else said["device"],
+        threads if on_cpu and said["threads"] else "",
+        said["precision"],
+        *(f"{key} {said[key]}" for key in _VERSIONS if said[key]),
+        f"commit {commit[0][:12]}{''.join(commit[1:])}" if commit[0] else "",
+    ]
+    return ", ".join(part for part in parts if part)
+
+
+def _points(share: float, images: int) -> str:
+    return f"{100 * image_error(share, images):.2g}"
+
+
+def _verdict(study: StudyResults) -> str:
+    """What the seeds allow to say about the order of the configurations."""
+    seeds = summarize(study, "test_accuracy")["n"]
+    found = compare_with_best(study)
+    if found is None or (seeds > 0).sum() < 2:
+        return "Only one configuration is finished: nothing to compare yet."
+    if seeds.max() < 2:
+        return "One seed per configuration: no spread is known, the order may be chance."
+    how = f"Tukey's range test by seed, {1 - CONFIDENCE:.0%} error for all comparisons together"
+    best = found.best
+    if not found.ties:
+        verdict = f"{best} has the highest accuracy, apart from every other ({how})."
+    elif not found.apart:
+        verdict = f"No configuration can be told apart from the best, {best} ({how})."
+    else:
+        named = (f"{group} (one seed)" if seeds[group] == 1 else group for group in found.ties)
+        verdict = f"Cannot be told apart from the best, {best}: {'; '.join(named)} ({how})."
+    if math.isnan(found.visible):
+        return f"{verdict} There are too few seeds in common to say what could have been seen."
+    return (
+        f"{verdict} A difference of {100 * found.visible:.2g} points between two configurations "
+        f"would be seen by {POWER:.0%} of such studies."
+    )

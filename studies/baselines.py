@@ -1,0 +1,113 @@
+"""What simple classifiers reach on the images of a data set: the least that a network has to beat.
+
+python studies/baselines.py --data digits --set data.image_size=8
+
+Nearest neighbours and a linear classifier (logistic regression) on raw pixels, by scikit-learn,
+trained on the training images of the same division that networks get; what they can be tuned by is
+chosen on the validation images. Exit code: 0, or 2 where an argument or the data is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if not __package__:
+    # As a script: this folder's modules are found as studies.*, wherever it is started.
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from msvit.data import data_options, list_datasets
+from msvit.data.options import DataError
+from msvit.options import ConfigError
+from msvit.yaml_files import parse_yaml
+from studies.command_line import Parser
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from msvit.data.splits import Images
+
+NEIGHBOURS = (1, 3, 5)
+PENALTIES = (0.01, 0.1, 1.0, 10.0)  # sklearn's C: the inverse of the regularisation
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        print(table(options.data, _settings(options.set), options.data_dir))
+    except (ConfigError, DataError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def table(name: str, settings: dict[str, Any], data_dir: Path | None) -> str:
+    """Accuracy of each kind of classifier on the test images, as Markdown.
+
+    Raises:
+        ConfigError, DataError: for a wrong option, and for files that are missing or broken.
+    """
+    from analysis.statistics import image_error
+    from msvit.data import load_splits
+
+    splits = load_splits(data_options(name, settings, "--set data"), data_dir)
+    train, validation, test = (
+        _pixels(part) for part in (splits.train, splits.validation, splits.test)
+    )
+    lines = [
+        f"| on {name}, raw pixels | test accuracy (%) | ± of {len(splits.test)} images | chosen |",
+        "|---|--:|--:|---|",
+    ]
+    for kind, candidates in (("nearest neighbours", _neighbours()), ("linear", _linear())):
+        fitted = ((text, model.fit(*train)) for text, model in candidates)
+        text, best = max(fitted, key=lambda candidate: candidate[1].score(*validation))
+        accuracy = float(best.score(*test))
+        error = image_error(accuracy, len(splits.test))
+        lines.append(f"| {kind} | {100 * accuracy:.2f} | {100 * error:.2f} | {text} |")
+    return "\n".join(lines)
+
+
+def _neighbours() -> Iterator[tuple[str, Any]]:
+    from sklearn.neighbors import KNeighborsClassifier
+
+    return ((f"k = {k}", KNeighborsClassifier(k)) for k in NEIGHBOURS)
+
+
+def _linear() -> Iterator[tuple[str, Any]]:
+    from sklearn.linear_model import LogisticRegression
+
+    return ((f"C = {c:g}", LogisticRegression(C=c, max_iter=1000)) for c in PENALTIES)
+
+
+def _pixels(images: Images) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels in [0, 1], ``[N, C·H·W]``, and labels."""
+    return images.images.flatten(1).float().div(255).numpy(), images.labels.numpy()
+
+
+def _settings(texts: Sequence[str]) -> dict[str, Any]:
+    settings = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key.startswith("data."):
+            raise ConfigError(f"--set {text}: write it as data.OPTION=VALUE")
+        settings[key.removeprefix("data.")] = parse_yaml(value, f"--set {text}")
+    return settings
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(description=__doc__.split("\n", 1)[0], allow_abbrev=False)
+    add = parser.add_argument
+    add("--data", default="digits", metavar="NAME", help=", ".join(list_datasets()))
+    add("--data-dir", type=Path, metavar="DIR", help="where data sets are, or are downloaded to")
+    add("--set", action="append", default=[], metavar="data.OPTION=VALUE", help="repeatable")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
