@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from msvit.allotment import usable_cpus
 from msvit.options import ConfigError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -44,11 +45,11 @@ def connected(place: Place) -> Iterator[None]:
     Raises:
         ConfigError: where no cluster answers at ``place.address``, or this machine is too small.
     """
-    most = os.cpu_count()
-    if place.address is None and most and place.cpus_per_cell > most:
+    most = usable_cpus()
+    if place.address is None and place.cpus_per_cell > most:
         raise ConfigError(
-            f"--cpus-per-cell {place.cpus_per_cell:g}: this machine has {most}; --address names a "
-            "cluster with larger ones"
+            f"--cpus-per-cell {place.cpus_per_cell:g}: this process may use {most} here; --address "
+            "names a cluster with larger machines"
         )
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no reports over the network
     # Ray would print a paragraph on each; the study says itself what became of the cell.
@@ -109,6 +110,7 @@ def _start() -> None:
         # "local" and not the default, which would try to join what a dead cluster left behind.
         ray.init(
             address="local",
+            num_cpus=usable_cpus(),
             include_dashboard=False,
             object_store_memory=OBJECT_STORE_BYTES,
             logging_level="ERROR",

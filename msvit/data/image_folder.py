@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
+from msvit.allotment import usable_cpus
 from msvit.data.files import cache_folder, locked
 from msvit.data.options import DataError, DataOptions
 
@@ -135,7 +136,7 @@ def _decode(listing: dict[str, list[tuple[Path, int]]], size: int) -> dict[str, 
         return array
 
     arrays = {}
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(usable_cpus()) as pool:
         for split, files in listing.items():
             images = np.stack(list(pool.map(pixels, [file for file, _ in files], chunksize=256)))
             images = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()

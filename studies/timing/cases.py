@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from typing import Any
+
+from msvit.allotment import usable_cpus
 
 MODELS = {
     "msvit": "msvit_cifar10",
@@ -74,12 +75,6 @@ class Case:
 
 def say_threads(threads: int) -> str:
     return f"{threads} thread" + ("" if threads == 1 else "s")
-
-
-def usable_cpus() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def step_cases(
