@@ -192,10 +192,10 @@ def readable(storage: str) -> Iterator[None]:
     try:
         yield
     except (json.JSONDecodeError, KeyError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{storage}: no readable Optuna study ({error})") from None
+        raise ConfigError(storage, "", f"no readable Optuna study ({error})") from None
     except Exception as error:  # drivers of databases raise what they like
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise ConfigError(f"{storage}: {reason}") from None
+        raise ConfigError(storage, "", reason) from None
 
 
 def mend_journal(path: Path) -> bool:

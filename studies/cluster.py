@@ -47,8 +47,9 @@ def connected(place: Place) -> Iterator[None]:
     most = os.cpu_count()
     if place.address is None and most and place.cpus_per_cell > most:
         raise ConfigError(
-            f"--cpus-per-cell {place.cpus_per_cell:g}: this machine has {most}; --address names a "
-            "cluster with larger ones"
+            f"--cpus-per-cell {place.cpus_per_cell:g}",
+            "",
+            f"this machine has {most}; --address names a cluster with larger ones",
         )
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no reports over the network
     # Ray would print a paragraph on each; the study says itself what became of the cell.
@@ -134,21 +135,20 @@ def _join(address: str) -> None:
             )
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise ConfigError(f"--address {address}: {reason}") from None
+        raise ConfigError(f"--address {address}", "", reason) from None
 
 
 def _probe(address: str) -> None:
     """Ray waits minutes for an address where nobody answers; a socket knows at once."""
     host, _, port = address.rpartition(":")
     if not host or "/" in host or not port.isdigit() or not 0 < int(port) < 65536:
-        raise ConfigError(
-            f"--address {address}: on a machine of the cluster, 'auto' or HOST:PORT is needed"
-        )
+        message = "on a machine of the cluster, 'auto' or HOST:PORT is needed"
+        raise ConfigError(f"--address {address}", "", message)
     try:
         socket.create_connection((host, int(port)), PROBE_SECONDS).close()
     except OSError as error:
-        reason = error.strerror or "no answer"
-        raise ConfigError(f"--address {address}: no Ray cluster there ({reason})") from None
+        message = f"no Ray cluster there ({error.strerror or 'no answer'})"
+        raise ConfigError(f"--address {address}", "", message) from None
 
 
 def _nodes() -> list[dict[str, float]]:

@@ -39,10 +39,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 _list()
             return 0
         if options.grid is None:
-            raise ConfigError("which grid? --grid NAME or --grid FILE.yaml; --list shows the names")
+            message = "which grid? --grid NAME or --grid FILE.yaml; --list shows the names"
+            raise ConfigError("", "", message)
         study = load_study(options.grid, options.set, options.seeds)
         if options.data_dir is not None and not options.data_dir.is_dir():
-            raise ConfigError(f"--data-dir {options.data_dir}: no such folder")
+            raise ConfigError(f"--data-dir {options.data_dir}", "", "no such folder")
         if options.dry_run:
             with for_reading():
                 _dry_run(study, options.results)

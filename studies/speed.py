@@ -117,9 +117,9 @@ def _check(options: argparse.Namespace) -> None:
     ):
         for name in given:
             if name not in valid:
-                raise ConfigError(unknown(name, valid, f"{what}: unknown {name!r}"))
+                raise ConfigError(what, "", unknown(name, valid, f"unknown {name!r}"))
     if options.rounds < 1:
-        raise ConfigError(f"--rounds: at least 1, not {options.rounds}")
+        raise ConfigError("--rounds", "", f"at least 1, not {options.rounds}")
     options.models = list(dict.fromkeys(options.models))
     options.sizes = list(dict.fromkeys(options.sizes))
     if options.quick:

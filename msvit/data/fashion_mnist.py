@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 
 from msvit.data.files import cache_folder, locked
-from msvit.data.options import DataError, DataOptions
+from msvit.data.options import DataOptions
+from msvit.options import DataError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,6 +39,8 @@ class FashionMnistOptions(DataOptions):
     num_classes: ClassVar[int] = 10
     in_channels: ClassVar[int] = 1
     image_size: ClassVar[int] = 32
+    mean: ClassVar[tuple[float, ...]] = (0.219,)  # of 60,000 images with their padding
+    std: ClassVar[tuple[float, ...]] = (0.332,)
 
     train_per_class: int | None = Field(None, gt=0, le=5700)
 
@@ -46,8 +49,7 @@ class FashionMnistOptions(DataOptions):
 
         folder = _find(data_dir)
         train, validation = split_train(_read(folder, "train"), _VALIDATION, self.train_per_class)
-        # Mean and deviation of the 60,000 training images with their padding.
-        return Splits(train, validation, _read(folder, "test"), mean=(0.219,), std=(0.332,))
+        return Splits(train, validation, _read(folder, "test"), self.mean, self.std)
 
 
 def _find(data_dir: Path | None) -> Path:

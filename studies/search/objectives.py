@@ -87,20 +87,15 @@ def objectives_of(values: Any, where: str) -> dict[str, Direction]:
     if isinstance(values, list):
         for name in values:
             if values.count(name) > 1:
-                raise ConfigError(f"{place}: {name!r} appears twice")
+                raise ConfigError(place, "", f"{name!r} appears twice")
         values = {str(name): BEST.get(str(name), "minimize") for name in values}
     if not isinstance(values, Mapping) or not values:
-        raise ConfigError(f"{place}: a mapping such as {{accuracy: maximize}} is needed")
+        raise ConfigError(place, "", "a mapping such as {accuracy: maximize} is needed")
     for name, direction in values.items():
         _check_figure(name, f"{place}.{name}")
         if direction not in ("maximize", "minimize"):
-            raise ConfigError(
-                unknown(
-                    direction,
-                    ("maximize", "minimize"),
-                    f"{place}.{name}: unknown direction {direction!r}",
-                )
-            )
+            message = f"unknown direction {direction!r}"
+            raise ConfigError(place, name, unknown(direction, ("maximize", "minimize"), message))
     return dict(values)
 
 
@@ -110,14 +105,14 @@ def constraints_of(values: Any, where: str) -> tuple[Constraint, ...]:
     if values is None:
         return ()
     if not isinstance(values, list):
-        raise ConfigError(f"{place}: a list such as ['energy_mj <= 0.2'] is needed")
+        raise ConfigError(place, "", "a list such as ['energy_mj <= 0.2'] is needed")
     return tuple(_constraint(text, f"{place}[{i}]") for i, text in enumerate(values))
 
 
 def _constraint(text: Any, where: str) -> Constraint:
     match = _CONSTRAINT.fullmatch(str(text))
     if not match:
-        raise ConfigError(f"{where}: write it as 'energy_mj <= 0.2' (got {text!r})")
+        raise ConfigError(where, "", f"write it as 'energy_mj <= 0.2' (got {text!r})")
     figure, sign, number = match.groups()
     _check_figure(figure, where)
     try:
@@ -125,12 +120,12 @@ def _constraint(text: Any, where: str) -> Constraint:
     except ValueError:
         bound = float("nan")
     if not math.isfinite(bound):
-        raise ConfigError(f"{where}: a number is needed behind {sign} (got {number!r})")
+        raise ConfigError(where, "", f"a number is needed behind {sign} (got {number!r})")
     if figure == "accuracy" and not 0 <= bound <= 1:
-        raise ConfigError(f"{where}: accuracy is a share; write 0.9 for 90 % (got {number})")
+        raise ConfigError(where, "", f"accuracy is a share; write 0.9 for 90 % (got {number})")
     return Constraint(figure, sign, bound)
 
 
 def _check_figure(name: Any, where: str) -> None:
     if name not in BEST:
-        raise ConfigError(unknown(name, BEST, f"{where}: {name!r} is not recorded"))
+        raise ConfigError(where, "", unknown(name, BEST, f"{name!r} is not recorded"))
