@@ -26,7 +26,7 @@ if not __package__:
 
 from msvit.cells import SCHEMA
 from msvit.options import ConfigError
-from msvit.pipes import for_reading
+from msvit.printing import for_reading
 from msvit.records import RecordError, locate, read_search, search_folder, write_search
 from studies.cluster import Place, RayLost
 from studies.command_line import Parser, add_place, positive

@@ -22,7 +22,7 @@ if not __package__:
 
 from msvit.cells import SECTIONS
 from msvit.options import ConfigError
-from msvit.pipes import for_reading
+from msvit.printing import for_reading
 from msvit.records import RecordError, cell_folder, read_failure, read_record, write_study
 from studies.cluster import Place, RayLost
 from studies.command_line import Parser, add_place, positive
