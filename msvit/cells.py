@@ -96,8 +96,12 @@ def _resolved(raw: Mapping[str, Any], recipe: Mapping[str, Any]) -> Cell:
     )
 
 
-def option_names(section: str, name: str | None, where: str) -> list[str]:
-    """The keys that ``section`` takes for the model or data set ``name``, as written by users."""
+def option_names(section: str, name: Any, where: str) -> list[str]:
+    """The keys that ``section`` takes for the model or data set ``name``, as written by users.
+
+    Raises:
+        ConfigError: where there is none of this name.
+    """
     if section == "training":
         return ["recipe", *TrainingOptions.model_fields]
     options = (model_options if section == "model" else data_options)(name, {}, where)

@@ -7,6 +7,7 @@ harness imports Ray at module level.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import secrets
 import signal
@@ -112,7 +113,7 @@ def _start() -> None:
             address="local",
             include_dashboard=False,
             object_store_memory=OBJECT_STORE_BYTES,
-            logging_level="ERROR",
+            logging_level=logging.ERROR,
             log_to_driver=False,
         )
 
@@ -130,7 +131,7 @@ def _join(address: str) -> None:
             ray.init(
                 address=address,
                 runtime_env={"py_modules": packages},
-                logging_level="ERROR",
+                logging_level=logging.ERROR,
                 log_to_driver=False,
             )
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:

@@ -11,17 +11,23 @@ the zoo compute the same function (with ``batch_coupled=False``; the tests compa
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from spikingjelly.activation_based.neuron import LIFNode
 from torch import Tensor, nn
 
 from msvit.models import model_options, zoo
-from msvit.models.options import HierarchicalOptions, MSVITOptions, SpikformerOptions
+from msvit.models.options import (
+    HierarchicalOptions,
+    MSVITOptions,
+    SpikformerOptions,
+    SpikingOptions,
+)
 from msvit.options import ConfigError, unknown
 
 
-def plain_model(name: str, **options) -> nn.Module:
+def plain_model(name: str, **options: Any) -> nn.Module:
     """The plain twin of ``msvit.create_model(name, **options)``.
 
     It maps images ``[B, C, H, W]`` to time-averaged logits ``[B, num_classes]``.
@@ -31,7 +37,7 @@ def plain_model(name: str, **options) -> nn.Module:
     """
     parsed = model_options(name, options)
     architecture = zoo()[name]["architecture"]
-    if architecture not in _BUILDERS:
+    if architecture not in _BUILDERS or not isinstance(parsed, SpikingOptions):
         raise ConfigError(name, "", unknown(architecture, _BUILDERS, f"no plain {architecture}"))
     neuron = (parsed.neuron, parsed.surrogate, parsed.hard_reset, parsed.detach_reset)
     if neuron != ("lif", "sigmoid", True, True) or parsed.drop_path:

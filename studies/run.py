@@ -141,8 +141,16 @@ def _print_sections(sections: dict[str, dict[str, Any]]) -> None:
     for section, options in sections.items():
         if options:
             text = " ".join(f"{key}={show_value(value)}" for key, value in options.items())
-            indents = {"initial_indent": f"  {section:9}", "subsequent_indent": " " * 11}
-            print(textwrap.fill(text, 100, break_long_words=False, **indents))
+            first, others = f"  {section:9}", " " * 11
+            print(
+                textwrap.fill(
+                    text,
+                    100,
+                    initial_indent=first,
+                    subsequent_indent=others,
+                    break_long_words=False,
+                )
+            )
 
 
 def _states(study: Study, results: Path) -> dict[str, str]:

@@ -204,7 +204,7 @@ def _split_time(options: argparse.Namespace) -> None:
 
 
 def _grow(options: argparse.Namespace, processor: str) -> None:
-    rows = []
+    rows: list[dict[str, Any]] = []
     rates: dict[float, float] = {}  # by the bias that makes them, of ours: plain ones fire alike
     for axis, value, case in growth_cases(options.quick):
         result = _run(case.task("step"), case.threads)
@@ -215,9 +215,9 @@ def _grow(options: argparse.Namespace, processor: str) -> None:
         row = {"axis": axis, "value": value, "variant": case.variant, "precision": case.precision}
         row |= {"seconds_median": round(seconds, 5), "peak_gb": round(result["peak_gb"], 3)}
         rows.append(row | {"processor": processor, "threads": case.threads})
-    for row in rows:
-        if row["axis"] == INPUT_RATE:
-            row["value"] = rates[row["value"]]
+    for written in rows:
+        if written["axis"] == INPUT_RATE:
+            written["value"] = rates[written["value"]]
     write_csv(options.out / "growth.csv", rows, rows[0])
     from studies.timing.figures import draw_growth
 

@@ -61,10 +61,11 @@ def _table() -> np.ndarray:
     import numpy as np
 
     # Read from its file: importing sklearn.datasets would take a second in every process.
-    package = Path(find_spec("sklearn").origin).parent
-    file = package / "datasets" / "data" / "digits.csv.gz"
-    if file.is_file():
-        return np.loadtxt(file, delimiter=",")
+    found = find_spec("sklearn")
+    if found is not None and found.origin is not None:
+        file = Path(found.origin).parent / "datasets" / "data" / "digits.csv.gz"
+        if file.is_file():
+            return np.loadtxt(file, delimiter=",")
     from sklearn.datasets import load_digits
 
     pixels, labels = load_digits(return_X_y=True)

@@ -95,7 +95,7 @@ def _read(folder: Path, split: str) -> Images:
 
     from msvit.data.splits import Images
 
-    image_file, label_file = (_file(folder, name) for name in _FILES[split])
+    image_file, label_file = (_file(folder, name) or folder / name for name in _FILES[split])
     images, labels = read_idx(image_file), read_idx(label_file)
     if images.ndim != 3 or images.shape[1:] != (28, 28):
         raise DataError(f"{image_file}: images of {tuple(images.shape[1:])}, expected (28, 28)")

@@ -136,12 +136,12 @@ def _decode(listing: dict[str, list[tuple[Path, int]]], size: int) -> dict[str, 
             raise DataError(f"{file}: {width}×{height} pixels, expected {size}×{size}")
         return array
 
-    arrays = {}
+    arrays: dict[str, Tensor] = {}
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         for split, files in listing.items():
-            images = np.stack(list(pool.map(pixels, [file for file, _ in files], chunksize=256)))
-            images = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
-            arrays[f"{split}_images"] = images
+            decoded = np.stack(list(pool.map(pixels, [file for file, _ in files], chunksize=256)))
+            images = torch.from_numpy(decoded).permute(0, 3, 1, 2)
+            arrays[f"{split}_images"] = images.contiguous()
             arrays[f"{split}_labels"] = torch.tensor([label for _, label in files])
     return arrays
 
