@@ -1,7 +1,7 @@
 """Where cells run: a Ray of our own on this machine, or a running cluster.
 
 Ray reads its settings when it is imported. This module sets them first; nothing else in the
-harness imports Ray at module level.
+harness imports Ray at module level. Where Ray was imported before us, its settings stand.
 """
 
 from __future__ import annotations
@@ -100,9 +100,10 @@ def resources() -> str:
 
 
 def _start() -> None:
-    # A token for this run only: Ray would else want to keep one in the home folder.
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
-    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    if "ray" not in sys.modules:  # what is set later would reach its processes, and not this one
+        # A token for this run only: Ray would else want to keep one in the home folder.
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     import ray
 
     # Ray puts the folder it is started from first on its workers' path. Another checkout

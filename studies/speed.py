@@ -163,7 +163,7 @@ def _measure_size(
         if options.out is None:  # what a CPU did, and what a GPU did, stay beside each other
             options.out = GPU_OUT if limits[0]["gpu"] else DEFAULT_OUT
         for case in cases:
-            result = _run(case.task("step"), case.threads)
+            result = measure(case.task("step"), case.threads)
             found[case.key].append(result)
             name = " ".join(case.key)
             _say(f"round {number}/{options.rounds} {name}: {median(result['seconds']):.4f} s")
@@ -191,7 +191,7 @@ def _split_time(options: argparse.Namespace) -> None:
         profiles: dict[str, dict[str, float]] = {}
         for variant, precision in itertools.product(VARIANTS, PRECISIONS):
             case = replace(base, variant=variant, precision=precision, mode="train")
-            found = _run(case.task("profile"), case.threads)["operators"]
+            found = measure(case.task("profile"), case.threads)["operators"]
             profiles[f"{variant}, {precision}"] = split(found)
             common = {"model": case.model, "size": size, "variant": variant, "precision": precision}
             for operator, seconds in found:
@@ -207,7 +207,7 @@ def _grow(options: argparse.Namespace, processor: str) -> None:
     rows: list[dict[str, Any]] = []
     rates: dict[float, float] = {}  # by the bias that makes them, of ours: plain ones fire alike
     for axis, value, case in growth_cases(options.quick):
-        result = _run(case.task("step"), case.threads)
+        result = measure(case.task("step"), case.threads)
         seconds = median(result["seconds"])
         _say(f"growth {axis} {value} {case.variant} {case.precision}: {seconds:.4f} s")
         if case.variant == "ours" and case.precision == "fp32":
@@ -224,7 +224,7 @@ def _grow(options: argparse.Namespace, processor: str) -> None:
     draw_growth(rows, options.out)
 
 
-def _run(task: dict[str, Any], threads: int) -> dict[str, Any]:
+def measure(task: dict[str, Any], threads: int) -> dict[str, Any]:
     """The result of a task, done by this script in a fresh process."""
     command = [sys.executable, str(Path(__file__).resolve()), "--task", json.dumps(task)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}

@@ -231,11 +231,11 @@ def test_fashion_mnist_is_found_where_debian_puts_it(fashion_mnist, tmp_path, mo
 
 
 def test_missing_fashion_mnist_names_all_three_places(tmp_path, monkeypatch):
-    def no_network(target):
+    def no_network(target, download):
         raise RuntimeError("no route to host")
 
     monkeypatch.setattr(fashion_mnist_module, "DEBIAN_FOLDER", tmp_path / "debian")
-    monkeypatch.setattr(fashion_mnist_module, "_download", no_network)
+    monkeypatch.setattr("torchvision.datasets.FashionMNIST", no_network)
     with pytest.raises(DataError) as error:
         load("fashion_mnist", tmp_path / "mine")
     for place in (f"--data-dir ({tmp_path / 'mine'})", str(tmp_path / "debian"), "torchvision"):
