@@ -159,7 +159,7 @@ def _measure_size(
     found: dict[tuple, list[dict]] = defaultdict(list)
     limits: list[dict] = []
     for number in range(1, options.rounds + 1):
-        limits.append(_run(_limits_task(cases, options), cases[0].threads))
+        limits.append(measure(_limits_task(cases, options), cases[0].threads))
         if options.out is None:  # what a CPU did, and what a GPU did, stay beside each other
             options.out = GPU_OUT if limits[0]["gpu"] else DEFAULT_OUT
         for case in cases:
