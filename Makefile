@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: scales test lint clean
+.PHONY: scales test quick lint clean
 
 scales: .venv/ready
 	$(BIN)/python studies/run.py --grid scales
@@ -10,9 +10,13 @@ scales: .venv/ready
 test: .venv/ready
 	$(BIN)/python -m pytest
 
+quick: .venv/ready
+	$(BIN)/python -m pytest -m "not slow"
+
 lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 # Rebuilt whenever the declared dependencies change.
 .venv/ready: pyproject.toml
@@ -21,4 +25,4 @@ lint: .venv/ready
 	touch $@
 
 clean:
-	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -69,26 +69,39 @@ def resolve_cell(raw: Mapping[str, Any], where: str) -> Cell:
     Raises:
         ConfigError: for unknown keys, names and options, and for values that cannot be.
     """
+    recipe = _recipe(raw, where)  # what is wrong with its file is said of its file alone
+    try:
+        return _resolved(raw, recipe)
+    except ConfigError as error:
+        raise error.within(where) from None
+
+
+def _resolved(raw: Mapping[str, Any], recipe: Mapping[str, Any]) -> Cell:
+    """What is wrong with ``raw`` is said without a place of its own, by dotted key."""
     for key in raw:
         if key not in (*SECTIONS, "seed"):
-            raise ConfigError(unknown(key, (*SECTIONS, "seed"), f"{where}.{key}: unknown key"))
-    data_name, data_values = _named(raw, "data", where)
-    model_name, model_values = _named(raw, "model", where)
+            raise ConfigError("", str(key), unknown(key, (*SECTIONS, "seed"), "unknown key"))
+    data_name, data_values = _named(raw, "data")
+    model_name, model_values = _named(raw, "model")
 
-    data = data_options(data_name, data_values, f"{where}.data")
+    data = data_options(data_name, data_values, "data")
     model_values = {**_from_data(data), **model_values}
-    model = model_options(model_name, model_values, f"{where}.model")
-    _check_fit(model, data, f"{where}.model")
+    model = model_options(model_name, model_values, "model")
+    _check_fit(model, data)
     return Cell(
         model={"name": model_name, **model.model_dump(mode="json", exclude={"name"})},
         data={"name": data_name, **data.model_dump(mode="json", exclude={"name"})},
-        training=_training(section_of(raw, "training", where), f"{where}.training"),
-        seed=_seed(raw.get("seed", 0), f"{where}.seed"),
+        training=_training(section_of(raw, "training", ""), recipe),
+        seed=_seed(raw.get("seed", 0)),
     )
 
 
-def option_names(section: str, name: str | None, where: str) -> list[str]:
-    """The keys that ``section`` takes for the model or data set ``name``, as written by users."""
+def option_names(section: str, name: Any, where: str) -> list[str]:
+    """The keys that ``section`` takes for the model or data set ``name``, as written by users.
+
+    Raises:
+        ConfigError: where there is none of this name.
+    """
     if section == "training":
         return ["recipe", *TrainingOptions.model_fields]
     options = (model_options if section == "model" else data_options)(name, {}, where)
@@ -101,15 +114,15 @@ def section_of(raw: Mapping[str, Any], section: str, where: str) -> dict[str, An
     if values is None:
         return {}
     if not isinstance(values, Mapping):
-        raise ConfigError(f"{where}.{section}: a mapping of options is needed (got {values!r})")
+        raise ConfigError(where, section, f"a mapping of options is needed (got {values!r})")
     return dict(values)
 
 
-def _named(raw: Mapping[str, Any], section: str, where: str) -> tuple[str, dict[str, Any]]:
-    values = section_of(raw, section, where)
+def _named(raw: Mapping[str, Any], section: str) -> tuple[str, dict[str, Any]]:
+    values = section_of(raw, section, "")
     name = values.pop("name", None)
     if not isinstance(name, str):
-        raise ConfigError(f"{where}.{section}.name: a name is needed (got {name!r})")
+        raise ConfigError(section, "name", f"a name is needed (got {name!r})")
     return name, values
 
 
@@ -117,33 +130,35 @@ def _from_data(data: DataOptions) -> dict[str, Any]:
     return {key: getattr(data, key) for key in ("num_classes", "in_channels", "image_size")}
 
 
-def _check_fit(model: ModelOptions, data: DataOptions, where: str) -> None:
+def _check_fit(model: ModelOptions, data: DataOptions) -> None:
     """A model told to expect other images than the data set has would fail only in training."""
     for key in ("in_channels", "image_size"):
-        if getattr(model, key) != getattr(data, key):
-            raise ConfigError(
-                f"{where}.{key}: the data set gives {getattr(data, key)!r}, "
-                f"the model is set to {getattr(model, key)!r}"
-            )
+        given, set_to = getattr(data, key), getattr(model, key)
+        if set_to != given:
+            message = f"the data set gives {given!r}, the model is set to {set_to!r}"
+            raise ConfigError("model", key, message)
     if model.num_classes < data.num_classes:
-        raise ConfigError(
-            f"{where}.num_classes: the data set has {data.num_classes} classes "
-            f"(got {model.num_classes})"
-        )
+        message = f"the data set has {data.num_classes} classes (got {model.num_classes})"
+        raise ConfigError("model", "num_classes", message)
 
 
-def _training(values: dict[str, Any], where: str) -> dict[str, Any]:
-    recipe = values.pop("recipe", None)
-    if recipe is not None:
-        if recipe not in list_recipes():
-            raise ConfigError(
-                unknown(recipe, list_recipes(), f"{where}.recipe: unknown recipe {recipe!r}")
-            )
-        values = {**dict(load_recipe(recipe)), **values}
-    return TrainingOptions.parse(values, where).model_dump(mode="json")
+def _recipe(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The settings of the recipe that ``raw`` names, if it names one."""
+    name = section_of(raw, "training", where).get("recipe")
+    if name is None:
+        return {}
+    if name not in list_recipes():
+        message = unknown(name, list_recipes(), f"unknown recipe {name!r}")
+        raise ConfigError(where, "training.recipe", message)
+    return load_recipe(name)
 
 
-def _seed(seed: Any, where: str) -> int:
+def _training(values: dict[str, Any], recipe: Mapping[str, Any]) -> dict[str, Any]:
+    values.pop("recipe", None)
+    return TrainingOptions.parse({**recipe, **values}, "training").model_dump(mode="json")
+
+
+def _seed(seed: Any) -> int:
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= MAX_SEED:
-        raise ConfigError(f"{where}: an integer from 0 to {MAX_SEED} is needed (got {seed!r})")
+        raise ConfigError("", "seed", f"an integer from 0 to {MAX_SEED} is needed (got {seed!r})")
     return seed

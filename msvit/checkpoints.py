@@ -129,7 +129,7 @@ def load_official(
         CheckpointError: if the checkpoint cannot be read or does not fit.
     """
     official = read_state_dict(source)
-    names = model.official_map()
+    names: OfficialMap = model.official_map()  # type: ignore[operator]
     report = LoadReport()
     used: set[str] = set()
     converted: dict[str, Tensor] = {}

@@ -4,20 +4,86 @@ Every configuration of the harness (model, data, training, grid) is an :class:`O
 subclass. A wrong key or value ends in one :class:`ConfigError` line that names the place,
 the key and the nearest valid choice. Nothing here imports torch, so that configurations
 are checked before anything expensive starts.
+
+Errors are kept in parts until they are shown: who reads a file or the command line says where
+he is, and no text is taken apart again.
 """
 
 from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong with a configuration; as text, one line.
+
+    ``where`` is the place as its reader calls it (``"scales.yaml: base"``, ``"--address here"``,
+    empty where there is only one), ``key`` the dotted option below it (empty: the place itself),
+    ``message`` what is wrong and what would be right. ``joint`` stands between where and key:
+    a dot, or ``": "`` behind the name of a file or of an option of the command line.
+    """
+
+    where: str
+    key: str
+    message: str
+    joint: str = "."
+
+    @property
+    def place(self) -> str:
+        """``where`` and ``key`` in one, as the text shows them."""
+        return below(self.where, self.key, self.joint)
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.message}" if self.place else self.message
+
+
 class ConfigError(ValueError):
-    """A configuration that cannot be used; the message says where, what and what would be right."""
+    """A configuration that cannot be used: one :class:`Problem` or several, a line each."""
+
+    def __init__(self, where: str, key: str, message: str, joint: str = ".") -> None:
+        super().__init__(where, key, message, joint)  # what a copy of it is made of, by pickle
+        self.problems: tuple[Problem, ...] = (Problem(where, key, message, joint),)
+
+    @classmethod
+    def of(cls, problems: Sequence[Problem]) -> Self:
+        """All ``problems``, of which there is at least one, in one error."""
+        first = problems[0]
+        error = cls(first.where, first.key, first.message, first.joint)
+        error.problems = tuple(problems)
+        return error
+
+    def within(self, where: str, joint: str = ".") -> Self:
+        """The same seen from outside: what was the place becomes part of the key in ``where``."""
+        return self.of([Problem(where, p.place, p.message, joint) for p in self.problems])
+
+    @property
+    def where(self) -> str:
+        """Place of the first problem."""
+        return self.problems[0].where
+
+    @property
+    def key(self) -> str:
+        """Option of the first problem."""
+        return self.problems[0].key
+
+    @property
+    def message(self) -> str:
+        """What is wrong with it, and what would be right."""
+        return self.problems[0].message
+
+    def __str__(self) -> str:
+        return "\n".join(str(problem) for problem in self.problems)
+
+
+class DataError(RuntimeError):
+    """Images that are missing or broken; the message names the files and what would be right."""
 
 
 class Options(BaseModel):
@@ -38,23 +104,26 @@ class Options(BaseModel):
             # Through JSON, strict validation still takes lists for tuples.
             return cls.model_validate_json(json.dumps(dict(values)), strict=True)
         except ValidationError as error:
-            lines = [cls._explain(e, where) for e in error.errors()]
-            raise ConfigError("\n".join(lines)) from None
+            raise ConfigError.of(
+                [
+                    Problem(where, ".".join(map(str, e["loc"])), cls._explained(e))
+                    for e in error.errors()
+                ]
+            ) from None
         except TypeError as error:
-            raise ConfigError(f"{where}: not a plain value ({error})") from None
+            raise ConfigError(where, "", f"not a plain value ({error})") from None
 
     @classmethod
-    def _explain(cls, error: Mapping[str, Any], where: str) -> str:
-        path = ".".join(str(part) for part in error["loc"])
-        key = f"{where}.{path}" if path else where
+    def _explained(cls, error: Mapping[str, Any]) -> str:
+        """One of pydantic's errors in our words, without its place."""
+        loc, given = error["loc"], error["input"]
         if error["type"] == "extra_forbidden":
-            return unknown(error["loc"][-1], cls._fields_at(error["loc"]), f"{key}: unknown option")
-        message = error["msg"].removeprefix("Value error, ")
-        if error["type"] == "literal_error" and isinstance(error["input"], str):
-            valid = cls._choices_at(error["loc"])
-            return unknown(error["input"], valid, f"{key}: unknown value {error['input']!r}")
-        shown = "" if error["type"] == "value_error" else f" (got {error['input']!r})"
-        return f"{key}: {message[0].lower()}{message[1:]}{shown}"
+            return unknown(loc[-1], cls._fields_at(loc), "unknown option")
+        if error["type"] == "literal_error" and isinstance(given, str):
+            return unknown(given, cls._choices_at(loc), f"unknown value {given!r}")
+        ours = error["type"] == "value_error"  # raised by a validator of this project
+        message = str(error["ctx"]["error"]) if ours else f"{error['msg']} (got {given!r})"
+        return message[0].lower() + message[1:]
 
     @classmethod
     def _fields_at(cls, loc: tuple[Any, ...]) -> list[str]:
@@ -86,6 +155,11 @@ class Options(BaseModel):
 
 def _is_options(annotation: Any) -> bool:
     return isinstance(annotation, type) and issubclass(annotation, Options)
+
+
+def below(where: str, key: str, joint: str = ".") -> str:
+    """``where`` and a ``key`` in it as one place; either may be empty."""
+    return f"{where}{joint}{key}" if where and key else where or key
 
 
 def unknown(name: Any, valid: Iterable[str], message: str) -> str:

@@ -50,7 +50,7 @@ def choose_precision(requested: str, device: torch.device) -> Precision:
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.allow_tf32 = True
         return Precision(torch.float32, requested, "tf32 (matmul high)")
-    matmul = _exact_matmul_precision(device)
+    matmul = exact_matmul_precision(device)
     torch.set_float32_matmul_precision(matmul)
     torch.backends.cudnn.allow_tf32 = False
     label = f"fp32 (matmul {matmul})"
@@ -60,7 +60,7 @@ def choose_precision(requested: str, device: torch.device) -> Precision:
 
 
 @cache
-def _exact_matmul_precision(device: torch.device) -> str:
+def exact_matmul_precision(device: torch.device) -> str:
     """The fastest setting under which fp32 products and convolutions are fp32."""
     torch.backends.cudnn.allow_tf32 = False
     for setting in ("medium", "highest"):

@@ -52,9 +52,9 @@ def parse_yaml(text: str, where: str) -> Any:
         return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        line = f" line {mark.line + 1}" if mark and "\n" in text.strip() else ""
+        line = f"line {mark.line + 1} " if mark and "\n" in text.strip() else ""
         problem = getattr(error, "problem", None) or str(error)
-        raise ConfigError(f"{where}:{line} not valid YAML: {problem}") from None
+        raise ConfigError(where, "", f"{line}not valid YAML: {problem}") from None
 
 
 def read_yaml(path: Path) -> Any:
@@ -66,7 +66,7 @@ def read_yaml(path: Path) -> Any:
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+        raise ConfigError(str(path), "", f"cannot be read ({error.strerror})") from None
     except UnicodeDecodeError:
-        raise ConfigError(f"{path}: not a text file") from None
+        raise ConfigError(str(path), "", "not a text file") from None
     return parse_yaml(text, str(path))

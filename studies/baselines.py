@@ -20,8 +20,7 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from msvit.data import data_options, list_datasets
-from msvit.data.options import DataError
-from msvit.options import ConfigError
+from msvit.options import ConfigError, DataError
 from msvit.yaml_files import parse_yaml
 from studies.command_line import Parser
 
@@ -95,7 +94,7 @@ def _settings(texts: Sequence[str]) -> dict[str, Any]:
     for text in texts:
         key, equals, value = text.partition("=")
         if not equals or not key.startswith("data."):
-            raise ConfigError(f"--set {text}: write it as data.OPTION=VALUE")
+            raise ConfigError(f"--set {text}", "", "write it as data.OPTION=VALUE")
         settings[key.removeprefix("data.")] = parse_yaml(value, f"--set {text}")
     return settings
 

@@ -34,11 +34,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         space = load_space(options.space, trials=options.trials, sampler=options.sampler)
         if len(space.objectives) != 2:
-            raise ConfigError(f"{options.space}: two objectives are needed for this comparison")
+            raise ConfigError(options.space, "", "two objectives are needed for this comparison")
         if options.repeats < 2:
-            raise ConfigError("--repeats: two at least; one has no spread")
+            raise ConfigError("--repeats", "", "two at least; one has no spread")
         if space.sampler == CHANCE:
-            raise ConfigError(f"{options.space}: random search cannot be compared with itself")
+            raise ConfigError(options.space, "", "random search cannot be compared with itself")
         _run(space, options)
         return 0
     except (ConfigError, RecordError, subprocess.CalledProcessError) as error:

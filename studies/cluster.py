@@ -1,12 +1,13 @@
 """Where cells run: a Ray of our own on this machine, or a running cluster.
 
 Ray reads its settings when it is imported. This module sets them first; nothing else in the
-harness imports Ray at module level.
+harness imports Ray at module level. Where Ray was imported before us, its settings stand.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import secrets
 import signal
@@ -48,8 +49,9 @@ def connected(place: Place) -> Iterator[None]:
     most = usable_cpus()
     if place.address is None and place.cpus_per_cell > most:
         raise ConfigError(
-            f"--cpus-per-cell {place.cpus_per_cell:g}: this process may use {most} here; --address "
-            "names a cluster with larger machines"
+            f"--cpus-per-cell {place.cpus_per_cell:g}",
+            "",
+            f"this process may use {most} here; --address names a cluster with larger machines",
         )
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no reports over the network
     # Ray would print a paragraph on each; the study says itself what became of the cell.
@@ -99,9 +101,10 @@ def resources() -> str:
 
 
 def _start() -> None:
-    # A token for this run only: Ray would else want to keep one in the home folder.
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
-    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    if "ray" not in sys.modules:  # what is set later would reach its processes, and not this one
+        # A token for this run only: Ray would else want to keep one in the home folder.
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     import ray
 
     # Ray puts the folder it is started from first on its workers' path. Another checkout
@@ -113,7 +116,7 @@ def _start() -> None:
             num_cpus=usable_cpus(),
             include_dashboard=False,
             object_store_memory=OBJECT_STORE_BYTES,
-            logging_level="ERROR",
+            logging_level=logging.ERROR,
             log_to_driver=False,
         )
 
@@ -131,26 +134,25 @@ def _join(address: str) -> None:
             ray.init(
                 address=address,
                 runtime_env={"py_modules": packages},
-                logging_level="ERROR",
+                logging_level=logging.ERROR,
                 log_to_driver=False,
             )
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise ConfigError(f"--address {address}: {reason}") from None
+        raise ConfigError(f"--address {address}", "", reason) from None
 
 
 def _probe(address: str) -> None:
     """Ray waits minutes for an address where nobody answers; a socket knows at once."""
     host, _, port = address.rpartition(":")
     if not host or "/" in host or not port.isdigit() or not 0 < int(port) < 65536:
-        raise ConfigError(
-            f"--address {address}: on a machine of the cluster, 'auto' or HOST:PORT is needed"
-        )
+        message = "on a machine of the cluster, 'auto' or HOST:PORT is needed"
+        raise ConfigError(f"--address {address}", "", message)
     try:
         socket.create_connection((host, int(port)), PROBE_SECONDS).close()
     except OSError as error:
-        reason = error.strerror or "no answer"
-        raise ConfigError(f"--address {address}: no Ray cluster there ({reason})") from None
+        message = f"no Ray cluster there ({error.strerror or 'no answer'})"
+        raise ConfigError(f"--address {address}", "", message) from None
 
 
 def _nodes() -> list[dict[str, float]]:

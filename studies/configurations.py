@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from msvit.cells import MAX_SEED, SECTIONS, option_names, section_of
-from msvit.options import ConfigError, unknown
+from msvit.options import ConfigError, below, unknown
 
 _FOLDER = Path(__file__).resolve().parent
 MAX_CELLS = 100_000  # beyond this a study is a typing error
@@ -29,11 +29,11 @@ def find_file(kind: str, given: str) -> Path:
     if given.endswith((".yaml", ".yml")) or os.sep in given:
         path = Path(given)
         if not path.is_file():
-            raise ConfigError(f"{given}: no such {kind} file")
+            raise ConfigError(given, "", f"no such {kind} file")
     else:
         names = list_files(kind)
         if given not in names:
-            raise ConfigError(unknown(given, names, f"--{kind}: unknown {kind} {given!r}"))
+            raise ConfigError(f"--{kind}", "", unknown(given, names, f"unknown {kind} {given!r}"))
         path = _FOLDER / f"{kind}s" / f"{given}.yaml"
     check_name(path.stem, f"{given}: the file's name names the study")
     return path
@@ -42,7 +42,7 @@ def find_file(kind: str, given: str) -> Path:
 def check_name(name: str, where: str) -> None:
     """Names become folders."""
     if not _NAME.fullmatch(name):
-        raise ConfigError(f"{where}: letters, digits, '.', '_', '-' only")
+        raise ConfigError(where, "", "letters, digits, '.', '_', '-' only")
 
 
 def shown_path(path: Path) -> str:
@@ -55,16 +55,16 @@ def shown_path(path: Path) -> str:
 def question_of(values: Mapping[str, Any], where: str) -> str:
     question = values.get("question")
     if not isinstance(question, str) or not question.strip():
-        raise ConfigError(f"{where}: question: a sentence is needed (got {question!r})")
+        raise ConfigError(where, "question", f"a sentence is needed (got {question!r})", ": ")
     return " ".join(question.split())
 
 
 def checked_keys(values: Any, valid: Iterable[str], where: str) -> dict[str, Any]:
     if not isinstance(values, Mapping):
-        raise ConfigError(f"{where}: a mapping is needed (got {values!r})")
+        raise ConfigError(where, "", f"a mapping is needed (got {values!r})")
     for key in values:
         if key not in valid:
-            raise ConfigError(unknown(key, valid, f"{where}: {key}: unknown key"))
+            raise ConfigError(where, str(key), unknown(key, valid, "unknown key"), ": ")
     return dict(values)
 
 
@@ -78,8 +78,8 @@ def base_of(values: Any, where: str) -> Raw:
             known = option_names(section, options.get("name"), f"{place}.{section}")
             for key in options:
                 if key not in known:
-                    message = f"{place}.{section}.{key}: unknown option"
-                    raise ConfigError(unknown(key, known, message))
+                    message = unknown(key, known, "unknown option")
+                    raise ConfigError(place, f"{section}.{key}", message)
     return base
 
 
@@ -87,9 +87,9 @@ def split_key(key: str, where: str) -> tuple[str, str]:
     """``model.scales`` → section and option."""
     section, dot, option = key.partition(".")
     if section not in SECTIONS:
-        raise ConfigError(unknown(section, SECTIONS, f"{where}: unknown section {section!r}"))
+        raise ConfigError(where, "", unknown(section, SECTIONS, f"unknown section {section!r}"))
     if not dot or not option:
-        raise ConfigError(f"{where}: write it as {section}.OPTION")
+        raise ConfigError(where, "", f"write it as {section}.OPTION")
     return section, option
 
 
@@ -103,7 +103,7 @@ def merged(
         options = own.get(section, {})
         name = options.get("name", inherited.get("name"))
         if section != "training" and "name" in inherited and name != inherited["name"]:
-            known = option_names(section, name, f"{where}.{section}")
+            known = option_names(section, name, below(where, section))
             inherited = {key: value for key, value in inherited.items() if key in known}
         result[section] = {**inherited, **options}
     return result
@@ -111,18 +111,21 @@ def merged(
 
 def seeds_of(values: Any, where: str) -> list[int]:
     """Seeds from a number of them or a list."""
-    place = f"{where}: seeds"
+
+    def wrong(message: str) -> ConfigError:
+        return ConfigError(where, "seeds", message, ": ")
+
     if isinstance(values, int) and not isinstance(values, bool):
         if values < 1:
-            raise ConfigError(f"{place}: at least one is needed (got {values})")
+            raise wrong(f"at least one is needed (got {values})")
         if values > MAX_CELLS:
-            raise ConfigError(f"{place}: more than {MAX_CELLS}; to name one seed write [{values}]")
+            raise wrong(f"more than {MAX_CELLS}; to name one seed write [{values}]")
         return list(range(values))
     if not isinstance(values, list) or not values:
-        raise ConfigError(f"{place}: a number or a list of integers is needed (got {values!r})")
+        raise wrong(f"a number or a list of integers is needed (got {values!r})")
     for seed in values:
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= MAX_SEED:
-            raise ConfigError(f"{place}: integers from 0 to {MAX_SEED} are needed (got {seed!r})")
+            raise wrong(f"integers from 0 to {MAX_SEED} are needed (got {seed!r})")
         if values.count(seed) > 1:
-            raise ConfigError(f"{place}: {seed} appears twice")
+            raise wrong(f"{seed} appears twice")
     return list(values)

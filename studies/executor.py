@@ -66,8 +66,10 @@ def run_cells(
         gpus = gpus_per_cell(place)
         if not slots(place.cpus_per_cell, gpus):
             raise ConfigError(
+                "",
+                "",
                 f"no machine has the {place.cpus_per_cell:g} CPUs and {gpus:g} GPUs that one "
-                f"cell is to get; Ray sees {resources()}"
+                f"cell is to get; Ray sees {resources()}",
             )
         with display:
             _Loop(

@@ -94,10 +94,10 @@ def load_study(grid: str, overrides: Sequence[str] = (), seeds: int | None = Non
         for override in overrides:
             _override(configurations, override)
         with _blamed_on(overrides):
-            cells = [resolve_cell(configuration.raw, _SET) for configuration in configurations]
+            cells = [resolve_cell(configuration.raw, "") for configuration in configurations]
     groups, notes = _groups(configurations, cells)
     if len(groups) * len(seed_list) > MAX_CELLS:
-        raise ConfigError(f"{where}: more than {MAX_CELLS} cells")
+        raise ConfigError(where, "", f"more than {MAX_CELLS} cells")
     return Study(
         name=path.stem,
         question=question,
@@ -117,14 +117,15 @@ def _axes(values: Any, where: str) -> dict[str, list[Any]]:
     if values is None:
         return {}
     if not isinstance(values, Mapping):
-        raise ConfigError(f"{where}: axes: a mapping of keys to lists is needed (got {values!r})")
+        message = f"a mapping of keys to lists is needed (got {values!r})"
+        raise ConfigError(where, "axes", message, ": ")
     for key, choices in values.items():
-        place = f"{where}: axes.{key}"
+        place = f"{where}: axes"
         if key == "seed":
-            raise ConfigError(f"{place}: seeds are given by the key 'seeds'")
-        split_key(str(key), place)
+            raise ConfigError(place, key, "seeds are given by the key 'seeds'")
+        split_key(str(key), f"{place}.{key}")
         if not isinstance(choices, list) or not choices:
-            raise ConfigError(f"{place}: a list of values is needed (got {choices!r})")
+            raise ConfigError(place, str(key), f"a list of values is needed (got {choices!r})")
     return dict(values)
 
 
@@ -141,7 +142,7 @@ def _crossed(
             own.setdefault(section, {})[option] = value
         configurations.append(_Configuration(merged(base, own, place), place, list(axes)))
         if len(configurations) > MAX_CELLS:
-            raise ConfigError(f"{where}: axes: more than {MAX_CELLS} combinations")
+            raise ConfigError(where, "axes", f"more than {MAX_CELLS} combinations", ": ")
     return configurations
 
 
@@ -150,14 +151,14 @@ def _included(
 ) -> list[_Configuration]:
     entries = values.get("include") or []
     if not isinstance(entries, list):
-        raise ConfigError(f"{where}: include: a list is needed (got {entries!r})")
+        raise ConfigError(where, "include", f"a list is needed (got {entries!r})", ": ")
     configurations = []
     for index, entry in enumerate(entries):
         place = f"{where}: include[{index}]"
         entry = checked_keys(entry, _INCLUDE_KEYS, place)
         label = entry.pop("label", None)
         if label is not None and (not isinstance(label, str) or not label.strip()):
-            raise ConfigError(f"{place}.label: a text is needed (got {label!r})")
+            raise ConfigError(place, "label", f"a text is needed (got {label!r})")
         own = {section: section_of(entry, section, place) for section in SECTIONS}
         named = [f"{section}.{option}" for section in SECTIONS for option in own[section]]
         configurations.append(_Configuration(merged(base, own, place), place, named, label))
@@ -169,29 +170,30 @@ def _override(configurations: list[_Configuration], text: str) -> None:
     place = f"{_SET} {text}"
     key, equals, value_text = text.partition("=")
     if not equals:
-        raise ConfigError(f"{place}: write it as section.option=value")
+        raise ConfigError(place, "", "write it as section.option=value")
     key = key.strip()
     names = {id(c): _option_keys(c) for c in configurations}
     if not any(key in keys for keys in names.values()):
         valid = set().union(*names.values())
         if key == "seed":
-            raise ConfigError(f"{place}: seeds are set by --seeds")
+            raise ConfigError(place, "", "seeds are set by --seeds")
         # A bare option is most likely meant as the dotted key that ends in it.
         dotted = sorted(k for k in valid if k.partition(".")[2] == key)
         if dotted:
-            raise ConfigError(f"{place}: unknown option {key!r}; did you mean {dotted[0]!r}?")
-        raise ConfigError(unknown(key, valid, f"{place}: unknown option {key!r}"))
+            message = f"unknown option {key!r}; did you mean {dotted[0]!r}?"
+            raise ConfigError(place, "", message)
+        raise ConfigError(place, "", unknown(key, valid, f"unknown option {key!r}"))
     value = parse_yaml(value_text, place)
     section, option = split_key(key, place)
     for configuration in configurations:
         if key in names[id(configuration)]:
             with _blamed_on([text]):
                 own = {section: {option: value}}
-                configuration.raw = merged(configuration.raw, own, _SET)
+                configuration.raw = merged(configuration.raw, own, "")
 
 
 def _option_keys(configuration: _Configuration) -> set[str]:
-    keys = set()
+    keys: set[str] = set()
     for section in SECTIONS:
         name = configuration.raw[section].get("name")
         if section != "training" and not isinstance(name, str):
@@ -212,13 +214,12 @@ def _resolved(configuration: _Configuration, base: dict[str, dict[str, Any]], wh
 
 @contextlib.contextmanager
 def _blamed_on(overrides: Sequence[str]) -> Iterator[None]:
-    """Have errors of the place :data:`_SET` show the overrides as they were given."""
+    """Have errors that name no place of their own name the overrides, as they were given."""
     try:
         yield
     except ConfigError as error:
         given = " ".join(f"{_SET} {text}" for text in overrides)
-        lines = [f"{given}: {line.removeprefix(f'{_SET}.')}" for line in str(error).splitlines()]
-        raise ConfigError("\n".join(lines)) from None
+        raise error.within(given, ": ") from None
 
 
 def _groups(
@@ -234,10 +235,10 @@ def _groups(
             notes.append(f"{configuration.where}: same as {labels_by_id[cell.id]!r}, run once")
             continue
         if label in groups:
-            raise ConfigError(
-                f"{configuration.where}: a second configuration called {label!r}; "
-                "give one of them a label of its own"
+            message = (
+                f"a second configuration called {label!r}; give one of them a label of its own"
             )
+            raise ConfigError(configuration.where, "", message)
         groups[label] = cell
         labels_by_id[cell.id] = label
     return groups, notes

@@ -27,7 +27,7 @@ if not __package__:
 
 from msvit.cells import SCHEMA
 from msvit.options import ConfigError
-from msvit.pipes import for_reading
+from msvit.printing import for_reading
 from msvit.records.schema import RecordError
 from msvit.records.store import read_search, search_folder, write_search
 from studies.cluster import Place, RayLost
@@ -51,13 +51,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 _list()
             return 0
         if options.space is None:
-            raise ConfigError("which space? --space NAME or FILE.yaml; --list shows the names")
+            message = "which space? --space NAME or FILE.yaml; --list shows the names"
+            raise ConfigError("", "", message)
         if options.grid_out is not None and options.best is None:
             options.best = 1
         changes = {key: getattr(options, key) for key in ("trials", "minutes", "sampler", "pruner")}
         space = load_space(options.space, name=options.name, **changes)
         if options.data_dir is not None and not options.data_dir.is_dir():
-            raise ConfigError(f"--data-dir {options.data_dir}: no such folder")
+            raise ConfigError(f"--data-dir {options.data_dir}", "", "no such folder")
         if options.dry_run:
             with for_reading():
                 _dry_run(space)
@@ -113,8 +114,9 @@ def _storage(options: argparse.Namespace, name: str) -> str:
     known = read_search(options.results, name)["storage"]
     if options.storage not in (None, known):
         raise ConfigError(
-            f"--storage {options.storage}: the search {name!r} has its study in {known}; "
-            "--name begins another one"
+            f"--storage {options.storage}",
+            "",
+            f"the search {name!r} has its study in {known}; --name begins another one",
         )
     return known
 
@@ -137,7 +139,8 @@ def _best(space: Space, options: argparse.Namespace) -> int:
 
     search = collect_search(options.results, space.name)
     if changed := space.changes(read_search(options.results, space.name)):
-        raise ConfigError(f"{space.file}: {', '.join(changed)} changed since the search was run")
+        message = f"{', '.join(changed)} changed since the search was run"
+        raise ConfigError(space.file, "", message)
     numbers = best_trials(search, options.best)
     if options.grid_out is not None:
         write_grid(space, search, numbers, options.grid_out)
@@ -195,14 +198,13 @@ def _alone(path: Path, name: str) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a+")
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be written ({error.strerror})") from None
+        raise ConfigError(str(path), "", f"cannot be written ({error.strerror})") from None
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ConfigError(
-                f"{path}: another process is running the search {name!r}; --name begins another one"
-            ) from None
+            message = f"another process is running the search {name!r}; --name begins another one"
+            raise ConfigError(str(path), "", message) from None
         except OSError:
             pass  # a file system without locks
         yield

@@ -11,17 +11,23 @@ the zoo compute the same function (with ``batch_coupled=False``; the tests compa
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from spikingjelly.activation_based.neuron import LIFNode
 from torch import Tensor, nn
 
 from msvit.models import model_options, zoo
-from msvit.models.options import HierarchicalOptions, MSVITOptions, SpikformerOptions
+from msvit.models.options import (
+    HierarchicalOptions,
+    MSVITOptions,
+    SpikformerOptions,
+    SpikingOptions,
+)
 from msvit.options import ConfigError, unknown
 
 
-def plain_model(name: str, **options) -> nn.Module:
+def plain_model(name: str, **options: Any) -> nn.Module:
     """The plain twin of ``msvit.create_model(name, **options)``.
 
     It maps images ``[B, C, H, W]`` to time-averaged logits ``[B, num_classes]``.
@@ -31,11 +37,11 @@ def plain_model(name: str, **options) -> nn.Module:
     """
     parsed = model_options(name, options)
     architecture = zoo()[name]["architecture"]
-    if architecture not in _BUILDERS:
-        raise ConfigError(unknown(architecture, _BUILDERS, f"{name}: no plain {architecture}"))
+    if architecture not in _BUILDERS or not isinstance(parsed, SpikingOptions):
+        raise ConfigError(name, "", unknown(architecture, _BUILDERS, f"no plain {architecture}"))
     neuron = (parsed.neuron, parsed.surrogate, parsed.hard_reset, parsed.detach_reset)
     if neuron != ("lif", "sigmoid", True, True) or parsed.drop_path:
-        raise ConfigError(f"{name}: the plain models have the published neurons, no drop_path")
+        raise ConfigError(name, "", "the plain models have the published neurons, no drop_path")
     return _BUILDERS[architecture](parsed)
 
 
@@ -195,7 +201,8 @@ class PlainHierarchical(nn.Module):
     def __init__(self, options: HierarchicalOptions, votes: dict[str, int]) -> None:
         super().__init__()
         if options.layout != "cifar" or options.batch_coupled:
-            raise ConfigError("the plain models have the CIFAR layout and no batch coupling")
+            message = "the plain models have the CIFAR layout and no batch coupling"
+            raise ConfigError("", "", message)
         self.repeat = _Repeat(options.timesteps)
         self.depth = len(options.depths)
         previous = options.in_channels
@@ -228,7 +235,7 @@ def _msvit(options: MSVITOptions) -> nn.Module:
     if (options.scales, options.fusion, options.branch_kernel, options.projections) != (
         *((1, 3), "token", "1d", "separate"),
     ) or options.stages != (1, 2):
-        raise ConfigError("the plain MSVIT has the options of the CIFAR-10 model")
+        raise ConfigError("", "", "the plain MSVIT has the options of the CIFAR-10 model")
     return PlainHierarchical(options, {"q": 1, "p": 3})
 
 
@@ -296,7 +303,7 @@ class PlainSpikformer(nn.Module):
     def __init__(self, options: SpikformerOptions) -> None:
         super().__init__()
         if not options.qkv_bias:
-            raise ConfigError("the plain Spikformer is the CIFAR model: qkv_bias=True")
+            raise ConfigError("", "", "the plain Spikformer is the CIFAR model: qkv_bias=True")
         dim = options.dim
         self.repeat = _Repeat(options.timesteps)
         self.patch_embed = _Stem(options.in_channels, dim, options.pools)

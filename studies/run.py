@@ -23,7 +23,7 @@ if not __package__:
 from analysis.observations import Observations, observe
 from msvit.cells import SECTIONS
 from msvit.options import ConfigError
-from msvit.pipes import for_reading
+from msvit.printing import for_reading
 from msvit.records.schema import RecordError
 from msvit.records.store import Records, cell_folder, read_failure, write_study
 from studies.cluster import Place, RayLost
@@ -41,10 +41,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 _list()
             return 0
         if options.grid is None:
-            raise ConfigError("which grid? --grid NAME or --grid FILE.yaml; --list shows the names")
+            message = "which grid? --grid NAME or --grid FILE.yaml; --list shows the names"
+            raise ConfigError("", "", message)
         study = load_study(options.grid, options.set, options.seeds)
         if options.data_dir is not None and not options.data_dir.is_dir():
-            raise ConfigError(f"--data-dir {options.data_dir}: no such folder")
+            raise ConfigError(f"--data-dir {options.data_dir}", "", "no such folder")
         if options.dry_run:
             with for_reading():
                 _dry_run(study, options.results)
@@ -146,8 +147,16 @@ def _print_sections(sections: dict[str, dict[str, Any]]) -> None:
     for section, options in sections.items():
         if options:
             text = " ".join(f"{key}={show_value(value)}" for key, value in options.items())
-            indents = {"initial_indent": f"  {section:9}", "subsequent_indent": " " * 11}
-            print(textwrap.fill(text, 100, break_long_words=False, **indents))
+            first, others = f"  {section:9}", " " * 11
+            print(
+                textwrap.fill(
+                    text,
+                    100,
+                    initial_indent=first,
+                    subsequent_indent=others,
+                    break_long_words=False,
+                )
+            )
 
 
 def _states(study: Study, records: Records[Observations]) -> dict[str, str]:

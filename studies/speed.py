@@ -117,9 +117,9 @@ def _check(options: argparse.Namespace) -> None:
     ):
         for name in given:
             if name not in valid:
-                raise ConfigError(unknown(name, valid, f"{what}: unknown {name!r}"))
+                raise ConfigError(what, "", unknown(name, valid, f"unknown {name!r}"))
     if options.rounds < 1:
-        raise ConfigError(f"--rounds: at least 1, not {options.rounds}")
+        raise ConfigError("--rounds", "", f"at least 1, not {options.rounds}")
     options.models = list(dict.fromkeys(options.models))
     options.sizes = list(dict.fromkeys(options.sizes))
     if options.quick:
@@ -159,11 +159,11 @@ def _measure_size(
     found: dict[tuple, list[dict]] = defaultdict(list)
     limits: list[dict] = []
     for number in range(1, options.rounds + 1):
-        limits.append(_run(_limits_task(cases, options), cases[0].threads))
+        limits.append(measure(_limits_task(cases, options), cases[0].threads))
         if options.out is None:  # what a CPU did, and what a GPU did, stay beside each other
             options.out = GPU_OUT if limits[0]["gpu"] else DEFAULT_OUT
         for case in cases:
-            result = _run(case.task("step"), case.threads)
+            result = measure(case.task("step"), case.threads)
             found[case.key].append(result)
             name = " ".join(case.key)
             _say(f"round {number}/{options.rounds} {name}: {median(result['seconds']):.4f} s")
@@ -191,7 +191,7 @@ def _split_time(options: argparse.Namespace) -> None:
         profiles: dict[str, dict[str, float]] = {}
         for variant, precision in itertools.product(VARIANTS, PRECISIONS):
             case = replace(base, variant=variant, precision=precision, mode="train")
-            found = _run(case.task("profile"), case.threads)["operators"]
+            found = measure(case.task("profile"), case.threads)["operators"]
             profiles[f"{variant}, {precision}"] = split(found)
             common = {"model": case.model, "size": size, "variant": variant, "precision": precision}
             for operator, seconds in found:
@@ -204,10 +204,10 @@ def _split_time(options: argparse.Namespace) -> None:
 
 
 def _grow(options: argparse.Namespace, processor: str) -> None:
-    rows = []
+    rows: list[dict[str, Any]] = []
     rates: dict[float, float] = {}  # by the bias that makes them, of ours: plain ones fire alike
     for axis, value, case in growth_cases(options.quick):
-        result = _run(case.task("step"), case.threads)
+        result = measure(case.task("step"), case.threads)
         seconds = median(result["seconds"])
         _say(f"growth {axis} {value} {case.variant} {case.precision}: {seconds:.4f} s")
         if case.variant == "ours" and case.precision == "fp32":
@@ -215,16 +215,16 @@ def _grow(options: argparse.Namespace, processor: str) -> None:
         row = {"axis": axis, "value": value, "variant": case.variant, "precision": case.precision}
         row |= {"seconds_median": round(seconds, 5), "peak_gb": round(result["peak_gb"], 3)}
         rows.append(row | {"processor": processor, "threads": case.threads})
-    for row in rows:
-        if row["axis"] == INPUT_RATE:
-            row["value"] = rates[row["value"]]
+    for written in rows:
+        if written["axis"] == INPUT_RATE:
+            written["value"] = rates[written["value"]]
     write_csv(options.out / "growth.csv", rows, rows[0])
     from studies.timing.figures import draw_growth
 
     draw_growth(rows, options.out)
 
 
-def _run(task: dict[str, Any], threads: int) -> dict[str, Any]:
+def measure(task: dict[str, Any], threads: int) -> dict[str, Any]:
     """The result of a task, done by this script in a fresh process."""
     command = [sys.executable, str(Path(__file__).resolve()), "--task", json.dumps(task)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}

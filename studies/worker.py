@@ -59,18 +59,18 @@ def run_cell(
     Raises:
         RecordError: where the results cannot be written.
     """
-    cell = Cell.from_dict(cell)
+    resolved = Cell.from_dict(cell)
     store = _reachable(Path(results))
-    folder = cell_folder(store, cell.id)
+    folder = cell_folder(store, resolved.id)
     folder.mkdir(parents=True, exist_ok=True)
     with _lock(folder / "lock") as owner:
         if owner is not None:
             return {"busy": owner}
-        record = read_record(store, cell.id)  # another driver may just have finished it
+        record = read_record(store, resolved.id)  # another driver may just have finished it
         if record is not None:
             return {"record": record}
         with _output_to(folder / "log.txt"):
-            return _trained(cell, store, data_dir, attempt, train, on_epoch)
+            return _trained(resolved, store, data_dir, attempt, train, on_epoch)
 
 
 def is_locked(folder: Path) -> bool:
@@ -120,7 +120,9 @@ def _trained(
 
     try:
         if train is None:
-            from msvit.training import train_cell as train
+            from msvit.training import train_cell
+
+            train = train_cell
         record = train(cell, folder, data_dir=Path(data_dir) if data_dir else None, report=report)
         write_record(store, record)
         print(f"[{_now()}] done", flush=True)

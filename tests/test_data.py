@@ -4,17 +4,22 @@ import gzip
 import multiprocessing
 import struct
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from msvit.data import data_options, list_datasets, load_splits
+from msvit.cells import resolve_cell
+from msvit.data import DATASETS, data_options, list_datasets, load_splits
 from msvit.data import fashion_mnist as fashion_mnist_module
-from msvit.data.options import DataError
-from msvit.options import ConfigError
+from msvit.data.image_folder import Cifar10Options
+from msvit.data.options import DataOptions
+from msvit.data.splits import Images, Splits, split_train
+from msvit.options import ConfigError, DataError
 from msvit.recipes import TrainingOptions
+from msvit.training import train_cell
 from msvit.training.batches import Normalise, augment, eval_batches, train_batches
 
 
@@ -74,6 +79,83 @@ def test_options_are_checked_by_name_and_range():
     ):
         with pytest.raises(ConfigError, match=r"^g\.data\."):
             data_options(name, bad, "g.data")
+
+
+class StripesOptions(DataOptions):
+    """What a contributor writes: columns (class 0) and rows (class 1) of light, 8×8 pixels."""
+
+    name: ClassVar[str] = "stripes"
+    num_classes: ClassVar[int] = 2
+    in_channels: ClassVar[int] = 1
+    image_size: ClassVar[int] = 8
+    mean: ClassVar[tuple[float, ...]] = (0.5,)
+    std: ClassVar[tuple[float, ...]] = (0.5,)
+
+    def load(self, data_dir):
+        columns = torch.tensor([0, 255], dtype=torch.uint8).repeat(8, 4)
+        images = torch.stack([columns, columns.T])[:, None].repeat(60, 1, 1, 1)
+        both = Images(images, torch.tensor([0, 1]).repeat(60))
+        train, validation = split_train(both[:80], 0.2, self.train_per_class)
+        return Splits(train, validation, both[80:], self.mean, self.std)
+
+
+def test_a_new_data_set_is_a_class_and_its_line_in_the_registry(tmp_path, monkeypatch):
+    monkeypatch.setitem(DATASETS, StripesOptions.name, StripesOptions)
+    cell = resolve_cell(
+        {
+            "model": {
+                "name": "msvit",
+                "dim": 16,
+                "heads": 2,
+                "depths": [1, 1],
+                "widths": [0.5, 1.0],
+            }
+            | {"timesteps": 2},
+            "data": {"name": "stripes", "train_per_class": 32},
+            "training": {"epochs": 1, "batch_size": 8},
+        },
+        "test",
+    )
+    assert (cell.model["num_classes"], cell.model["image_size"]) == (2, 8)
+    record = train_cell(cell, tmp_path)
+    assert record["test"]["images"] == 40
+    assert record["cell"]["data"] == {"name": "stripes", "train_per_class": 32}
+
+
+@pytest.mark.parametrize("left_out", ["name", "num_classes", "in_channels", "image_size"])
+def test_a_data_set_states_what_its_images_are(left_out):
+    with pytest.raises(TypeError, match=rf"data set Partial: it states no {left_out} of its own$"):
+        define("Partial", DataOptions, vars(StripesOptions), left_out)
+
+
+@pytest.mark.parametrize("left_out", ["name", "mean", "std"])
+def test_a_data_set_that_refines_another_does_not_inherit_its_statistics(left_out):
+    own = {"name": "cifar100", "num_classes": 100, "mean": (0.5,) * 3, "std": (0.2,) * 3}
+    assert define("Cifar100", Cifar10Options, own, None).in_channels == 3
+    with pytest.raises(TypeError, match=rf"data set Cifar100: it states no {left_out} of its own$"):
+        define("Cifar100", Cifar10Options, own, left_out)
+
+
+def define(name, base, own, left_out):
+    """A data set's class with what ``own`` states, as a class statement would make it."""
+    stated = ("name", "num_classes", "in_channels", "image_size", "mean", "std", "load")
+    body = {key: own[key] for key in stated if key in own and key != left_out}
+    body["__annotations__"] = {key: ClassVar for key in body if key != "load"}
+    return type(base)(name, (base,), {"__module__": __name__, **body})
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "said"),
+    [
+        ((0.5,), (0.5,), r"mean \(0.5,\): one number for each of 3 channels"),
+        ((0.5,) * 3, (0.5, 0.0, 0.5), "std .* above 0"),
+        ((float("nan"),) * 3, (0.5,) * 3, "mean"),
+    ],
+)
+def test_statistics_that_do_not_fit_the_images_are_refused(mean, std, said):
+    images = Images(torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.tensor([0, 1]))
+    with pytest.raises(DataError, match=said):
+        Splits(images, images, images, mean, std)
 
 
 def test_digits_are_divided_into_disjoint_balanced_sets():
@@ -149,11 +231,11 @@ def test_fashion_mnist_is_found_where_debian_puts_it(fashion_mnist, tmp_path, mo
 
 
 def test_missing_fashion_mnist_names_all_three_places(tmp_path, monkeypatch):
-    def no_network(target):
+    def no_network(target, download):
         raise RuntimeError("no route to host")
 
     monkeypatch.setattr(fashion_mnist_module, "DEBIAN_FOLDER", tmp_path / "debian")
-    monkeypatch.setattr(fashion_mnist_module, "_download", no_network)
+    monkeypatch.setattr("torchvision.datasets.FashionMNIST", no_network)
     with pytest.raises(DataError) as error:
         load("fashion_mnist", tmp_path / "mine")
     for place in (f"--data-dir ({tmp_path / 'mine'})", str(tmp_path / "debian"), "torchvision"):

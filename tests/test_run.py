@@ -141,6 +141,7 @@ def test_the_time_left_is_that_of_training_alone(tiny, monkeypatch, capsys):
     assert "about 0:30 left" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_study_trains_reports_and_goes_on_past_a_failing_cell(undisturbed):
     results, _, output = undisturbed
     assert len(list(iter_records(results))) == 4
@@ -158,6 +159,7 @@ def test_a_study_trains_reports_and_goes_on_past_a_failing_cell(undisturbed):
     assert list(study.glob("figures/*.png"))
 
 
+@pytest.mark.slow
 def test_progress_is_a_line_per_cell_where_the_output_is_no_terminal(undisturbed):
     *_, output = undisturbed
     lines = re.findall(r"^\[\d/6\] .*seed \d: .*$", output, re.MULTILINE)
@@ -167,6 +169,7 @@ def test_progress_is_a_line_per_cell_where_the_output_is_no_terminal(undisturbed
     assert "\x1b" not in output
 
 
+@pytest.mark.slow
 def test_the_log_of_a_cell_has_every_epoch(undisturbed):
     results, *_ = undisturbed
     for record in iter_records(results):
@@ -176,6 +179,7 @@ def test_the_log_of_a_cell_has_every_epoch(undisturbed):
         assert (folder / "log.txt").read_text().count("val_accuracy") == 3
 
 
+@pytest.mark.slow
 def test_a_second_run_trains_nothing_and_starts_neither_ray_nor_torch(undisturbed):
     results, grid, _ = undisturbed
     before = {path: path.stat().st_mtime_ns for path in results.glob("cells/*/*")}
@@ -188,6 +192,7 @@ def test_a_second_run_trains_nothing_and_starts_neither_ray_nor_torch(undisturbe
     assert {path: path.stat().st_mtime_ns for path in results.glob("cells/*/*")} == before
 
 
+@pytest.mark.slow
 def test_a_reader_may_leave_early(undisturbed):
     _, grid, _ = undisturbed
     hpo = RUN.with_name("hpo.py")
@@ -208,6 +213,7 @@ def test_a_reader_may_leave_early(undisturbed):
     assert closed.returncode == 0
 
 
+@pytest.mark.slow
 def test_a_dry_run_shows_what_is_done_and_imports_no_torch(undisturbed):
     results, grid, _ = undisturbed
     code = (
@@ -226,6 +232,7 @@ def test_a_dry_run_shows_what_is_done_and_imports_no_torch(undisturbed):
     assert "How many attention scales" in process.stdout
 
 
+@pytest.mark.slow
 def test_a_study_stopped_by_ctrl_c_and_then_killed_ends_as_if_undisturbed(
     undisturbed, tiny, tmp_path
 ):
@@ -254,6 +261,7 @@ def test_a_study_stopped_by_ctrl_c_and_then_killed_ends_as_if_undisturbed(
     assert len(comparable(results)) == 4
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_started_again_and_two_drivers_share_the_work(
     undisturbed, tiny, tmp_path
 ):
@@ -274,6 +282,7 @@ def test_a_killed_worker_is_started_again_and_two_drivers_share_the_work(
         assert trained == (2 if folder == victim else 1)
 
 
+@pytest.mark.slow
 def test_a_failed_cell_is_run_again_only_when_asked_and_bars_show_it(tiny, tmp_path):
     one = ("--grid", tiny, "--results", tmp_path, "--seeds", 1, "--set", "model.scales=[1]")
     cell = load_study(str(tiny), ["model.scales=[1]"], seeds=1).cells[0].cell
@@ -312,6 +321,7 @@ cluster.shutdown()
 """
 
 
+@pytest.mark.slow
 def test_a_study_runs_on_a_cluster_that_is_there(undisturbed, tiny, tmp_path):
     environment = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
     cluster = subprocess.Popen(
@@ -330,6 +340,25 @@ def test_a_study_runs_on_a_cluster_that_is_there(undisturbed, tiny, tmp_path):
         cluster.communicate()
     (record,) = comparable(tmp_path).items()
     assert record in comparable(undisturbed[0]).items()
+
+
+@pytest.mark.slow
+def test_a_study_runs_where_ray_was_imported_before(tiny, tmp_path):
+    """As in a notebook, or after other tests: Ray has read its settings and reads no others."""
+    arguments = ["--grid", str(tiny), "--results", str(tmp_path), "--seeds", "1"]
+    code = (
+        "import ray, sys; from studies.run import main\n"
+        f"sys.exit(main({arguments!r} + ['--set', 'model.scales=[1]']))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        start_new_session=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(comparable(tmp_path)) == 1
 
 
 def bare_record(cell):
@@ -353,6 +382,7 @@ def bare_record(cell):
     }
 
 
+@pytest.mark.slow
 def test_endings_of_a_process_are_told_apart(tmp_path, tiny):
     def train(cell, folder, **_):
         with (folder / "starts").open("a") as file:
@@ -386,6 +416,7 @@ def test_endings_of_a_process_are_told_apart(tmp_path, tiny):
     assert "second line" in failures[2]["traceback"]
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_the_study_in_one_line(tmp_path, tiny):
     def train(cell, folder, **_):
         raise RecordError(f"{folder}/record.json: cannot be written (No space left on device).")

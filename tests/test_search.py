@@ -109,6 +109,7 @@ def searched(tmp_path_factory):
     return folder / "results", space, output
 
 
+@pytest.mark.slow
 def test_a_search_uses_its_budget_and_tells_optuna_what_the_records_say(searched):
     results, _, output = searched
     trials = study_of(results).get_trials()
@@ -128,6 +129,7 @@ def test_a_search_uses_its_budget_and_tells_optuna_what_the_records_say(searched
     assert re.search(r"trial 0: validation accuracy \d+\.\d%, energy [\d.]+ [µn]J", output)
 
 
+@pytest.mark.slow
 def test_stopped_trials_have_no_record_and_are_on_no_front(searched):
     results, _, output = searched
     search = collect_search(results, "tiny")
@@ -147,6 +149,7 @@ def test_stopped_trials_have_no_record_and_are_on_no_front(searched):
     assert {t.number for t in study.best_trials} == set(search.front["number"])
 
 
+@pytest.mark.slow
 def test_a_search_that_is_over_trains_nothing_and_a_larger_budget_goes_on(searched, tmp_path):
     results, space, _ = searched
     before = {path: path.stat().st_mtime_ns for path in results.glob("cells/*/record.json")}
@@ -159,6 +162,7 @@ def test_a_search_that_is_over_trains_nothing_and_a_larger_budget_goes_on(search
     assert len(study_of(results).get_trials()) == 9
 
 
+@pytest.mark.slow
 def test_tables_and_figures_of_a_search(searched):
     results, _, _ = searched
     folder = write_search_report(collect_search(results, "tiny"))
@@ -175,6 +179,7 @@ def test_tables_and_figures_of_a_search(searched):
     assert r"\toprule" in (folder / "front.tex").read_text()
 
 
+@pytest.mark.slow
 def test_the_best_trials_become_a_grid_of_seeds_that_won_nothing(searched, tmp_path):
     results, space, _ = searched
     out = tmp_path / "again.yaml"
@@ -190,6 +195,7 @@ def test_the_best_trials_become_a_grid_of_seeds_that_won_nothing(searched, tmp_p
     assert len({entry.group for entry in study.cells}) == 2
 
 
+@pytest.mark.slow
 def test_another_meaning_needs_another_name(searched, tmp_path, capsys):
     results, _, _ = searched
     changed = tmp_path / "tiny.yaml"
@@ -200,6 +206,7 @@ def test_another_meaning_needs_another_name(searched, tmp_path, capsys):
     assert "--name" in error
 
 
+@pytest.mark.slow
 def test_a_repeated_proposal_costs_nothing(tiny, tmp_path):
     # One choice: after the first trial every other one is the same cell.
     space = tiny("{float: [1.0e-4, 3.0e-2], log: true}", "{categorical: [0.02]}")
@@ -229,6 +236,7 @@ def at_work(results):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_a_killed_search_goes_on_with_its_trials(how, tiny, tmp_path):
     space = tiny("epochs: 4", "epochs: 12", more="sampler: random")
@@ -264,6 +272,7 @@ def _workers(results):
     return [path for path in results.glob("cells/*") if is_locked(path)]
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_is_started_again(tiny, tmp_path):
     space = tiny("epochs: 4", "epochs: 12")
     results = tmp_path / "results"
@@ -277,6 +286,7 @@ def test_a_worker_that_dies_is_started_again(tiny, tmp_path):
     assert "resuming" in (folder / "log.txt").read_text()
 
 
+@pytest.mark.slow
 def test_a_second_driver_of_a_search_is_refused(tiny, tmp_path):
     space = tiny("epochs: 4", "epochs: 12")
     results = tmp_path / "results"
@@ -288,6 +298,7 @@ def test_a_second_driver_of_a_search_is_refused(tiny, tmp_path):
     assert process.returncode == 0, output
 
 
+@pytest.mark.slow
 def test_a_trial_that_cannot_run_fails_alone(tiny, tmp_path):
     # CIFAR-10 is not there: these trials fail, the others do not.
     space = tiny(
@@ -308,6 +319,7 @@ def test_a_trial_that_cannot_run_fails_alone(tiny, tmp_path):
     assert len(collect_search(results, "tiny").complete) == 2
 
 
+@pytest.mark.slow
 def test_a_database_holds_the_study_too(tiny, tmp_path):
     results = tmp_path / "results"
     url = f"sqlite:///{tmp_path}/study.db"
@@ -419,6 +431,7 @@ def test_pruners_stop_what_is_worse_than_all_earlier_trials(pruner, tiny, tmp_pa
     assert decisions["bad"] >= (10 if pruner != "hyperband" else 1)
 
 
+@pytest.mark.slow
 def test_time_that_is_up_begins_no_trial_and_loses_none(tiny, tmp_path):
     results = tmp_path / "results"
     output = run("--space", tiny(), "--results", results, "--minutes", 0.001)
@@ -471,6 +484,7 @@ def test_repeated_trials_are_on_no_front(tiny, tmp_path):
     assert len(best_trials(search, 10)) == 4
 
 
+@pytest.mark.slow
 def test_best_trials_of_another_space_are_not_written(searched, tmp_path, capsys):
     results, _, _ = searched
     path = tmp_path / "tiny.yaml"
@@ -525,6 +539,7 @@ def test_means_over_seeds_are_the_score():
     assert measures["step_time"] == pytest.approx(32 / records[0]["images_per_second"])
 
 
+@pytest.mark.slow
 def test_several_seeds_of_a_trial_are_cells_of_their_own(tiny, tmp_path):
     results = tmp_path / "results"
     run("--space", tiny(more="seeds: 2"), "--results", results, "--trials", 1)
@@ -571,6 +586,7 @@ def test_importance_asks_what_makes_a_trial_good(tiny, tmp_path):
     assert widths["energy", "scales"] > 0.7
 
 
+@pytest.mark.slow
 def test_the_pareto_figure_marks_published_results(searched, monkeypatch):
     results, _, _ = searched
     search = collect_search(results, "tiny")
@@ -587,6 +603,7 @@ def _text(figure):
     return " ".join(artist.get_text() for artist in figure.findobj(Text))
 
 
+@pytest.mark.slow
 def test_the_manifest_says_where_everything_is(searched):
     results, space, _ = searched
     content = json.loads((search_folder(results, "tiny") / "search.json").read_text())

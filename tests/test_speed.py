@@ -244,7 +244,7 @@ def test_what_a_gpu_did_stays_beside_what_a_cpu_did(given, gpu, folder, tmp_path
     step = {"seconds": [1.0], "peak_gb": 1.0, "input_rate": 0.1}
     profile = {"operators": [["aten::mm", 0.5]]}
     answers = {"limits": limits, "step": step, "profile": profile}
-    monkeypatch.setattr(speed, "_run", lambda task, threads: answers[task["kind"]])
+    monkeypatch.setattr(speed, "measure", lambda task, threads: answers[task["kind"]])
     assert speed.main(["--models", "msvit", "--sizes", "cifar", "--rounds", "1", *given]) == 0
     written = {path.name for path in (tmp_path / folder).iterdir()}
     assert {"step.csv", "ratios.md", "operators.csv", "step.png", "kinds_cifar.png"} <= written

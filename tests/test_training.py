@@ -363,7 +363,7 @@ def test_tf32_does_not_stay_for_the_next_cell(monkeypatch):
     """Settings of a GPU that is not there: several cells may run in one process."""
     import msvit.precision as precision
 
-    monkeypatch.setattr(precision, "_exact_matmul_precision", lambda device: "highest")
+    monkeypatch.setattr(precision, "exact_matmul_precision", lambda device: "highest")
     gpu, before = torch.device("cuda"), torch.get_float32_matmul_precision()
     try:
         labels = [choose_precision(name, gpu).label for name in ("fp32", "tf32")]
@@ -383,12 +383,12 @@ def test_a_rounding_matmul_is_not_kept(monkeypatch):
     monkeypatch.setattr(torch, "set_float32_matmul_precision", settings.append)
     rounding = {"medium": 2e-3, "highest": 2e-7}
     monkeypatch.setattr(precision, "product_error", lambda device: rounding[settings[-1]])
-    precision._exact_matmul_precision.cache_clear()
+    precision.exact_matmul_precision.cache_clear()
     try:
         assert precision.choose_precision("fp32", CPU).label == "fp32 (matmul highest)"
         assert settings == ["medium", "highest", "highest"]
     finally:
-        precision._exact_matmul_precision.cache_clear()
+        precision.exact_matmul_precision.cache_clear()
 
 
 def test_a_process_takes_its_threads_from_its_cpus_and_knows_its_peak_memory():

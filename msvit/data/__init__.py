@@ -2,7 +2,7 @@
 
 Importing this needs no torch: grids are checked before anything expensive starts. To add a
 data set, write a :class:`~msvit.data.options.DataOptions` subclass in a file of its own and
-list it in ``_DATASETS``.
+list it in :data:`DATASETS`.
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ from msvit.options import ConfigError, unknown
 if TYPE_CHECKING:
     from msvit.data.splits import Splits
 
-_DATASETS: dict[str, type[DataOptions]] = {
+DATASETS: dict[str, type[DataOptions]] = {
     options.name: options for options in (DigitsOptions, FashionMnistOptions, Cifar10Options)
 }
+"""The registry: name → options, whose class says what the images are."""
 
 
 def list_datasets() -> list[str]:
     """Names that ``data.name`` of a cell may have."""
-    return sorted(_DATASETS)
+    return sorted(DATASETS)
 
 
 def data_options(name: str, options: Mapping[str, Any], where: str) -> DataOptions:
@@ -38,10 +39,9 @@ def data_options(name: str, options: Mapping[str, Any], where: str) -> DataOptio
     Raises:
         ConfigError: for an unknown data set or option, or an impossible value.
     """
-    if name not in _DATASETS:
-        message = f"{where}.name: unknown data set {name!r}"
-        raise ConfigError(unknown(name, _DATASETS, message))
-    return _DATASETS[name].parse(options, where)
+    if name not in DATASETS:
+        raise ConfigError(where, "name", unknown(name, DATASETS, f"unknown data set {name!r}"))
+    return DATASETS[name].parse(options, where)
 
 
 def load_splits(options: DataOptions, data_dir: Path | None = None) -> Splits:

@@ -29,6 +29,8 @@ class DigitsOptions(DataOptions):
     name: ClassVar[str] = "digits"
     num_classes: ClassVar[int] = 10
     in_channels: ClassVar[int] = 1
+    mean: ClassVar[None] = None  # enlarging changes the deviation
+    std: ClassVar[None] = None
 
     image_size: int = Field(16, ge=8, le=64)
     train_per_class: int | None = Field(None, gt=0, le=119)  # the rarest class has so many
@@ -48,7 +50,7 @@ class DigitsOptions(DataOptions):
 
         test, rest = draw_per_class(images.labels, _TEST_PER_CLASS, seed=2)
         train, validation = split_train(images[rest], _VALIDATION, self.train_per_class)
-        # Enlarging changes the deviation, so it is measured; train_per_class does not change it.
+        # Of all images that may be trained on: train_per_class does not change it.
         scaled = images.images[rest].float() / 255
         mean, std = float(scaled.mean()), float(scaled.std())
         return Splits(train, validation, images[test], (mean,), (std,))
@@ -59,10 +61,11 @@ def _table() -> np.ndarray:
     import numpy as np
 
     # Read from its file: importing sklearn.datasets would take a second in every process.
-    package = Path(find_spec("sklearn").origin).parent
-    file = package / "datasets" / "data" / "digits.csv.gz"
-    if file.is_file():
-        return np.loadtxt(file, delimiter=",")
+    found = find_spec("sklearn")
+    if found is not None and found.origin is not None:
+        file = Path(found.origin).parent / "datasets" / "data" / "digits.csv.gz"
+        if file.is_file():
+            return np.loadtxt(file, delimiter=",")
     from sklearn.datasets import load_digits
 
     pixels, labels = load_digits(return_X_y=True)

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 
 from msvit.data.files import cache_folder, locked
-from msvit.data.options import DataError, DataOptions
+from msvit.data.options import DataOptions
+from msvit.options import DataError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,6 +39,8 @@ class FashionMnistOptions(DataOptions):
     num_classes: ClassVar[int] = 10
     in_channels: ClassVar[int] = 1
     image_size: ClassVar[int] = 32
+    mean: ClassVar[tuple[float, ...]] = (0.219,)  # of 60,000 images with their padding
+    std: ClassVar[tuple[float, ...]] = (0.332,)
 
     train_per_class: int | None = Field(None, gt=0, le=5700)
 
@@ -46,8 +49,7 @@ class FashionMnistOptions(DataOptions):
 
         folder = _find(data_dir)
         train, validation = split_train(_read(folder, "train"), _VALIDATION, self.train_per_class)
-        # Mean and deviation of the 60,000 training images with their padding.
-        return Splits(train, validation, _read(folder, "test"), mean=(0.219,), std=(0.332,))
+        return Splits(train, validation, _read(folder, "test"), self.mean, self.std)
 
 
 def _find(data_dir: Path | None) -> Path:
@@ -93,7 +95,7 @@ def _read(folder: Path, split: str) -> Images:
 
     from msvit.data.splits import Images
 
-    image_file, label_file = (_file(folder, name) for name in _FILES[split])
+    image_file, label_file = (_file(folder, name) or folder / name for name in _FILES[split])
     images, labels = read_idx(image_file), read_idx(label_file)
     if images.ndim != 3 or images.shape[1:] != (28, 28):
         raise DataError(f"{image_file}: images of {tuple(images.shape[1:])}, expected (28, 28)")

@@ -18,7 +18,8 @@ from pydantic import Field
 
 from msvit.allotment import usable_cpus
 from msvit.data.files import cache_folder, locked
-from msvit.data.options import DataError, DataOptions
+from msvit.data.options import DataOptions
+from msvit.options import DataError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,6 +38,8 @@ class Cifar10Options(DataOptions):
     num_classes: ClassVar[int] = 10
     in_channels: ClassVar[int] = 3
     image_size: ClassVar[int] = 32
+    mean: ClassVar[tuple[float, ...]] = (0.4914, 0.4822, 0.4465)  # of the 50,000 with labels
+    std: ClassVar[tuple[float, ...]] = (0.2470, 0.2435, 0.2616)
 
     train_per_class: int | None = Field(None, gt=0, le=4750)
 
@@ -48,8 +51,7 @@ class Cifar10Options(DataOptions):
         images = Images(arrays["train_images"], arrays["train_labels"])
         train, validation = split_train(images, _VALIDATION, self.train_per_class)
         test = Images(arrays["test_images"], arrays["test_labels"])
-        mean, std = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # of the training images
-        return Splits(train, validation, test, mean, std)
+        return Splits(train, validation, test, self.mean, self.std)
 
 
 def _find(data_dir: Path | None) -> Path:
@@ -135,12 +137,12 @@ def _decode(listing: dict[str, list[tuple[Path, int]]], size: int) -> dict[str, 
             raise DataError(f"{file}: {width}×{height} pixels, expected {size}×{size}")
         return array
 
-    arrays = {}
+    arrays: dict[str, Tensor] = {}
     with ThreadPoolExecutor(usable_cpus()) as pool:
         for split, files in listing.items():
-            images = np.stack(list(pool.map(pixels, [file for file, _ in files], chunksize=256)))
-            images = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
-            arrays[f"{split}_images"] = images
+            decoded = np.stack(list(pool.map(pixels, [file for file, _ in files], chunksize=256)))
+            images = torch.from_numpy(decoded).permute(0, 3, 1, 2)
+            arrays[f"{split}_images"] = images.contiguous()
             arrays[f"{split}_labels"] = torch.tensor([label for _, label in files])
     return arrays
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from msvit.data.options import DataError
+from msvit.options import DataError
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,9 @@ class Splits:
     """Three disjoint sets: to train on, to select on, and to report.
 
     ``mean`` and ``std`` normalise pixels in [0, 1], one value per channel.
+
+    Raises:
+        DataError: where they are not one finite value for each channel, ``std`` above 0.
     """
 
     train: Images
@@ -40,6 +44,14 @@ class Splits:
     test: Images
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        channels = self.train.images.shape[-3]
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            usable = all(math.isfinite(v) and (name == "mean" or v > 0) for v in values)
+            if len(values) != channels or not usable:
+                message = f"{name} {values}: one number for each of {channels} channels is needed"
+                raise DataError(message + ("" if name == "mean" else ", above 0"))
 
 
 def draw_per_class(labels: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -61,7 +73,9 @@ def draw_per_class(labels: Tensor, count: int, seed: int) -> tuple[Tensor, Tenso
     return drawn.nonzero()[:, 0], (~drawn).nonzero()[:, 0]
 
 
-def split_train(images: Images, validation: float, train_per_class: int | None) -> tuple:
+def split_train(
+    images: Images, validation: float, train_per_class: int | None
+) -> tuple[Images, Images]:
     """``(train, validation)``: a share ``validation`` of each class held out, balanced.
 
     The held-out images are the same for every ``train_per_class``.

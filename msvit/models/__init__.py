@@ -41,7 +41,7 @@ def model_options(name: str, options: Mapping[str, Any], where: str = "model") -
         ConfigError: for an unknown name or option, a bad value, or impossible geometry.
     """
     if name not in zoo():
-        raise ConfigError(unknown(name, zoo(), f"{where}.name: unknown model {name!r}"))
+        raise ConfigError(where, "name", unknown(name, zoo(), f"unknown model {name!r}"))
     entry = zoo()[name]
     merged = {**entry.get("options", {}), **options}
     return OPTIONS[entry["architecture"]].parse(merged, where=f"{where} ({name})")

@@ -8,7 +8,7 @@ import torch
 
 from msvit.models import create_model, list_models, zoo
 from msvit.options import unknown
-from msvit.pipes import for_reading
+from msvit.printing import for_reading
 
 
 def zoo_table(pattern: str = "*") -> str:

@@ -82,10 +82,10 @@ def load_recipe(name: str) -> dict[str, Any]:
         ConfigError: for an unknown recipe or one that cannot be used.
     """
     if name not in list_recipes():
-        raise ConfigError(unknown(name, list_recipes(), f"unknown recipe {name!r}"))
+        raise ConfigError("", "", unknown(name, list_recipes(), f"unknown recipe {name!r}"))
     path = _FOLDER / f"{name}.yaml"
     content = read_yaml(path)
     if not isinstance(content, dict) or set(content) != {"about", "training"}:
-        raise ConfigError(f"{path}: a recipe has the keys about and training")
+        raise ConfigError(str(path), "", "a recipe has the keys about and training")
     TrainingOptions.parse(content["training"], f"{path}: training")
     return content["training"]

@@ -226,7 +226,7 @@ def _be_deterministic(device: torch.device) -> None:
     if device.type == "cpu":
         torch.use_deterministic_algorithms(True)
         # Filling fresh tensors would be one more pass over memory, and hides no difference.
-        torch.utils.deterministic.fill_uninitialized_memory = False
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def _seed_everything(seed: int, epoch: int) -> torch.Generator:

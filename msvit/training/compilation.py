@@ -33,9 +33,8 @@ def compiled(model: nn.Module, mode: str | None) -> Callable[[Tensor], Tensor]:
     if "TORCHINDUCTOR_COMPILE_THREADS" not in os.environ:
         config.compile_threads = torch.get_num_threads()  # other cells have the other CPUs
     if not torch.cuda.is_available() and build.compiler() is None:
-        raise ConfigError(
-            "training.compile: no C++ compiler was found; training.compile=null does without"
-        )
+        message = "no C++ compiler was found; training.compile=null does without"
+        raise ConfigError("training", "compile", message)
     run = torch.compile(model, mode=mode, fullgraph=True, dynamic=False)
 
     def step(images: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import timm.optim
 import timm.scheduler
 from torch import Tensor, nn
@@ -10,6 +12,9 @@ from torch.optim import Optimizer
 
 from msvit.neurons import no_decay
 from msvit.recipes import TrainingOptions
+
+if TYPE_CHECKING:
+    from timm.data.mixup import Mixup
 
 _FUSED = {"adamw", "adam"}  # have a one-pass implementation in torch
 
@@ -27,7 +32,7 @@ def training_loss(logits: Tensor, target: Tensor, options: TrainingOptions) -> T
     return cross_entropy(logits.flatten(0, 1), every_step, label_smoothing=smoothing)
 
 
-def make_mixup(options: TrainingOptions, num_classes: int):
+def make_mixup(options: TrainingOptions, num_classes: int) -> Mixup | None:
     """timm's mixup over a batch, ``(images, labels) -> (mixed, soft targets)``, or None."""
     if not options.mixup:
         return None
@@ -38,7 +43,7 @@ def make_mixup(options: TrainingOptions, num_classes: int):
 
 def make_optimizer(model: nn.Module, options: TrainingOptions) -> Optimizer:
     """timm's optimizer of this name; biases, normalisation and neurons do not decay."""
-    extra = {"fused": True} if options.optimizer in _FUSED else {}
+    extra: dict[str, Any] = {"fused": True} if options.optimizer in _FUSED else {}
     groups = timm.optim.param_groups_weight_decay(
         model, options.weight_decay, no_weight_decay_list=no_decay(model)
     )
@@ -53,7 +58,7 @@ def make_schedule(
     ``schedule.step_update(n)`` sets the rate of update ``n``, counted from 0, so a resumed
     run needs no other state.
     """
-    common = {
+    common: dict[str, Any] = {
         "warmup_t": round(options.warmup_epochs * steps),
         "warmup_lr_init": options.warmup_lr,
         "t_in_epochs": False,

@@ -39,7 +39,8 @@ def best_trials(search: Search, number: int) -> list[int]:
         ConfigError: where no trial is complete and feasible.
     """
     if search.ranked.empty:
-        raise ConfigError(f"--best: the search {search.name!r} has no complete trial that counts")
+        message = f"the search {search.name!r} has no complete trial that counts"
+        raise ConfigError("--best", "", message)
     return [int(trial) for trial in search.ranked["number"][:number]]
 
 
@@ -50,10 +51,11 @@ def write_grid(space: Space, search: Search, numbers: list[int], path: Path) -> 
         ConfigError: where the file's name cannot name a study, or it cannot be written.
     """
     if path.suffix not in (".yaml", ".yml"):
-        raise ConfigError(f"--grid-out {path}: a name that ends in .yaml is needed")
+        raise ConfigError(f"--grid-out {path}", "", "a name that ends in .yaml is needed")
     check_name(path.stem, f"--grid-out {path}: the file's name names the study")
     if path.exists() and not path.read_text(encoding="utf-8").startswith(HEAD):
-        raise ConfigError(f"--grid-out {path}: the file is there and was not written by a search")
+        message = "the file is there and was not written by a search"
+        raise ConfigError(f"--grid-out {path}", "", message)
     base = {section: space.base[section] for section in ("data", "training")}
     content = {
         "question": f"How good are the best of the search {search.name}, over fresh seeds?",
@@ -68,7 +70,8 @@ def write_grid(space: Space, search: Search, numbers: list[int], path: Path) -> 
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise ConfigError(f"--grid-out {path}: cannot be written ({error.strerror})") from None
+        message = f"cannot be written ({error.strerror})"
+        raise ConfigError(f"--grid-out {path}", "", message) from None
     load_study(str(path))
 
 

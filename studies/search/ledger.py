@@ -69,8 +69,10 @@ class Ledger:
             study.set_metric_names(list(space.objectives))
         elif changed := space.changes(known):
             raise ConfigError(
-                f"{space.file}: {', '.join(changed)} changed since the search {space.name!r} was "
-                "begun; --name gives the changed one a study of its own"
+                space.file,
+                "",
+                f"{', '.join(changed)} changed since the search {space.name!r} was "
+                "begun; --name gives the changed one a study of its own",
             )
         for start in space.start_with:
             study.enqueue_trial(dict(start), user_attrs={"given": True}, skip_if_exists=True)
@@ -124,7 +126,7 @@ class Ledger:
             except ConfigError as error:
                 self._trials[trial.number] = trial
                 self.fail(trial.number, f"impossible: {error}")
-                self.impossible.append((trial.number, str(error).splitlines()[0]))
+                self.impossible.append((trial.number, str(error.problems[0])))
                 continue
             trial.set_user_attr("cells", [cell.id for cell in cells])
             self._trials[trial.number] = trial

@@ -37,20 +37,15 @@ def objectives_of(values: Any, where: str) -> dict[str, Direction]:
     if isinstance(values, list):
         for name in values:
             if values.count(name) > 1:
-                raise ConfigError(f"{place}: {name!r} appears twice")
+                raise ConfigError(place, "", f"{name!r} appears twice")
         values = {name: _measure(name, f"{place}.{name}").better for name in values}
     if not isinstance(values, Mapping) or not values:
-        raise ConfigError(f"{place}: a mapping such as {{accuracy: maximize}} is needed")
+        raise ConfigError(place, "", "a mapping such as {accuracy: maximize} is needed")
     for name, direction in values.items():
         _measure(name, f"{place}.{name}")
         if direction not in ("maximize", "minimize"):
-            raise ConfigError(
-                unknown(
-                    direction,
-                    ("maximize", "minimize"),
-                    f"{place}.{name}: unknown direction {direction!r}",
-                )
-            )
+            message = f"unknown direction {direction!r}"
+            raise ConfigError(place, name, unknown(direction, ("maximize", "minimize"), message))
     return dict(values)
 
 
@@ -60,14 +55,14 @@ def constraints_of(values: Any, where: str) -> tuple[Constraint, ...]:
     if values is None:
         return ()
     if not isinstance(values, list):
-        raise ConfigError(f"{place}: a list such as ['energy_mj <= 0.2'] is needed")
+        raise ConfigError(place, "", "a list such as ['energy_mj <= 0.2'] is needed")
     return tuple(_constraint(text, f"{place}[{i}]") for i, text in enumerate(values))
 
 
 def _constraint(text: Any, where: str) -> Constraint:
     match = _CONSTRAINT.fullmatch(str(text))
     if not match:
-        raise ConfigError(f"{where}: write it as 'energy_mj <= 0.2' (got {text!r})")
+        raise ConfigError(where, "", f"write it as 'energy_mj <= 0.2' (got {text!r})")
     name, sign, number = match.groups()
     measure = _measure(name, where)
     try:
@@ -75,14 +70,14 @@ def _constraint(text: Any, where: str) -> Constraint:
     except ValueError:
         bound = float("nan")
     if not math.isfinite(bound):
-        raise ConfigError(f"{where}: a number is needed behind {sign} (got {number!r})")
+        raise ConfigError(where, "", f"a number is needed behind {sign} (got {number!r})")
     if measure.most == 1 and not 0 <= bound <= 1:
-        raise ConfigError(f"{where}: {name} is a share; write 0.9 for 90 % (got {number})")
+        raise ConfigError(where, "", f"{name} is a share; write 0.9 for 90 % (got {number})")
     return Constraint(name, sign, bound)
 
 
 def _measure(name: Any, where: str) -> Measure:
     measures = all_measures()
     if name not in measures:
-        raise ConfigError(unknown(name, measures, f"{where}: {name!r} is not recorded"))
+        raise ConfigError(where, "", unknown(name, measures, f"{name!r} is not recorded"))
     return measures[name]

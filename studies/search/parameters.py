@@ -93,7 +93,7 @@ def parameters_of(values: Any, where: str) -> tuple[Parameter, ...]:
     """The parameters of a space as written, by their dotted keys."""
     place = f"{where}: parameters"
     if not isinstance(values, Mapping) or not values:
-        raise ConfigError(f"{place}: a mapping of options to ranges or choices is needed")
+        raise ConfigError(place, "", "a mapping of options to ranges or choices is needed")
     found: dict[str, Parameter] = {}
     for key, given in values.items():
         split_key(str(key), f"{place}.{key}")
@@ -105,30 +105,32 @@ def _parameter(key: str, given: Any, earlier: Mapping[str, Parameter], where: st
     kinds = [k for k in _KINDS if isinstance(given, Mapping) and k in given]
     if len(kinds) != 1:
         raise ConfigError(
-            f"{where}: one of categorical: [a, b], int: [low, high], float: [low, high] is needed "
-            f"(got {given!r})"
+            where,
+            "",
+            "one of categorical: [a, b], int: [low, high], float: [low, high] is needed "
+            f"(got {given!r})",
         )
     kind = kinds[0]
     for name in given:
         if name not in (kind, "when", *_KEYS[kind]):
             valid = ("when", *_KEYS[kind])
-            raise ConfigError(unknown(name, valid, f"{where}.{name}: unknown key beside {kind}"))
+            raise ConfigError(where, str(name), unknown(name, valid, f"unknown key beside {kind}"))
     when = _when(given.get("when"), earlier, f"{where}.when")
     if kind == "categorical":
         return Parameter(key, kind, choices=_choices(given[kind], f"{where}.{kind}"), when=when)
     low, high = _range(given[kind], kind, f"{where}.{kind}")
     log, step = given.get("log", False), given.get("step")
     if not isinstance(log, bool):
-        raise ConfigError(f"{where}.log: true or false is needed (got {log!r})")
+        raise ConfigError(where, "log", f"true or false is needed (got {log!r})")
     if log and low <= 0:
-        raise ConfigError(f"{where}.{kind}: with log the range must be above 0 (got {low!r})")
+        raise ConfigError(where, kind, f"with log the range must be above 0 (got {low!r})")
     if step is not None:
         if log:
-            raise ConfigError(f"{where}.step: log and step exclude each other")
+            raise ConfigError(where, "step", "log and step exclude each other")
         if not _is_number(step, kind) or step <= 0:
-            raise ConfigError(f"{where}.step: a positive {_NOUN[kind]} is needed (got {step!r})")
+            raise ConfigError(where, "step", f"a positive {_NOUN[kind]} is needed (got {step!r})")
         if not math.isclose(round(steps := (high - low) / step), steps):
-            raise ConfigError(f"{where}.step: {low!r} to {high!r} is no whole number of steps")
+            raise ConfigError(where, "step", f"{low!r} to {high!r} is no whole number of steps")
     return Parameter(key, kind, low=low, high=high, log=log, step=step, when=when)
 
 
@@ -137,11 +139,11 @@ _NOUN = {"int": "whole number", "float": "number"}
 
 def _choices(values: Any, where: str) -> tuple[Scalar, ...]:
     if not isinstance(values, list) or not values:
-        raise ConfigError(f"{where}: a list of values is needed (got {values!r})")
+        raise ConfigError(where, "", f"a list of values is needed (got {values!r})")
     encoded = [encode(value) for value in values]
     for value in encoded:
         if sum(other == value and type(other) is type(value) for other in encoded) > 1:
-            raise ConfigError(f"{where}: {value!r} appears twice")
+            raise ConfigError(where, "", f"{value!r} appears twice")
     return tuple(encoded)
 
 
@@ -151,10 +153,11 @@ def _range(values: Any, kind: str, where: str) -> tuple[float, float]:
         or len(values) != 2
         or not all(_is_number(v, kind) for v in values)
     ):
-        raise ConfigError(f"{where}: [low, high] of two {_NOUN[kind]}s is needed (got {values!r})")
+        message = f"[low, high] of two {_NOUN[kind]}s is needed (got {values!r})"
+        raise ConfigError(where, "", message)
     low, high = values
     if low > high:
-        raise ConfigError(f"{where}: the range is empty ({low!r} is above {high!r})")
+        raise ConfigError(where, "", f"the range is empty ({low!r} is above {high!r})")
     return (low, high) if kind == "int" else (float(low), float(high))
 
 
@@ -167,13 +170,13 @@ def _when(values: Any, earlier: Mapping[str, Parameter], where: str) -> tuple:
     if values is None:
         return ()
     if not isinstance(values, Mapping) or not values:
-        raise ConfigError(f"{where}: a mapping of a parameter to its values is needed")
+        raise ConfigError(where, "", "a mapping of a parameter to its values is needed")
     conditions = []
     for key, allowed in values.items():
         if key not in earlier or earlier[key].kind != "categorical":
             valid = [k for k, p in earlier.items() if p.kind == "categorical"]
-            message = f"{where}: {key!r} is no categorical parameter further up"
-            raise ConfigError(unknown(key, valid, message))
+            message = f"{key!r} is no categorical parameter further up"
+            raise ConfigError(where, "", unknown(key, valid, message))
         choices = earlier[key].choices
         options = allowed if isinstance(allowed, list) else [allowed]
         # A list may be one choice (scales) or several.
@@ -181,7 +184,7 @@ def _when(values: Any, earlier: Mapping[str, Parameter], where: str) -> tuple:
         for option in options:
             if encode(option) not in choices:
                 shown = [str(c) for c in choices]
-                message = f"{where}.{key}: {option!r} is not one of its choices"
-                raise ConfigError(unknown(option, shown, message))
+                message = unknown(option, shown, f"{option!r} is not one of its choices")
+                raise ConfigError(where, key, message)
         conditions.append((key, tuple(encode(option) for option in options)))
     return tuple(conditions)

@@ -31,14 +31,13 @@ from __future__ import annotations
 import json
 import math
 import random
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from msvit.cells import Cell, option_names, resolve_cell
 from msvit.models import model_options, zoo
-from msvit.options import ConfigError, unknown
+from msvit.options import ConfigError, Problem, unknown
 from msvit.records.measures import Direction, all_measures
 from msvit.yaml_files import read_yaml
 from studies.configurations import (
@@ -115,7 +114,10 @@ class Space:
         for key, value in chosen.items():
             section, option = split_key(key, self.file)
             own.setdefault(section, {})[option] = decode(value)
-        cell = resolve_cell(merged(self.base, own, self.file), self.file)
+        try:
+            cell = resolve_cell(merged(self.base, own, ""), "")
+        except ConfigError as error:
+            raise error.within(self.file) from None
         return [Cell(cell.model, cell.data, cell.training, seed) for seed in self.seeds]
 
     def draw(self, source: random.Random, fixed: Mapping[str, Scalar]) -> dict[str, Scalar]:
@@ -162,7 +164,7 @@ def load_space(given: str, **changes: Any) -> Space:
     values = checked_keys(read_yaml(path), (*_REQUIRED, *_OPTIONAL), where)
     for key in _REQUIRED:
         if key not in values:
-            raise ConfigError(f"{where}: {key}: missing")
+            raise ConfigError(where, key, "missing", ": ")
     name = changes.pop("name", None) or path.stem
     check_name(name, f"--name {name}")
     given_changes = {key: value for key, value in changes.items() if value is not None}
@@ -199,9 +201,8 @@ def possible_share(space: Space) -> tuple[float, str]:
     """Share of random draws that can be built, and what is wrong with one that cannot."""
     source = random.Random(1)
     found = [_possible(space, space.draw(source, {})) for _ in range(_DRAWS)]
-    problems = [str(p).splitlines()[0] for p in found if isinstance(p, ConfigError)]
-    problems = [problem.removeprefix(f"{space.file}.") for problem in problems]
-    return 1 - len(problems) / _DRAWS, (problems or [""])[0]
+    problems = [error.problems[0] for error in found if isinstance(error, ConfigError)]
+    return 1 - len(problems) / _DRAWS, str(replace(problems[0], where="")) if problems else ""
 
 
 def largest_epochs(space: Space) -> int:
@@ -231,8 +232,6 @@ def _check_possible(space: Space, where: str) -> None:
     for parameter in space.parameters:
         _check_known(space, parameter.key, where)
     for parameter in space.parameters:
-        section, option = split_key(parameter.key, where)
-        place = f"{where}: parameters.{parameter.key}"
         for value in parameter.corners():
             problem: ConfigError | None = None
             source = random.Random(0)
@@ -250,9 +249,20 @@ def _check_possible(space: Space, where: str) -> None:
                 raw = merged(space.base, {}, where)
                 if "name" in raw["model"] and parameter.key != "model.name":
                     resolve_cell(raw, f"{where}: base")
-                own = rf"{re.escape(space.file)}\.{section}( \([^)]*\))?\.{option}\b"
-                text = re.sub(own, lambda _, named=place: named, str(problem))
-                raise ConfigError(text.replace(space.file, f"{where}: parameters"))
+                own = [
+                    _of_parameter(p, parameter.key, f"{where}: parameters")
+                    for p in problem.problems
+                ]
+                raise ConfigError.of(own)
+
+
+def _of_parameter(problem: Problem, key: str, where: str) -> Problem:
+    """What is wrong with a cell, said of the space; of the parameter ``key`` by that key."""
+    section, option = split_key(key, where)
+    place, _, inner = problem.key.partition(".")  # "model (msvit)" tells whose option it is
+    if place.partition(" ")[0] == section and f"{inner}.".startswith(f"{option}."):
+        return replace(problem, where=where, key=f"{section}.{inner}")
+    return replace(problem, where=where)
 
 
 def _check_known(space: Space, key: str, where: str) -> None:
@@ -261,11 +271,10 @@ def _check_known(space: Space, key: str, where: str) -> None:
     names = [p.choices for p in space.parameters if p.key == f"{section}.name"]
     choices = names[0] if names else (space.base[section].get("name"),)
     if section != "training" and not all(isinstance(name, str) for name in choices):
-        raise ConfigError(f"{where}: base.{section}.name: a name is needed")
+        raise ConfigError(where, f"base.{section}.name", "a name is needed", ": ")
     known = {o for name in choices for o in option_names(section, str(name), f"{where}: {section}")}
     if option not in known:
-        message = f"{where}: parameters.{key}: unknown option"
-        raise ConfigError(unknown(option, known, message))
+        raise ConfigError(f"{where}: parameters", key, unknown(option, known, "unknown option"))
 
 
 def _possible(space: Space, chosen: Mapping[str, Scalar]) -> Cell | ConfigError:
@@ -278,29 +287,28 @@ def _possible(space: Space, chosen: Mapping[str, Scalar]) -> Cell | ConfigError:
 def _check_countable(space: Space, where: str) -> None:
     for parameter in space.parameters:
         if parameter.points() is None:
-            raise ConfigError(f"{where}: grid needs a step or choices for {parameter.key}")
+            raise ConfigError(where, "", f"grid needs a step or choices for {parameter.key}")
         if parameter.when:
-            raise ConfigError(f"{where}: grid takes no condition, and {parameter.key} has one")
+            raise ConfigError(where, "", f"grid takes no condition, and {parameter.key} has one")
 
 
 def _trials(value: Any, where: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_CELLS:
-        raise ConfigError(
-            f"{where}: a whole number from 1 to {MAX_CELLS} is needed (got {value!r})"
-        )
+        message = f"a whole number from 1 to {MAX_CELLS} is needed (got {value!r})"
+        raise ConfigError(where, "", message)
     return value
 
 
 def _minutes(value: Any, where: str) -> float | None:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if value is not None and (not number or not 0 < value < 1e9):
-        raise ConfigError(f"{where}: a number above 0 is needed (got {value!r})")
+        raise ConfigError(where, "", f"a number above 0 is needed (got {value!r})")
     return value
 
 
 def _one_of(value: Any, valid: tuple[str, ...], where: str) -> str:
     if value not in valid:
-        raise ConfigError(unknown(value, valid, f"{where}: unknown value {value!r}"))
+        raise ConfigError(where, "", unknown(value, valid, f"unknown value {value!r}"))
     return value
 
 
@@ -314,18 +322,20 @@ def _pruner(value: Any, primary: str, where: str) -> Pruner:
     name = _one_of(name, PRUNERS, where)
     if name != "none" and primary not in known:
         raise ConfigError(
-            f"{where}: {name} judges the first objective after each epoch, and {primary} is known "
-            f"only at the end; put {' or '.join(known)} first, or take pruner: none"
+            where,
+            "",
+            f"{name} judges the first objective after each epoch, and {primary} is known "
+            f"only at the end; put {' or '.join(known)} first, or take pruner: none",
         )
     grace, reduction = values.get("grace", 1), values.get("reduction", 3)
     if isinstance(grace, bool) or not isinstance(grace, int) or grace < 1:
-        raise ConfigError(f"{where}.grace: a whole number of epochs is needed (got {grace!r})")
+        raise ConfigError(where, "grace", f"a whole number of epochs is needed (got {grace!r})")
     if (
         isinstance(reduction, bool)
         or not isinstance(reduction, int | float)
         or not 1 < reduction < math.inf
     ):
-        raise ConfigError(f"{where}.reduction: a number above 1 is needed (got {reduction!r})")
+        raise ConfigError(where, "reduction", f"a number above 1 is needed (got {reduction!r})")
     return Pruner(name, grace, reduction)
 
 
@@ -333,7 +343,7 @@ def _start_with(values: Any, space: Space, where: str) -> tuple[dict[str, Scalar
     if values is None:
         return ()
     if not isinstance(values, list):
-        raise ConfigError(f"{where}: start_with: a list is needed (got {values!r})")
+        raise ConfigError(where, "start_with", f"a list is needed (got {values!r})", ": ")
     return tuple(
         _start(entry, space, f"{where}: start_with[{i}]") for i, entry in enumerate(values)
     )
@@ -343,7 +353,7 @@ def _start(entry: Any, space: Space, where: str) -> dict[str, Scalar]:
     parameters = {p.key: p for p in space.parameters}
     if isinstance(entry, str):
         if entry not in zoo():
-            raise ConfigError(unknown(entry, zoo(), f"{where}: unknown model {entry!r}"))
+            raise ConfigError(where, "", unknown(entry, zoo(), f"unknown model {entry!r}"))
         options = {"name": entry, **model_options(entry, {}, where).model_dump(mode="json")}
         dotted = {f"model.{key}": value for key, value in options.items()}
         chosen = {}
@@ -353,21 +363,21 @@ def _start(entry: Any, space: Space, where: str) -> dict[str, Scalar]:
     elif isinstance(entry, Mapping):
         for key in entry:
             if key not in parameters:
-                raise ConfigError(unknown(key, parameters, f"{where}: {key!r} is no parameter"))
+                raise ConfigError(where, "", unknown(key, parameters, f"{key!r} is no parameter"))
         chosen = {key: encode(value) for key, value in entry.items()}
     else:
-        raise ConfigError(f"{where}: a registry name or a mapping is needed (got {entry!r})")
+        raise ConfigError(where, "", f"a registry name or a mapping is needed (got {entry!r})")
     if not chosen:
-        raise ConfigError(f"{where}: a value of at least one parameter is needed")
+        raise ConfigError(where, "", "a value of at least one parameter is needed")
     for key, value in chosen.items():
         parameter = parameters[key]
         for other, allowed in parameter.when:
             if other in chosen and chosen[other] not in allowed:
-                raise ConfigError(f"{where}: {key} is not there with {other} = {chosen[other]}")
+                raise ConfigError(where, "", f"{key} is not there with {other} = {chosen[other]}")
         if not parameter.contains(value):
             valid = f"one of {list(map(decode, parameter.choices))}"
             if parameter.kind != "categorical":
                 valid = f"{parameter.low!r} to {parameter.high!r}"
                 valid += f" in steps of {parameter.step!r}" if parameter.step else ""
-            raise ConfigError(f"{where}: {key} = {decode(value)!r} is not {valid}")
+            raise ConfigError(where, "", f"{key} = {decode(value)!r} is not {valid}")
     return chosen

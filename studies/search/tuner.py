@@ -45,8 +45,10 @@ def search(
         gpus = gpus_per_cell(place)
         if not slots(place.cpus_per_cell, gpus):
             raise ConfigError(
+                "",
+                "",
                 f"no machine has the {place.cpus_per_cell:g} CPUs and {gpus:g} GPUs that one "
-                f"trial is to get; Ray sees {resources()}"
+                f"trial is to get; Ray sees {resources()}",
             )
         for restart in range(RESTARTS + 1):
             proposer = make_proposer(space, ledger, results, data_dir, deadline, say)

@@ -82,8 +82,8 @@ def step_cases(
 ) -> list[Case]:
     """All variants of ``models`` at a size, in the order in which a round runs them."""
     size = (QUICK_SIZES if quick else SIZES)[size_name]
-    effort = {"budget": 0.0, "least": 1} if quick else {}
-    common = {"options": size.options, "batch": size.batch, "threads": size.used_threads, **effort}
+    effort: dict[str, Any] = {"budget": 0.0, "least": 1} if quick else {}
+    common = {**effort, "options": size.options, "batch": size.batch, "threads": size.used_threads}
     variants = {"train": (*VARIANTS, COMPILED) if compiled else VARIANTS, "infer": VARIANTS}
     return [
         Case(model, size_name, variant, precision, mode, **common)
@@ -122,6 +122,6 @@ def _along(base: Case, axis: str, value: float) -> Case:
     if axis == INPUT_RATE:
         return replace(base, norm_bias=value)
     if axis == "batch":
-        return replace(base, batch=value)
+        return replace(base, batch=int(value))
     name = {"timesteps": "timesteps", "width": "dim", "image size": "image_size"}[axis]
     return replace(base, options={**base.options, name: value})

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -67,11 +68,12 @@ def draw_steps(rows: list[dict], folder: Path) -> None:
             axes.remove()
         handles, labels = grid.flat[0].get_legend_handles_labels()
         title = f"{rows[0]['processor']}. Black: dense roofline; whiskers: min to max"
-        place = {"loc": "outside upper center", "ncols": 4}
-        figure.legend(handles, labels, title=title, title_fontsize=7, **place)
+        figure.legend(
+            *(handles, labels), title=title, title_fontsize=7, loc="outside upper center", ncols=4
+        )
 
 
-def _bar(axes, x: float, width: float, row: dict, colour: str, label: str | None) -> None:
+def _bar(axes: Axes, x: float, width: float, row: dict, colour: str, label: str | None) -> None:
     seconds = row["seconds_median"]
     spread = [[seconds - row["seconds_min"]], [row["seconds_max"] - seconds]]
     axes.bar(x, seconds, width, yerr=spread, color=colour, label=label, error_kw={"lw": 0.6})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,6 +12,7 @@ from torch.nn.functional import conv2d
 
 from msvit import create_model
 from msvit.layers.synapses import Conv, Linear, SpikeProduct, is_static
+from msvit.models import model_options
 from msvit.neurons import Spikes
 from studies.timing.roofline import Peaks, Work
 
@@ -66,7 +68,11 @@ def _product_rate(m: int, k: int, n: int, dtype: torch.dtype, clock: _Clock) -> 
 
 def _conv_rate(images: int, channels: int, dtype: torch.dtype, clock: _Clock) -> float:
     """3×3 convolution of ``channels`` maps of 32 × 32 pixels, channels last."""
-    layout = {"device": clock.device, "dtype": dtype, "memory_format": torch.channels_last}
+    layout: dict[str, Any] = {
+        "device": clock.device,
+        "dtype": dtype,
+        "memory_format": torch.channels_last,
+    }
     x = torch.randn(images, channels, 32, 32).to(**layout)
     weight = torch.randn(channels, channels, 3, 3).to(**layout)
     flops = 2 * images * 32 * 32 * 9 * channels**2
@@ -86,7 +92,7 @@ def count_work(name: str, options: dict) -> Work:
     model = create_model(name, **options).eval()
     found = dict.fromkeys(("product_flops", "conv_flops", "first_flops", "currents", "spikes"), 0)
 
-    def synapse(module: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
+    def synapse(module: Conv | Linear | SpikeProduct, inputs: tuple, output: torch.Tensor) -> None:
         static = isinstance(module, Conv) and is_static(inputs[0])
         steps = 1 if static else inputs[0].shape[0]
         operands = inputs if isinstance(module, SpikeProduct) else (*inputs, output)
@@ -105,6 +111,6 @@ def count_work(name: str, options: dict) -> Work:
             module.register_forward_hook(synapse)
         elif isinstance(module, Spikes):
             module.register_forward_hook(spikes)
-    size = model.options.image_size
-    model(torch.randn(1, model.options.in_channels, size, size))
+    known = model_options(name, options)
+    model(torch.randn(1, known.in_channels, known.image_size, known.image_size))
     return Work(**found)

@@ -93,7 +93,7 @@ def step_row(case: Case, found: list[dict[str, Any]], work: Work, limits: Machin
 def write_csv(path: Path, rows: list[dict], columns: Iterable[str] = COLUMNS) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns)
+        writer = csv.DictWriter(file, list(columns))
         writer.writeheader()
         writer.writerows(rows)
 

@@ -14,6 +14,7 @@ from torch.autograd import DeviceType
 from torch.nn.functional import cross_entropy
 
 from msvit import create_model, kernels, processor
+from msvit.layers.norm import BatchNorm
 from msvit.metrics.operations import OperationCounter
 from msvit.precision import Precision, bf16_is_faster, choose_precision
 from msvit.process import peak_memory_gb, prepare_process, reset_peak_memory, training_device
@@ -135,7 +136,7 @@ def _prepare(task: dict[str, Any], device: torch.device) -> tuple[nn.Module, Cal
     model.to(device)
     if task["mode"] == "infer":
         return model, _inference_step(model, images, precision, ours)
-    forward = model
+    forward: Callable[[torch.Tensor], torch.Tensor] = model
     if task["variant"] == COMPILED:
         from msvit.training.compilation import compiled
 
@@ -146,14 +147,14 @@ def _prepare(task: dict[str, Any], device: torch.device) -> tuple[nn.Module, Cal
 def _bias_norms(model: nn.Module, bias: float) -> None:
     for module in model.modules():
         if bias and hasattr(module, "running_var"):
-            nn.init.constant_(module.bias, bias)
+            nn.init.constant_(module.get_parameter("bias"), bias)
 
 
 @torch.no_grad()
 def _learn_statistics(model: nn.Module, images: torch.Tensor) -> None:
     """Running statistics of ``images``: neurons fire in eval mode as they do in training."""
     for module in model.modules():
-        if hasattr(module, "running_var"):
+        if isinstance(module, BatchNorm | nn.BatchNorm1d | nn.BatchNorm2d):
             module.momentum = 1.0
     model.train()(images)
 

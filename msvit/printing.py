@@ -1,4 +1,4 @@
-"""Printing to somebody who may stop reading."""
+"""Printing: what a reader of our output may do without ending ours."""
 
 from __future__ import annotations
 

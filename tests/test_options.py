@@ -1,0 +1,57 @@
+"""Errors of configurations: parts while they travel, one line each when they are shown."""
+
+import pickle
+
+import pytest
+
+from msvit.cells import resolve_cell
+from msvit.options import ConfigError, Problem
+from studies.grids import load_study
+
+WRONG = {
+    "model": {"name": "msvit", "dmi": 48, "tau": "2"},
+    "data": {"name": "digits"},
+}
+
+
+def parts(error):
+    return [(problem.where, problem.key) for problem in error.problems]
+
+
+def test_an_error_knows_where_which_option_and_what():
+    with pytest.raises(ConfigError) as caught:
+        resolve_cell({"model": {"name": "msvit"}, "data": {"name": "digit"}}, "mine.yaml: base")
+    error = caught.value
+    assert (error.where, error.key) == ("mine.yaml: base", "data.name")
+    assert error.message.startswith("unknown data set 'digit'; did you mean 'digits'?")
+    assert str(error) == f"mine.yaml: base.data.name: {error.message}"
+
+
+def test_all_that_is_wrong_is_said_a_line_each():
+    with pytest.raises(ConfigError) as caught:
+        resolve_cell(WRONG, "t")
+    assert parts(caught.value) == [("t", "model (msvit).tau"), ("t", "model (msvit).dmi")]
+    assert str(caught.value).splitlines() == [str(problem) for problem in caught.value.problems]
+
+
+def test_an_error_seen_from_outside_keeps_its_way_in():
+    error = ConfigError("training", "lr", "too large")
+    assert str(error.within("base")) == "base.training.lr: too large"
+    assert str(error.within("base").within("a.yaml", ": ")) == "a.yaml: base.training.lr: too large"
+    assert str(ConfigError("", "", "too large").within("a.yaml", ": ")) == "a.yaml: too large"
+
+
+def test_overrides_are_the_place_of_what_is_wrong_with_them():
+    overrides = ["training.epochs=0", "model.tau=x"]
+    with pytest.raises(ConfigError) as caught:
+        load_study("scales", overrides)
+    given = "--set training.epochs=0 --set model.tau=x"
+    assert parts(caught.value) == [(given, "model (msvit).tau")]
+    assert str(caught.value).startswith(f"{given}: model (msvit).tau: ")
+
+
+def test_an_error_crosses_processes_whole():
+    error = ConfigError.of([Problem("a", "b", "c"), Problem("d", "e", "f", ": ")])
+    again = pickle.loads(pickle.dumps(error))
+    assert again.problems == error.problems
+    assert str(again) == "a.b: c\nd: e: f"
