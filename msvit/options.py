@@ -123,6 +123,8 @@ class Options(BaseModel):
             return unknown(given, cls._choices_at(loc), f"unknown value {given!r}")
         ours = error["type"] == "value_error"  # raised by a validator of this project
         message = str(error["ctx"]["error"]) if ours else f"{error['msg']} (got {given!r})"
+        if error["type"] in ("tuple_type", "list_type") and isinstance(given, str | int | float):
+            message += f"; write it as [{given}]"
         return message[0].lower() + message[1:]
 
     @classmethod
@@ -162,10 +164,15 @@ def below(where: str, key: str, joint: str = ".") -> str:
     return f"{where}{joint}{key}" if where and key else where or key
 
 
+def _plain(name: Any) -> str:
+    """``CIFAR-10`` and ``cifar10`` are near to each other."""
+    return str(name).lower().replace("-", "").replace("_", "").replace(" ", "")
+
+
 def unknown(name: Any, valid: Iterable[str], message: str) -> str:
     """``message`` plus the nearest of the ``valid`` names, where one is near, and all of them."""
     valid = sorted(valid)
-    near = difflib.get_close_matches(str(name), valid, n=1, cutoff=0.5)
-    if near:
-        return f"{message}; did you mean {near[0]!r}? (valid: {', '.join(valid)})"
+    plain = {_plain(choice): choice for choice in reversed(valid)}
+    if near := difflib.get_close_matches(_plain(name), plain, n=1, cutoff=0.5):
+        return f"{message}; did you mean {plain[near[0]]!r}? (valid: {', '.join(valid)})"
     return f"{message}; valid: {', '.join(valid)}" if valid else message

@@ -26,7 +26,9 @@ Two configurations that resolve to the same cell are run once. Nothing here impo
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import itertools
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -91,6 +93,7 @@ def load_study(grid: str, overrides: Sequence[str] = (), seeds: int | None = Non
     seed_list = seeds_of(values.get("seeds", 1) if seeds is None else seeds, where)
     cells = [_resolved(configuration, base, where) for configuration in configurations]
     if overrides:  # the file is right as it is: what is wrong from here on is in them
+        _check_once(overrides)
         for override in overrides:
             _override(configurations, override)
         with _blamed_on(overrides):
@@ -99,7 +102,7 @@ def load_study(grid: str, overrides: Sequence[str] = (), seeds: int | None = Non
     if len(groups) * len(seed_list) > MAX_CELLS:
         raise ConfigError(where, "", f"more than {MAX_CELLS} cells")
     return Study(
-        name=path.stem,
+        name=_name(path.stem, overrides),
         question=question,
         grid_file=shown_path(path),
         axes=tuple(axes),
@@ -111,6 +114,29 @@ def load_study(grid: str, overrides: Sequence[str] = (), seeds: int | None = Non
         overrides=tuple(overrides),
         notes=tuple(notes),
     )
+
+
+_LONGEST_NAME = 100  # of a folder; file systems take 255 bytes
+
+
+def _name(grid: str, overrides: Sequence[str]) -> str:
+    """Of the study, and so of its folder: ``scales``, ``scales+training.epochs=3``.
+
+    What is changed on the command line is another study, beside the grid's own.
+    """
+    parts = (re.sub(r"[^\w.,=-]", "", text) for text in sorted(overrides))
+    name = "+".join((grid, *parts))
+    if len(name) <= _LONGEST_NAME:
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+    return f"{name[: _LONGEST_NAME - 9]}-{digest}"
+
+
+def _check_once(overrides: Sequence[str]) -> None:
+    keys = [text.partition("=")[0].strip() for text in overrides]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise ConfigError(f"{_SET} {key}", "", "given twice")
 
 
 def _axes(values: Any, where: str) -> dict[str, list[Any]]:

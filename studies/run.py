@@ -25,7 +25,14 @@ from msvit.cells import SECTIONS
 from msvit.options import ConfigError
 from msvit.printing import for_reading
 from msvit.records.schema import RecordError
-from msvit.records.store import Records, cell_folder, read_failure, write_study
+from msvit.records.store import (
+    Records,
+    cell_folder,
+    read_failure,
+    read_study,
+    study_folder,
+    write_study,
+)
 from studies.cluster import Place, RayLost
 from studies.command_line import Parser, add_place, positive
 from studies.grids import list_grids, load_study
@@ -65,6 +72,7 @@ def _run(study: Study, options: argparse.Namespace) -> int:
     again = {"failed"} if options.retry_failed else set()
     entries = [c for c in study.cells if states[c.cell.id] in {"to do", "started"} | again]
     entries.sort(key=lambda entry: entry.cell.seed)  # soon one seed of every configuration
+    _check_same(study, results)
     write_study(results, study.manifest())
     print(f"{study.name}: {study.question}")
     print(f"{_size(study)}, {_counts(states)}; in {results}", flush=True)
@@ -82,6 +90,22 @@ def _run(study: Study, options: argparse.Namespace) -> int:
         given = {"data_dir": options.data_dir, "on_record": records.add}
         run_cells(entries, results, place, display, **given)
     return _report(study, records)
+
+
+def _check_same(study: Study, results: Path) -> None:
+    """A grid of the same name from another folder must not take a study's place."""
+    try:
+        known = read_study(results, study.name)
+    except RecordError:  # none yet, or none that anybody could read
+        return
+    same_cells = {c["id"] for c in known["cells"]} == {c.cell.id for c in study.cells}
+    if known["grid_file"] != study.grid_file and not same_cells:
+        raise ConfigError(
+            study.grid_file,
+            "",
+            f"{study_folder(results, study.name)} holds another study of this name, of "
+            f"{known['grid_file']}; give the file another name, or --results another folder",
+        )
 
 
 def _report(study: Study, records: Records[Observations]) -> int:

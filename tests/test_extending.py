@@ -175,6 +175,21 @@ def test_a_record_is_read_once_however_much_is_made_of_it(results, grid, monkeyp
     assert sorted(read) == sorted(path.parent.name for path in results.glob("cells/*/record.json"))
 
 
+def test_a_grid_of_the_same_name_takes_no_study_away(results, grid, tmp_path, capsys):
+    arguments = ["--results", str(results)]
+    assert run(["--grid", str(grid), *arguments]) == 0
+    other = tmp_path / "elsewhere" / grid.name
+    other.parent.mkdir()
+    other.write_text(GRID)  # a copy that was moved: the same cells
+    assert run(["--grid", str(other), *arguments]) == 0
+    assert run(["--grid", str(grid), *arguments]) == 0
+    kept = (results / "studies/mine/study.json").read_bytes()
+    other.write_text(GRID.replace("[[1], [1, 3]]", "[[1], [3]]"))
+    assert run(["--grid", str(other), *arguments]) == 2
+    assert "another study of this name" in capsys.readouterr().err
+    assert (results / "studies/mine/study.json").read_bytes() == kept
+
+
 def test_a_network_without_neurons_has_no_firing_rate(results):
     path = next(results.glob("cells/*/record.json"))
     record = json.loads(path.read_text()) | {"firing": [], "firing_rate": 0.0}

@@ -278,3 +278,28 @@ def test_a_grid_that_is_not_there_is_named(name, parts):
 def test_a_file_name_that_cannot_name_a_study_is_refused(grid):
     with pytest.raises(ConfigError, match="letters"):
         load_study(grid(name="my grid.yaml"))
+
+
+def test_what_overrides_change_is_a_study_of_its_own():
+    names = [
+        load_study("scales", overrides).name
+        for overrides in (
+            [],
+            ["training.epochs=3"],
+            ["model.scales=[1, 3]", "training.epochs=3"],
+            ["training.epochs=3", "model.scales=[1, 3]"],
+            ["training.lr=" + "0" * 200 + "1"],
+        )
+    ]
+    assert names[:4] == [
+        "scales",
+        "scales+training.epochs=3",
+        "scales+model.scales=1,3+training.epochs=3",
+        "scales+model.scales=1,3+training.epochs=3",
+    ]
+    assert len(names[4]) == 100
+
+
+def test_an_option_that_is_set_twice_is_refused():
+    with pytest.raises(ConfigError, match=r"--set training.epochs: given twice"):
+        load_study("scales", ["training.epochs=3", "training.epochs=4"])

@@ -55,3 +55,29 @@ def test_an_error_crosses_processes_whole():
     again = pickle.loads(pickle.dumps(error))
     assert again.problems == error.problems
     assert str(again) == "a.b: c\nd: e: f"
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "meant"),
+    [
+        ("data", "CIFAR-10", "cifar10"),
+        ("data", "Fashion MNIST", "fashion_mnist"),
+        ("model", "MSVIT", "msvit"),
+        ("model", "QKFormer-CIFAR10", "qkformer_cifar10"),
+    ],
+)
+def test_the_nearest_name_is_found_whatever_its_case_and_dashes(section, name, meant):
+    raw = {"model": {"name": "msvit"}, "data": {"name": "digits"}} | {section: {"name": name}}
+    with pytest.raises(ConfigError, match=f"did you mean '{meant}'"):
+        resolve_cell(raw, "t")
+
+
+def test_an_upper_case_neuron_is_understood():
+    with pytest.raises(ConfigError, match="did you mean 'lif'"):
+        resolve_cell({"model": {"name": "msvit", "neuron": "LIF"}, "data": {"name": "digits"}}, "t")
+
+
+@pytest.mark.parametrize(("given", "written"), [("1,3", r"\[1,3\]"), ("3", r"\[3\]")])
+def test_a_list_without_brackets_is_told_how_to_write_it(given, written):
+    with pytest.raises(ConfigError, match=f"write it as {written}"):
+        load_study("scales", [f"model.scales={given}"])
