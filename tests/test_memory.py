@@ -157,7 +157,7 @@ def test_hooks_of_the_caller_are_left_alone():
 def test_a_small_cell_after_a_large_one_knows_its_own_peak():
     script = """
 import torch
-from msvit.process import peak_memory_gb, prepare_process, reset_peak_memory
+from msvit.runtime import peak_memory_gb, prepare_process, reset_peak_memory
 prepare_process()
 cpu, peaks = torch.device("cpu"), []
 for megabytes in (10, 500, 10):
@@ -177,7 +177,7 @@ print(peaks[1] - peaks[0], peaks[2] - peaks[0])
 
 CHURN = """
 import torch
-from msvit.process import peak_memory_gb, prepare_process
+from msvit.runtime import peak_memory_gb, prepare_process
 before = torch.ones(3000)
 prepare_process()
 cpu = torch.device("cpu")

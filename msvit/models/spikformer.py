@@ -7,21 +7,33 @@ Spikes are added at shortcuts.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 
 from msvit.checkpoints import OfficialMap
+from msvit.kernels import NeuronSpec
 from msvit.layers.attention import SelfAttention
 from msvit.layers.blocks import MLP, Block, Classifier, as_sequence, drop_rates
 from msvit.layers.synapses import Conv
 from msvit.layers.units import ConvNormNeuron
-from msvit.models.base import Model, neuron_config
+from msvit.models.base import Model, neuron_spec
 from msvit.models.options import SpikformerOptions
+
+MakeAttention = Callable[[int, NeuronSpec], nn.Module]
 
 
 class Spikformer(Model):
-    def __init__(self, options: SpikformerOptions) -> None:
+    """Stem, position embedding and blocks, then a linear classifier.
+
+    ``attention(dim, neuron)`` gives the attention of a block, by default spiking self-attention;
+    it is called as ``attention(x, shortcut)``.
+    """
+
+    def __init__(self, options: SpikformerOptions, attention: MakeAttention | None = None) -> None:
         super().__init__(options)
-        neuron = neuron_config(options)
+        neuron = neuron_spec(options)
+        make_attention = attention or self._self_attention
         dim = options.dim
         widths = (options.in_channels, dim // 8, dim // 4, dim // 2, dim)
         self.stem = nn.Sequential(
@@ -36,14 +48,7 @@ class Spikformer(Model):
         self.blocks = nn.Sequential(
             *(
                 Block(
-                    SelfAttention(
-                        dim,
-                        options.heads,
-                        neuron,
-                        options.attn_threshold,
-                        options.attn_scale,
-                        qkv_bias=options.qkv_bias,
-                    ),
+                    make_attention(dim, neuron),
                     MLP(dim, round(dim * options.mlp_ratio), neuron),
                     drop,
                 )
@@ -55,6 +60,17 @@ class Spikformer(Model):
             for module in self.blocks.modules():
                 if isinstance(module, Conv):
                     nn.init.trunc_normal_(module.weight, std=0.02)
+
+    def _self_attention(self, dim: int, neuron: NeuronSpec) -> SelfAttention:
+        options = self.options
+        return SelfAttention(
+            dim,
+            options.heads,
+            neuron,
+            options.attn_threshold,
+            options.attn_scale,
+            qkv_bias=options.qkv_bias,
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(as_sequence(x, self.options.timesteps))

@@ -1,4 +1,4 @@
-"""Settings of a process that trains: device, memory allocator, threads, peak memory."""
+"""What a training runs on: device, threads, memory allocator, peak memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from functools import cache
 import torch
 
 from msvit import kernels
-from msvit.kernels import build
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # glibc's malloc.h
 
@@ -45,15 +44,15 @@ def _keep_freed_memory() -> None:
     """Have glibc keep large freed blocks, fit for use, instead of returning them to the kernel.
 
     Every activation would otherwise be fresh pages, and clearing them costs a third of a
-    training step (for the rest see ``kernels/allocator.cpp``). Other systems keep their defaults.
+    training step (for the rest see ``kernels/cpu/allocator.cpp``). Other systems keep their
+    defaults.
     """
     if not _is_glibc():
         return
     mallopt = ctypes.CDLL(None).mallopt
     mallopt(_M_MMAP_MAX, 0)
     mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
-    if not kernels.off() and (library := build.allocator()):
-        library.allocator_use()
+    kernels.use_allocator()
 
 
 def _is_glibc() -> bool:
