@@ -81,6 +81,7 @@ class Spikformer(Model):
         """Linear layers in the CIFAR code, 1×1 convolutions elsewhere.
 
         LayerNorms, and in the event code a position embedding, are built there and never used.
+        An attention other than the published one has no official names.
         """
         names = OfficialMap(
             tensors={f"head.linear.{t}": f"head.{t}" for t in ("weight", "bias")},
@@ -94,12 +95,13 @@ class Spikformer(Model):
             place(f"stem.{i}", "patch_embed.proj_", str(i or ""))
         place("position", "patch_embed.rpe_")
         kind = "linear" if self.options.qkv_bias else "conv"
-        for b in range(self.options.depth):
+        for b, block in enumerate(self.blocks):
             ours, theirs = f"blocks.{b}", f"block.{b}"
             attention = f"{theirs}.attn."
-            _place(names, f"{ours}.attention.qkv", attention, ["q_", "k_", "v_"], "", kind)
-            names.neurons[f"{ours}.attention.attend.neuron"] = [f"{attention}attn_lif"]
-            place(f"{ours}.attention.proj", f"{attention}proj_", kind=kind)
+            if isinstance(block.attention, SelfAttention):
+                _place(names, f"{ours}.attention.qkv", attention, ["q_", "k_", "v_"], "", kind)
+                names.neurons[f"{ours}.attention.attend.neuron"] = [f"{attention}attn_lif"]
+                place(f"{ours}.attention.proj", f"{attention}proj_", kind=kind)
             place(f"{ours}.mlp.fc1", f"{theirs}.mlp.fc1_", kind=kind)
             place(f"{ours}.mlp.fc2", f"{theirs}.mlp.fc2_", kind=kind)
         return names
