@@ -30,6 +30,10 @@ def _common(spec: NeuronSpec) -> dict[str, Any]:
     }
 
 
+def _leak(spec: NeuronSpec) -> dict[str, Any]:
+    return {"decay_input": spec.decay_input, **_common(spec)}
+
+
 def _glif(spec: NeuronSpec) -> nn.Module:
     # One set of gates per layer. GLIF keeps its threshold inside (0, 1): half of ours, so
     # that the usual threshold 1 becomes its usual 0.5.
@@ -68,9 +72,9 @@ def _psn(spec: NeuronSpec) -> nn.Module:
 
 NEURONS: dict[NeuronName, Callable[[NeuronSpec], nn.Module]] = {
     "if": lambda spec: sj.IFNode(**_common(spec)),
-    "lif": lambda spec: sj.LIFNode(tau=spec.tau, **_common(spec)),
-    "plif": lambda spec: sj.ParametricLIFNode(init_tau=spec.tau, **_common(spec)),
-    "klif": lambda spec: sj.KLIFNode(tau=spec.tau, **_common(spec)),
+    "lif": lambda spec: sj.LIFNode(tau=spec.tau, **_leak(spec)),
+    "plif": lambda spec: sj.ParametricLIFNode(init_tau=spec.tau, **_leak(spec)),
+    "klif": lambda spec: sj.KLIFNode(tau=spec.tau, **_leak(spec)),
     "glif": _glif,
     "clif": _clif,
     "ilif": _ilif,
