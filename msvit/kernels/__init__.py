@@ -68,6 +68,8 @@ def available(device: str | torch.device = "cpu", dtype: torch.dtype = torch.flo
 def describe(model: nn.Module, device: torch.device, dtype: torch.dtype) -> str:
     """What computes the neurons of ``model``, on activations of ``dtype``, for its record.
 
+    Neurons are its modules with a :class:`NeuronSpec` called ``spec``. The words:
+
     ``none``            it has none
     ``fused``           compiled passes, with norm, pool and shortcut
     ``plain``           torch and spikingjelly, which compute norms and pools as well

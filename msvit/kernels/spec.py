@@ -156,8 +156,8 @@ class Backend(Protocol):
     same) and ``R`` any number of axes; the passes read memory as it is said to lie and check
     nothing. ``folded`` is ``[4, C]``: mean, 1/std, scale and shift of a norm. ``coefficients``
     ``[3, C]`` are the a, b and d of a·g + b·y + d, the gradient through a norm. Vectors and
-    potentials are of dtype ``real``; sums over a batch are float64, or as exact as the device
-    affords. The same call gives the same bits.
+    potentials are of dtype ``real``, moments and sums over a batch float64. The same call gives
+    the same bits.
     """
 
     real: torch.dtype
