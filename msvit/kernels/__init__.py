@@ -92,8 +92,8 @@ def describe(model: nn.Module, device: torch.device, dtype: torch.dtype) -> str:
 
 
 def use_allocator() -> None:
-    """Have torch take CPU memory where freed memory is used again (``cpu/allocator.cpp``)."""
-    if _allowed() != "off" and (library := build.allocator()):
+    """Have torch take CPU memory from an allocator that uses freed memory again."""
+    if _cpp_on(torch.device("cpu")) and (library := build.allocator()):
         library.allocator_use()
 
 
