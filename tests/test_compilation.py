@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
+from msvit import kernels
 from msvit.cells import Cell, resolve_cell
-from msvit.kernels import build
 from msvit.options import ConfigError
 from msvit.training import train_cell
 from msvit.training.compilation import compiled, describe
@@ -75,7 +75,7 @@ def small_cell(**training) -> Cell:
     )
 
 
-@pytest.mark.skipif(build.compiler() is None, reason="this machine has no C++ compiler")
+@pytest.mark.skipif(kernels.cpp_compiler() is None, reason="this machine has no C++ compiler")
 def test_a_compiled_cell_trains_as_the_others_do(tmp_path, monkeypatch):
     """With Inductor, from the cell to its record."""
     counters.clear()
@@ -103,7 +103,7 @@ def test_cells_that_compile_nothing_are_named_as_before_the_option_was_there():
 
 
 def test_a_missing_compiler_is_said_before_anything_is_traced(monkeypatch):
-    monkeypatch.setattr(build, "compiler", lambda: None)
+    monkeypatch.setattr(kernels, "cpp_compiler", lambda: None)
     with pytest.raises(ConfigError, match=r"no C\+\+ compiler.*training.compile=null"):
         compiled(small_model("msvit"), "default")
     model = small_model("msvit")

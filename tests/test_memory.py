@@ -15,11 +15,11 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.functional import conv2d, linear
 
 from msvit import kernels
-from msvit.kernels import build, cpp, waiting
+from msvit.kernels.cpu import build, spike_bytes
 from tests.small import fire, small_input, small_model
 
 pytestmark = pytest.mark.skipif(
-    build.units("float") is None, reason="this machine has no C++ compiler"
+    build.units(torch.float32) is None, reason="this machine has no C++ compiler"
 )
 DTYPES = [torch.float32, torch.bfloat16, torch.float64]
 
@@ -33,14 +33,14 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float64]
     other=st.sampled_from([-1.0, 0.5, 256.0, 1e30, float("nan"), float("inf"), -float("inf")]),
 )
 def test_bytes_hold_small_whole_numbers_and_nothing_else(dtype, count, largest, place, other):
-    passes = cpp.passes(dtype)
+    codec = spike_bytes.codec(dtype)
     x = torch.randint(largest + 1, (count,)).to(dtype)
-    values, total = passes.to_bytes(x)
-    assert torch.equal(passes.from_bytes(values, torch.empty_like(x)), x)
+    values, total = codec.encode(x)
+    assert torch.equal(codec.decode(values, torch.empty_like(x)), x)
     assert torch.equal(values[:count].to(dtype), x)
     assert total == int(x.double().sum())
     x[int(place * count)] = other
-    assert passes.to_bytes(x) is None
+    assert codec.encode(x) is None
 
 
 def forward(x: torch.Tensor, weight: torch.Tensor, images: bool) -> torch.Tensor:
@@ -72,9 +72,10 @@ def test_a_product_keeps_bytes_for_spikes_and_gives_the_same_gradients(kind, dty
 
 def test_products_of_one_input_share_its_bytes_until_it_changes(monkeypatch):
     packed = []
-    passes = cpp.passes(torch.float32)
-    pack = type(passes).to_bytes
-    monkeypatch.setattr(type(passes), "to_bytes", lambda self, x: packed.append(x) or pack(self, x))
+    pack = spike_bytes.Codec.encode
+    monkeypatch.setattr(
+        spike_bytes.Codec, "encode", lambda self, x: packed.append(x) or pack(self, x)
+    )
     x = torch.ones(100, 400)
     weights = [torch.randn(5, 400, requires_grad=True) for _ in range(3)]
     with kernels.spikes_as_bytes(x.device):
@@ -90,9 +91,9 @@ def test_products_of_one_input_share_its_bytes_until_it_changes(monkeypatch):
 @pytest.mark.parametrize("name", ["msvit", "spikformer", "spikingformer", "maxformer"])
 def test_models_keep_bytes_and_train_alike_without(name, monkeypatch):
     found, unpacked = [], []
-    unpack = cpp.Passes.from_bytes
+    unpack = spike_bytes.Codec.decode
     monkeypatch.setattr(
-        cpp.Passes, "from_bytes", lambda *a: unpacked.append(a) or unpack(*a), raising=True
+        spike_bytes.Codec, "decode", lambda *a: unpacked.append(a) or unpack(*a), raising=True
     )
     for keep_bytes in (True, False):
         model = small_model(name).double()
@@ -109,19 +110,18 @@ def test_models_keep_bytes_and_train_alike_without(name, monkeypatch):
 
 
 def test_bytes_are_remembered_while_the_spikes_live(monkeypatch):
-    monkeypatch.setattr(waiting, "_MOST_DEAD", 0)  # the dead are looked for every time
+    monkeypatch.setattr(spike_bytes, "MOST_DEAD", 0)  # the dead are looked for every time
     made = []
-    monkeypatch.setattr(
-        cpp.Passes, "to_bytes", lambda *a, to=cpp.Passes.to_bytes: made.append(1) or to(*a)
-    )
-    seen = waiting._Seen()
+    encode = spike_bytes.Codec.encode
+    monkeypatch.setattr(spike_bytes.Codec, "encode", lambda *a: made.append(1) or encode(*a))
+    current = spike_bytes.ForwardPass()
     kept = [torch.full((4, 64), i % 2.0) for i in range(3)]
     for _ in range(2):
         for x in kept:
-            assert seen.bytes_of(x).total == x.sum()
-            seen.bytes_of(torch.zeros(4, 64))  # dies at once
+            assert current.bytes_of(x).total == x.sum()
+            current.bytes_of(torch.zeros(4, 64))  # dies at once
     assert len(made) == 3 + 6  # each of the living once
-    assert len(seen._found) <= 3 + 1
+    assert len(current.remembered()) <= 3 + 1
 
 
 def test_parts_of_one_memory_are_told_apart():
@@ -157,7 +157,7 @@ def test_hooks_of_the_caller_are_left_alone():
 def test_a_small_cell_after_a_large_one_knows_its_own_peak():
     script = """
 import torch
-from msvit.process import peak_memory_gb, prepare_process, reset_peak_memory
+from msvit.runtime import peak_memory_gb, prepare_process, reset_peak_memory
 prepare_process()
 cpu, peaks = torch.device("cpu"), []
 for megabytes in (10, 500, 10):
@@ -177,7 +177,7 @@ print(peaks[1] - peaks[0], peaks[2] - peaks[0])
 
 CHURN = """
 import torch
-from msvit.process import peak_memory_gb, prepare_process
+from msvit.runtime import peak_memory_gb, prepare_process
 before = torch.ones(3000)
 prepare_process()
 cpu = torch.device("cpu")
@@ -207,6 +207,6 @@ def test_freed_memory_is_used_again():
     if build.allocator() is None or not sys.platform.startswith("linux"):
         pytest.skip("no allocator here")
     live = sum(4 * (40_000 + 997 * (i % 7)) for i in range(200)) / 1e9
-    with_it = grown("on")
+    with_it = grown("")
     assert with_it < 1.3 * live
     assert with_it < grown("off")

@@ -8,14 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from msvit.kernels import NeuronSpec
 from msvit.layers.blocks import Classifier
 from msvit.layers.norm import BatchNorm
-from msvit.layers.synapses import Conv, Linear, SpikeMask, SpikeProduct
+from msvit.layers.synapses import Conv, Linear, MatrixProduct, SpikeMask
 from msvit.metrics import measure
 from msvit.metrics.layer_names import layer_name
 from msvit.metrics.operations import inspect
 from msvit.models import create_model
-from msvit.neurons import Neuron, NeuronConfig
+from msvit.neurons import Neuron
 from msvit.records.energy import sop_spikformer
 
 
@@ -122,18 +123,18 @@ def test_products_run_over_the_operand_with_fewer_spikes():
     q, k, v = (spikes(2, 3, 2, 6, 4, rate=r, seed=i) for i, r in enumerate((0.2, 0.5, 0.3)))
     events = torch.zeros(2, 3, 1, 1, 1)  # tells two steps of three images
 
-    (row,) = rows_of(SpikeProduct(), events, operands=(k.transpose(-1, -2), v))
+    (row,) = rows_of(MatrixProduct(), events, operands=(k.transpose(-1, -2), v))
     dense = sum(1 for _ in itertools.product(range(2), range(4), range(6), range(4))) * 2
     assert row["kind"] == "product"
     assert row["dense_macs"] == dense
     assert row["acs"] == pytest.approx(float(v.mean()) * dense)
 
-    (row,) = rows_of(SpikeProduct(), events, operands=(q, k.transpose(-1, -2) @ v))
+    (row,) = rows_of(MatrixProduct(), events, operands=(q, k.transpose(-1, -2) @ v))
     assert row["input"] == "spikes", "q is binary, kᵀv is not: accumulates run over q"
     assert row["acs"] == pytest.approx(float(q.mean()) * dense)
 
     (row,) = rows_of(
-        SpikeProduct(), events, operands=(torch.randn(q.shape), torch.randn(2, 3, 2, 4, 4))
+        MatrixProduct(), events, operands=(torch.randn(q.shape), torch.randn(2, 3, 2, 4, 4))
     )
     assert row["macs"] == dense
 
@@ -187,7 +188,7 @@ def test_firing_rates_are_spikes_over_neurons_per_step_and_part():
     class Net(nn.Module):
         def __init__(self):
             super().__init__()
-            self.neuron = Neuron(NeuronConfig(tau=2.0), parts=("q", "k"))
+            self.neuron = Neuron(NeuronSpec(tau=2.0), parts=("q", "k"))
 
         def forward(self, x):
             return self.neuron(x)

@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from msvit import kernels, processor
-from msvit.kernels import build, cpp, plain, products, waiting
+from msvit.kernels import reference
+from msvit.kernels.cpu import build, sparse_products, spike_bytes
 from msvit.precision import choose_precision
 from tests.small import fire, small_input, small_model
 
 pytestmark = pytest.mark.skipif(
-    build.products("float") is None, reason="this machine has no C++ compiler"
+    build.sparse_products(torch.float32) is None, reason="this machine has no C++ compiler"
 )
 KERNELS = [(1, 1), (3, 3), (1, 3), (5, 5), (3, 1), (1, 7), (7, 15)]
 CPU = torch.device("cpu")
@@ -48,9 +49,10 @@ def error(found: Tensor, exact: Tensor) -> float:
 
 def assert_equals_dense(x: Tensor, weight: Tensor) -> None:
     """In float64, and by the sparse way."""
-    assert products.convolve(x, weight) is not None
+    assert sparse_products.supports(x, weight)
+    assert sparse_products.few_spikes(x.contiguous(), weight) is not None
     found = outcome(kernels.convolve, x, weight)
-    for ours, dense in zip(found, outcome(plain.convolve, x, weight), strict=True):
+    for ours, dense in zip(found, outcome(reference.convolve, x, weight), strict=True):
         assert error(ours, dense) < 1e-13
 
 
@@ -58,9 +60,11 @@ def assert_equals_dense(x: Tensor, weight: Tensor) -> None:
 def counted(monkeypatch) -> list[torch.Size]:
     """The shapes of what has been multiplied sparsely."""
     shapes: list[torch.Size] = []
-    product = cpp.Products.product
+    product = sparse_products.Products.product
     monkeypatch.setattr(
-        cpp.Products, "product", lambda self, x, *a: shapes.append(a[0]) or product(self, x, *a)
+        sparse_products.Products,
+        "product",
+        lambda self, x, *a: shapes.append(a[0]) or product(self, x, *a),
     )
     return shapes
 
@@ -69,7 +73,7 @@ def counted(monkeypatch) -> list[torch.Size]:
 @given(
     images=st.tuples(st.integers(1, 3), st.integers(1, 5)),
     plane=st.tuples(st.integers(1, 45), st.integers(1, 45)),
-    channels=st.integers(products._FEWEST_CHANNELS, 140),
+    channels=st.integers(sparse_products.FEWEST_CHANNELS, 140),
     outputs=st.integers(1, 230),
     kernel=st.sampled_from(KERNELS),
     rate=st.sampled_from([0.0, 0.02, 0.1, 0.3]),
@@ -108,7 +112,7 @@ def test_outputs_larger_than_the_caches(kernel):
     weight = torch.randn(256, 32, *kernel)
     found = kernels.convolve(x, weight, 1, padding(weight))
     assert found.numel() * found.element_size() > 32 << 20
-    assert error(found, plain.convolve(x, weight, 1, padding(weight), 1).double()) < 1e-6
+    assert error(found, reference.convolve(x, weight, 1, padding(weight), 1).double()) < 1e-6
 
 
 def test_inference_mode_and_tracing():
@@ -153,7 +157,7 @@ def test_float32_is_as_exact_as_a_dense_product(kernel):
     torch.manual_seed(0)
     x = spikes(4, 8, 32, 32, 96, rate=0.1, dtype=torch.float32)
     weight = torch.randn(96, 96, *kernel)
-    exact = outcome(plain.convolve, x.double(), weight.double())
+    exact = outcome(reference.convolve, x.double(), weight.double())
     for found, truth in zip(outcome(kernels.convolve, x, weight), exact, strict=True):
         assert error(found, truth) < 1e-6
 
@@ -163,18 +167,18 @@ def test_bfloat16_rounds_operands_and_keeps_the_weights_gradient_in_float32(outp
     torch.manual_seed(0)
     x = spikes(2, 4, 16, 16, 96, rate=0.05, dtype=torch.bfloat16)
     weight = torch.randn(outputs, 96, 3, 3)
-    if products._bounds(torch.bfloat16).most_spikes == 0:
+    if sparse_products.bounds(torch.bfloat16).most_spikes == 0:
         pytest.skip("this processor multiplies matrices in bfloat16")
     with torch.autocast("cpu", torch.bfloat16):
         y, x_grad, weight_grad = outcome(kernels.convolve, x, weight)
     assert y.dtype == x_grad.dtype == torch.bfloat16
     assert weight_grad.dtype == torch.float32
-    exact = outcome(plain.convolve, x.double(), weight.to(torch.bfloat16).double())
+    exact = outcome(reference.convolve, x.double(), weight.to(torch.bfloat16).double())
     assert error(y, exact[0]) < 3e-3
     assert error(x_grad, exact[1]) < 3e-3
     grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y.dtype)
     wide = x.double().requires_grad_(), weight.double().requires_grad_()
-    out = plain.convolve(*wide, 1, padding(weight), 1)
+    out = reference.convolve(*wide, 1, padding(weight), 1)
     (truth,) = torch.autograd.grad(out, wide[1], grad.double())
     assert error(weight_grad, truth) < 1e-6
 
@@ -193,7 +197,7 @@ def test_what_is_no_spikes_or_too_many_is_multiplied(counted):
     assert counted == [few.shape]
     for x in others.values():
         found = kernels.convolve(x, weight, 1, (1, 1))
-        assert torch.equal(found, plain.convolve(x, weight, 1, (1, 1), 1))
+        assert torch.equal(found, reference.convolve(x, weight, 1, (1, 1), 1))
     assert counted == [few.shape]
 
 
@@ -255,9 +259,9 @@ def test_same_threads_same_bits(dtype):
 
 def test_products_of_one_input_share_its_bytes_and_keep_nothing_else(monkeypatch):
     converted = []
-    convert = cpp.Passes.to_bytes
+    convert = spike_bytes.Codec.encode
     monkeypatch.setattr(
-        cpp.Passes, "to_bytes", lambda self, x: converted.append(x.shape) or convert(self, x)
+        spike_bytes.Codec, "encode", lambda self, x: converted.append(x.shape) or convert(self, x)
     )
     x = spikes(1, 2, 32, 32, 32, rate=0.1, dtype=torch.float32)
     weights = [torch.randn(8, 32, k, k, requires_grad=True) for k in (1, 3)]
@@ -277,13 +281,13 @@ def test_a_forward_pass_lets_go_of_what_nobody_will_ask_for(grad):
     """Bytes of spikes that have died stay for the backward pass only, but for 16 MiB of them."""
     weight = torch.randn(16, 32, 1, 1)
     size = 2**22
-    with torch.set_grad_enabled(grad), kernels.spikes_as_bytes(CPU):
+    with torch.set_grad_enabled(grad), kernels.spikes_as_bytes(CPU) as current:
         for _ in range(9):
             x = spikes(1, 2, 256, 256, 32, rate=0.1, dtype=torch.float32)
             assert x.numel() == size
             kernels.convolve(x, weight)
-            kept = waiting._seen.get()._found.values()
-            assert sum(found.total > 0 for _, found in kept) * size <= 2**24 + size
+            kept = [found for found in current.remembered() if found.total > 0]
+            assert len(kept) * size <= spike_bytes.MOST_DEAD + size
 
 
 @pytest.mark.parametrize("name", ["msvit", "spikformer", "qkformer", "spikingformer", "sdt"])
@@ -294,7 +298,7 @@ def test_models_take_the_sparse_way_and_end_where_the_dense_one_does(name, count
         model = small_model(name).double()
         fire(model)
         if not sparse:
-            monkeypatch.setattr(products, "convolve", lambda *_: None)
+            monkeypatch.setattr(sparse_products, "few_spikes", lambda *_: None)
         images = small_input(model, 4)
         counted.clear()
         y = model(images)
@@ -319,14 +323,14 @@ PROCESSORS = {  # words of /proc/cpuinfo
 def test_the_faster_bfloat16_is_the_fewer_spikes_are_worth_adding_up(name, monkeypatch):
     words, faster, most = PROCESSORS[name]
     monkeypatch.setattr(processor, "description", lambda: f"flags : {words}")
-    products._bounds.cache_clear()
+    sparse_products.bounds.cache_clear()
     try:
         assert choose_precision("auto", CPU).label.startswith("bf16") == faster
-        assert products._bounds(torch.bfloat16).most_spikes == most
-        assert (products._bounds(torch.bfloat16).outputs > 0) == faster
-        assert products._bounds(torch.float32).most_spikes == 0.33
+        assert sparse_products.bounds(torch.bfloat16).most_spikes == most
+        assert (sparse_products.bounds(torch.bfloat16).outputs > 0) == faster
+        assert sparse_products.bounds(torch.float32).most_spikes == 0.33
     finally:
-        products._bounds.cache_clear()
+        sparse_products.bounds.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -343,19 +347,19 @@ def test_narrow_products_are_dense_and_their_gradients_sums(
     dtype, channels, outputs, sums, counted, monkeypatch
 ):
     gradients = []
-    gradient = cpp.Products.weight_gradient
+    gradient = sparse_products.Products.weight_gradient
     monkeypatch.setattr(
-        cpp.Products, "weight_gradient", lambda *a: gradients.append(a) or gradient(*a)
+        sparse_products.Products, "weight_gradient", lambda *a: gradients.append(a) or gradient(*a)
     )
     monkeypatch.setattr(processor, "description", lambda: "AuthenticAMD avx512_bf16")
-    products._bounds.cache_clear()
+    sparse_products.bounds.cache_clear()
     dtype = getattr(torch, dtype)
     x = spikes(1, 2, 16, 16, channels, rate=0.1, dtype=dtype)
     weight = torch.randn(outputs, channels, 3, 3)
     with torch.autocast("cpu", dtype, enabled=dtype == torch.bfloat16):
         found = outcome(kernels.convolve, x, weight)
-        dense = outcome(plain.convolve, x, weight)
-    products._bounds.cache_clear()
+        dense = outcome(reference.convolve, x, weight)
+    sparse_products.bounds.cache_clear()
     assert (len(counted), len(gradients)) == (sums, 1)
     for ours, theirs in zip(found, dense, strict=True):
         assert error(ours, theirs.double()) < (2e-2 if dtype == torch.bfloat16 else 1e-6)
@@ -370,7 +374,7 @@ def test_rows_too_wide_for_lists_of_places_are_dense(counted):
         found = outcome(kernels.convolve, row, weight)
         assert bool(counted) == sparse
         counted.clear()
-        for ours, dense in zip(found, outcome(plain.convolve, row, weight), strict=True):
+        for ours, dense in zip(found, outcome(reference.convolve, row, weight), strict=True):
             assert error(ours, dense) < 1e-13
 
 
@@ -382,7 +386,7 @@ def test_other_processors_compute_the_same(flag, tmp_path):
     native = {"sse2": (), "avx2": ("-march=x86-64-v3",), "avx512vl": ("-march=x86-64-v4",)}[flag]
     program = f"""
 import sys, pytest
-from msvit.kernels import build
+from msvit.kernels.cpu import build
 build.NATIVE = {native!r}
 build.FLAGS = tuple(flag.replace("-O3", "-O1") for flag in build.FLAGS)
 chosen = "in_float64 or as_large"

@@ -394,7 +394,7 @@ def test_a_rounding_matmul_is_not_kept(monkeypatch):
 def test_a_process_takes_its_threads_from_its_cpus_and_knows_its_peak_memory():
     script = """
 import torch
-from msvit.process import peak_memory_gb, prepare_process, reset_peak_memory
+from msvit.runtime import peak_memory_gb, prepare_process, reset_peak_memory
 prepare_process()
 reset_peak_memory(torch.device("cpu"))
 before = peak_memory_gb(torch.device("cpu"))

@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from msvit import create_model, list_models, load_official
+from msvit.layers.attention import TokenAttention
 from msvit.layers.synapses import Conv
 from msvit.models import model_options, zoo
+from msvit.models.spikformer import Spikformer
 from msvit.options import ConfigError
 from tests import oracles
 from tests.small import fire, small_input, small_model
@@ -232,3 +234,23 @@ def official_state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 def test_impossible_options_are_named(name, options, said):
     with pytest.raises(ConfigError, match=said):
         model_options(name, options)
+
+
+def test_spikformer_takes_another_attention_and_keeps_the_rest():
+    published = small_model("spikformer").double()
+    options = published.options
+    other = Spikformer(options, lambda dim, neuron: TokenAttention(dim, options.heads, neuron))
+    images = small_input(other, 2)
+    other.double()(images).square().sum().backward()
+    attentions = [block.attention for block in other.blocks]
+    assert len(attentions) == options.depth
+    for attention in attentions:
+        assert isinstance(attention, TokenAttention)
+        assert attention.proj.conv.weight.grad.abs().sum() > 0
+
+    def around(model: Spikformer) -> dict[str, torch.Size]:
+        weights = model.state_dict().items()
+        return {name: w.shape for name, w in weights if ".attention." not in name}
+
+    assert around(other) == around(published)
+    assert set(around(other)) >= {f"{unit}.conv.weight" for unit in other.official_map().units}

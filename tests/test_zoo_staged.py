@@ -11,12 +11,12 @@ import torch
 from torch.nn import functional as F
 
 from msvit import create_model, load_official
+from msvit.kernels import NeuronSpec
 from msvit.layers.dualspike import DualSpikeAttention, FiringRate
 from msvit.layers.repconv import RepConv
 from msvit.layers.synapses import Conv
 from msvit.metrics import measure
 from msvit.models import model_options
-from msvit.neurons import NeuronConfig
 from msvit.options import ConfigError
 from tests import oracles_staged as oracles
 from tests.small import fire, small_input, small_model
@@ -62,7 +62,7 @@ def test_published_spikingresformer_counts_leave_out_the_norms(name, published):
 @pytest.mark.parametrize("training", [False, True])
 def test_dual_spike_attention_is_its_formula(training):
     torch.manual_seed(0)
-    attention = DualSpikeAttention(4, 2, 2, NeuronConfig(surrogate="atan"), 0.8).double()
+    attention = DualSpikeAttention(4, 2, 2, NeuronSpec(surrogate="atan"), 0.8).double()
     torch.nn.init.uniform_(attention.transform.norm.bias, 0, 4)
     attention.train(training)
     x_rate, attn_rate = torch.tensor([0.3, 0.6]), torch.tensor([0.1, 0.05])

@@ -5,9 +5,15 @@ shortcut. Activations are time-major and channels-last, ``[T, ..., C]``, contigu
 stride of 0 (a static input, computed once and expanded). float32, bfloat16 (potentials, statistics
 and parameters stay float32) and float64.
 
-This file alone chooses what runs: compiled C++ on the CPU, Triton on CUDA, torch and spikingjelly
-where that is impossible, where ``MSVIT_KERNELS=off``, and in what ``torch.compile`` traces. Results
-are the same.
+This file alone chooses what runs. ``MSVIT_KERNELS`` in the environment tells what it may:
+
+    unset, or empty   compiled C++ on the CPU, Triton on CUDA
+    off               neither
+    cpu               C++ on the CPU alone
+    triton            Triton alone; CPU tensors then need its interpreter, ``TRITON_INTERPRET=1``
+
+The reference, torch and spikingjelly, does the rest: what the others cannot, what they may not, and
+what ``torch.compile`` traces. Results are the same.
 """
 
 from __future__ import annotations
@@ -17,37 +23,78 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from . import build, cpp, fused, plain, products, waiting
-from .spec import NeuronSpec, Norm
+from msvit.options import ConfigError
+
+from . import autograd, reference
+from .cpu import build, sparse_products, spike_bytes
+from .cpu import passes as cpu_passes
+from .spec import EQUATIONS, Backend, NeuronSpec, Norm
 
 __all__ = [
     "NeuronSpec",
     "Norm",
     "available",
     "convolve",
+    "cpp_compiler",
+    "describe",
     "max_pool",
     "neuron",
     "norm_add",
     "norm_neuron",
-    "score_mask",
     "spikes_as_bytes",
+    "supports",
+    "token_attention",
+    "use_allocator",
 ]
 
+CHOICES = ("", "off", "cpu", "triton")
+"""Values of ``MSVIT_KERNELS``."""
 
-def off() -> bool:
-    """Whether ``MSVIT_KERNELS=off`` forbids all compiled code of our own."""
-    return os.environ.get("MSVIT_KERNELS") == "off"
+cpp_compiler = build.compiler
 
 
-def _left_to_torch() -> bool:
-    return off() or torch.compiler.is_compiling()
+def supports(spec: NeuronSpec) -> bool:
+    """Whether the operations here know the equations of a neuron. A layer asks once, when built."""
+    return spec.kind in EQUATIONS
 
 
 def available(device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> bool:
     """Whether units on ``device`` run in compiled passes; compiles them if need be."""
     return _backend(torch.device(device), dtype) is not None
+
+
+def describe(model: nn.Module, device: torch.device, dtype: torch.dtype) -> str:
+    """What computes the neurons of ``model``, on activations of ``dtype``, for its record.
+
+    Neurons are its modules with a :class:`NeuronSpec` called ``spec``. The words:
+
+    ``none``            it has none
+    ``fused``           compiled passes, with norm, pool and shortcut
+    ``plain``           torch and spikingjelly, which compute norms and pools as well
+    ``plain neurons``   spikingjelly, for want of kernels for them, between compiled norms and pools
+    ``mixed neurons``   compiled passes some of them, spikingjelly the others
+
+    A training step that ``torch.compile`` has made is recorded as ``torch.compile (…)``
+    (:func:`msvit.training.compilation.describe`). Single units whose operands lie otherwise than a
+    backend can read go by the reference without being named here.
+    """
+    specs = {m.spec for m in model.modules() if isinstance(getattr(m, "spec", None), NeuronSpec)}
+    if not specs:
+        return "none"
+    if not available(device, dtype):
+        return "plain"
+    known = {supports(spec) for spec in specs}
+    if len(known) == 2:
+        return "mixed neurons"
+    return "fused" if known == {True} else "plain neurons"
+
+
+def use_allocator() -> None:
+    """Have torch take CPU memory from an allocator that uses freed memory again."""
+    if _cpp_on(torch.device("cpu")) and (library := build.allocator()):
+        library.allocator_use()
 
 
 def norm_neuron(
@@ -74,10 +121,10 @@ def norm_neuron(
     Returns:
         spikes (+ shortcut), ``[T, ..., C]`` of y's dtype.
     """
-    passes = _for_units(y, norm, shortcut, offset, pool)
-    if passes is None:
-        return plain.norm_neuron(y, norm, spec, plif_w, shortcut, offset, pool)
-    return fused.norm_neuron(passes, y, norm, spec, plif_w, shortcut, offset, pool)
+    backend = _for_unit(y, norm, shortcut, offset, pool)
+    if backend is None:
+        return reference.norm_neuron(y, norm, spec, plif_w, shortcut, offset, pool)
+    return autograd.norm_neuron(backend, y, norm, spec, plif_w, shortcut, offset, pool)
 
 
 def convolve(
@@ -99,20 +146,20 @@ def convolve(
     if weight.shape[2:] == (1, 1) and stride > 1 and padding == (0, 0):
         x, stride = x[:, :, ::stride, ::stride], 1
     same = weight.shape[2:] == tuple(2 * side + 1 for side in padding)
-    ours = x.device.type == "cpu" and not _left_to_torch()
-    if ours and same and stride == groups == 1:
-        y = products.convolve(x, weight)
-        if y is not None:
-            return y
-    return plain.convolve(x, weight, stride, padding, groups)
+    if same and stride == groups == 1 and _cpp_on(x.device) and sparse_products.supports(x, weight):
+        dense = x.contiguous()
+        spikes = sparse_products.few_spikes(dense, weight)
+        if spikes is not None:
+            return sparse_products.convolve(dense, weight, spikes)
+    return reference.convolve(x, weight, stride, padding, groups)
 
 
 def neuron(x: Tensor, spec: NeuronSpec, plif_w: Tensor | None = None) -> Tensor:
     """Spikes ``[T, ...]`` of a neuron that is fed ``x [T, ...]``."""
-    passes = _for_units(x)
-    if passes is None:
-        return plain.neuron(x, spec, plif_w)
-    return fused.neuron(passes, x, spec, plif_w)
+    backend = _for_unit(x)
+    if backend is None:
+        return reference.neuron(x, spec, plif_w)
+    return autograd.neuron(backend, x, spec, plif_w)
 
 
 def norm_add(
@@ -123,10 +170,10 @@ def norm_add(
     pool: bool = False,
 ) -> Tensor:
     """Norm (→ max pool) (→ + shortcut): membrane potential; see :func:`norm_neuron`."""
-    passes = _for_units(y, norm, shortcut, offset, pool)
-    if passes is None:
-        return plain.norm_add(y, norm, shortcut, offset, pool)
-    return fused.norm_add(passes, y, norm, shortcut, offset, pool)
+    backend = _for_unit(y, norm, shortcut, offset, pool)
+    if backend is None:
+        return reference.norm_add(y, norm, shortcut, offset, pool)
+    return autograd.norm_add(backend, y, norm, shortcut, offset, pool)
 
 
 def max_pool(x: Tensor) -> Tensor:
@@ -134,11 +181,11 @@ def max_pool(x: Tensor) -> Tensor:
 
     The gradient goes to the first of equal values, as in ``torch.nn.functional.max_pool2d``.
     """
-    passes = _for_units(x)
-    return plain.max_pool(x) if passes is None else fused.max_pool(passes, x)
+    backend = _for_unit(x)
+    return reference.max_pool(x) if backend is None else autograd.max_pool(backend, x)
 
 
-def score_mask(
+def token_attention(
     joined: Tensor,
     parts: int,
     wide: Sequence[Tensor],
@@ -162,12 +209,10 @@ def score_mask(
 
     Source: QKFormer (arXiv 2403.16552), eq. 6 and 7; MSVIT (arXiv 2505.14719).
     """
-    passes = _for_units(joined)
-    channels = joined.shape[-1] // parts
-    alike = all(w.shape == (*joined.shape[:-1], channels) and _same(w, joined) for w in wide)
-    if passes is None or not alike or channels // heads * joined.element_size() % passes.head_bytes:
-        return plain.score_mask(joined, parts, wide, spec, heads, plif_w)
-    return fused.score_mask(passes, joined, parts, wide, spec, heads, plif_w)
+    backend = _for_token_attention(joined, parts, wide, heads)
+    if backend is None:
+        return reference.token_attention(joined, parts, wide, spec, heads, plif_w)
+    return autograd.token_attention(backend, joined, parts, wide, spec, heads, plif_w)
 
 
 def spikes_as_bytes(device: torch.device) -> AbstractContextManager:
@@ -175,56 +220,105 @@ def spikes_as_bytes(device: torch.device) -> AbstractContextManager:
 
     On a CPU. Where there are hooks on saved tensors already, they have precedence.
     """
-    if device.type != "cpu" or _left_to_torch() or build.compiler() is None:
+    if not _cpp_on(device) or build.compiler() is None:
         return nullcontext()
-    return waiting.spikes_as_bytes(torch.is_grad_enabled() and not waiting.others_are_at_work())
+    keep = torch.is_grad_enabled() and not spike_bytes.others_are_at_work()
+    return spike_bytes.spikes_as_bytes(keep)
 
 
-def _backend(device: torch.device, dtype: torch.dtype):
-    """The passes for tensors of this kind, None where the plain path has to do."""
-    if _left_to_torch():
+# What may run, and what a backend cannot do, is said below and nowhere else.
+
+
+def _allowed() -> str:
+    """One of ``CHOICES``."""
+    value = os.environ.get("MSVIT_KERNELS", "")
+    if value not in CHOICES:
+        message = f"one of {', '.join(CHOICES[1:])}, or unset for the fastest"
+        raise ConfigError(f"MSVIT_KERNELS={value}", "", message)
+    return value
+
+
+def _cpp_on(device: torch.device) -> bool:
+    """Whether tensors of ``device`` may go through C++."""
+    if device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    return _allowed() in ("", "cpu")
+
+
+def _backend(device: torch.device, dtype: torch.dtype) -> Backend | None:
+    """The passes for tensors of this kind, None where the reference has to do."""
+    if _cpp_on(device):
+        return cpu_passes.backend(dtype)
+    if torch.compiler.is_compiling():
         return None
-    if device.type == "cpu":
-        return cpp.passes(dtype)
+    allowed = _allowed()
     # Triton starts kernels on the current device only.
     if device.type == "cuda" and device.index in (None, torch.cuda.current_device()):
-        return _triton_passes(dtype)
+        return _triton(dtype) if allowed in ("", "triton") else None
+    if device.type == "cpu" and allowed == "triton":
+        return _interpreted(dtype)
     return None
 
 
-def _triton_passes(dtype: torch.dtype):
+def _triton(dtype: torch.dtype) -> Backend | None:
     try:
-        from . import triton_units
+        from .cuda import passes
     except ImportError:
         return None
-    return triton_units.passes(dtype)
+    return passes.backend(dtype)
 
 
-def _for_units(
+def _interpreted(dtype: torch.dtype) -> Backend | None:
+    try:
+        from .cuda import passes
+    except ImportError:
+        raise ConfigError("MSVIT_KERNELS=triton", "", "Triton is not installed") from None
+    if not passes.INTERPRETED:
+        message = "on the CPU Triton needs TRITON_INTERPRET=1 in the environment from the start"
+        raise ConfigError("MSVIT_KERNELS=triton", "", message)
+    return passes.backend(dtype)
+
+
+def _for_unit(
     y: Tensor,
     norm: Norm | None = None,
     shortcut: Tensor | None = None,
     offset: Tensor | None = None,
     pool: bool = False,
-):
-    """The backend that can run a unit on these operands, None for the plain path.
+) -> Backend | None:
+    """The backend that can run a unit on these operands, None for the reference.
 
     The passes read memory as it is said to lie; whatever else torch would take, or refuse with
     words, is left to torch.
     """
-    passes = _backend(y.device, y.dtype)
-    if passes is None or y.numel() == 0:
+    backend = _backend(y.device, y.dtype)
+    if backend is None or y.numel() == 0:
         return None
     if norm is not None:
-        vectors = (norm.weight, norm.bias, norm.running_mean, norm.running_var, offset)
-        if not all(v is None or _is_vector(v, y, passes.real) for v in vectors):
+        vectors = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
+        if not all(_is_vector(v, y, backend.real) for v in vectors):
+            return None
+        if offset is not None and not _is_vector(offset, y, backend.real):
             return None
     shape = y.shape
     if pool:
         shape = (*y.shape[:2], *((size + 1) // 2 for size in y.shape[2:4]), y.shape[4])
     if shortcut is not None and not (shortcut.shape == shape and _same(shortcut, y)):
         return None
-    return passes
+    return backend
+
+
+def _for_token_attention(
+    joined: Tensor, parts: int, wide: Sequence[Tensor], heads: int
+) -> Backend | None:
+    backend = _for_unit(joined)
+    if backend is None:
+        return None
+    channels = joined.shape[-1] // parts
+    if not all(w.shape == (*joined.shape[:-1], channels) and _same(w, joined) for w in wide):
+        return None
+    whole_words = channels // heads * joined.element_size() % backend.head_bytes == 0
+    return backend if whole_words else None
 
 
 def _is_vector(v: Tensor, y: Tensor, dtype: torch.dtype) -> bool:

@@ -8,10 +8,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from msvit import kernels
+from msvit.kernels import NeuronSpec
 from msvit.layers.norm import BatchNorm
-from msvit.layers.synapses import Conv, SpikeMask, SpikeProduct
+from msvit.layers.synapses import Conv, MatrixProduct, SpikeMask
 from msvit.layers.units import ConvNormNeuron, fire
-from msvit.neurons import Neuron, NeuronConfig, watched
+from msvit.neurons import Neuron, watched
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
@@ -31,12 +32,12 @@ class AttentionCore(nn.Module):
     operations is. Source: Spikformer (arXiv 2209.15425), eq. 7.
     """
 
-    def __init__(self, heads: int, neuron: NeuronConfig, scale: float) -> None:
+    def __init__(self, heads: int, neuron: NeuronSpec, scale: float) -> None:
         super().__init__()
         self.heads = heads
         self.scale = scale
-        self.first = SpikeProduct()
-        self.second = SpikeProduct()
+        self.first = MatrixProduct()
+        self.second = MatrixProduct()
         self.neuron = Neuron(neuron)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -60,7 +61,7 @@ class SelfAttention(nn.Module):
         self,
         dim: int,
         heads: int,
-        neuron: NeuronConfig,
+        neuron: NeuronSpec,
         attn_threshold: float = 0.5,
         scale: float = 0.125,
         qkv_bias: bool = False,
@@ -100,7 +101,7 @@ class TokenAttention(nn.Module):
         self,
         dim: int,
         heads: int,
-        neuron: NeuronConfig,
+        neuron: NeuronSpec,
         scales: tuple[int, ...] = (1, 3),
         attn_threshold: float = 1.0,
         fusion: str = "token",
@@ -118,14 +119,15 @@ class TokenAttention(nn.Module):
         else:
             self.branches = SeparateBranches(dim, neuron, scales, self.names, plane)
         self.attn_neuron = Neuron(neuron.with_(threshold=attn_threshold))
+        self.in_kernels = fusion == "token" and self.attn_neuron.in_kernels
         self.mask = SpikeMask()
         self.proj = ConvNormNeuron(dim, dim, neuron, bias=True)
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
         joined, wide = self.branches(x)
         neuron = self.attn_neuron
-        if self.fusion == "token" and neuron.spec is not None and not watched(self.mask):
-            masked, attend = kernels.score_mask(
+        if self.in_kernels and not watched(self.mask):
+            masked, attend = kernels.token_attention(
                 joined,
                 joined.shape[-1] // self.dim,
                 wide,
@@ -174,7 +176,7 @@ class SeparateBranches(nn.Module):
     def __init__(
         self,
         dim: int,
-        neuron: NeuronConfig,
+        neuron: NeuronSpec,
         scales: tuple[int, ...],
         names: tuple[str, ...],
         plane: bool,
@@ -212,7 +214,7 @@ class SharedBranches(nn.Module):
     def __init__(
         self,
         dim: int,
-        neuron: NeuronConfig,
+        neuron: NeuronSpec,
         scales: tuple[int, ...],
         names: tuple[str, ...],
         plane: bool,

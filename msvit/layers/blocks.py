@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from msvit.kernels import NeuronSpec
 from msvit.layers.synapses import Linear
 from msvit.layers.units import ConvNormNeuron
-from msvit.neurons import Neuron, NeuronConfig
+from msvit.neurons import Neuron
 
 
 def as_sequence(x: Tensor, timesteps: int) -> Tensor:
@@ -32,7 +33,7 @@ def as_sequence(x: Tensor, timesteps: int) -> Tensor:
 class MLP(nn.Module):
     """Two 1×1 conv-norm-neuron units, spikes ``[T, B, H, W, C]`` → the same (+ shortcut)."""
 
-    def __init__(self, dim: int, hidden: int, neuron: NeuronConfig, bias: bool = True) -> None:
+    def __init__(self, dim: int, hidden: int, neuron: NeuronSpec, bias: bool = True) -> None:
         super().__init__()
         self.fc1 = ConvNormNeuron(dim, hidden, neuron, bias=bias)
         self.fc2 = ConvNormNeuron(hidden, dim, neuron, bias=bias)
@@ -93,7 +94,7 @@ class PatchEmbedding(nn.Module):
         widths: Sequence[int],
         pools: Sequence[bool],
         shortcut_from: int,
-        neuron: NeuronConfig,
+        neuron: NeuronSpec,
     ) -> None:
         super().__init__()
         inputs = (in_channels, *widths)
@@ -119,7 +120,7 @@ class Classifier(nn.Module):
     """Mean over the image plane (→ neuron) → linear: ``[T, B, H, W, C]`` → logits per step."""
 
     def __init__(
-        self, dim: int, num_classes: int, neuron: NeuronConfig | None = None, bias: bool = True
+        self, dim: int, num_classes: int, neuron: NeuronSpec | None = None, bias: bool = True
     ) -> None:
         super().__init__()
         self.neuron = Neuron(neuron) if neuron is not None else None

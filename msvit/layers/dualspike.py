@@ -8,10 +8,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from msvit.kernels import NeuronSpec
 from msvit.layers.attention import merge_heads, split_heads
-from msvit.layers.synapses import SpikeProduct
+from msvit.layers.synapses import MatrixProduct
 from msvit.layers.units import ConvNorm
-from msvit.neurons import Neuron, NeuronConfig
+from msvit.neurons import Neuron
 
 MOMENTUM = 0.999
 
@@ -50,17 +51,17 @@ class DualSpikeAttention(nn.Module):
     """
 
     def __init__(
-        self, dim: int, heads: int, patch: int, neuron: NeuronConfig, attn_threshold: float
+        self, dim: int, heads: int, patch: int, neuron: NeuronSpec, attn_threshold: float
     ) -> None:
         super().__init__()
         self.heads = heads
         self.neuron = Neuron(neuron)
         self.transform = ConvNorm(dim, 2 * dim, kernel=patch, stride=patch, padding=0)
         self.rate = FiringRate(heads)
-        self.first = SpikeProduct()
+        self.first = MatrixProduct()
         self.attn_neuron = Neuron(neuron.with_(threshold=attn_threshold))
         self.attn_rate = FiringRate(heads)
-        self.second = SpikeProduct()
+        self.second = MatrixProduct()
         self.out_neuron = Neuron(neuron)
         self.proj = ConvNorm(dim, dim)
 

@@ -9,17 +9,18 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from msvit.kernels import NeuronSpec
 from msvit.layers.attention import AttentionCore, merge_heads, split_heads
 from msvit.layers.synapses import SpikeMask
 from msvit.layers.units import ConvNorm, ConvNormNeuron, NeuronConvNorm
-from msvit.neurons import Neuron, NeuronConfig
+from msvit.neurons import Neuron
 
 
 class MembraneMLP(nn.Module):
     """Two neuron-conv-norm units (+ shortcut), with kernels of 1×1 unless told otherwise."""
 
     def __init__(
-        self, dim: int, hidden: int, neuron: NeuronConfig, bias: bool = True, kernel: int = 1
+        self, dim: int, hidden: int, neuron: NeuronSpec, bias: bool = True, kernel: int = 1
     ) -> None:
         super().__init__()
         self.fc1 = NeuronConvNorm(dim, hidden, neuron, kernel, bias=bias)
@@ -40,7 +41,7 @@ class MembraneSelfAttention(nn.Module):
         self,
         dim: int,
         heads: int,
-        neuron: NeuronConfig,
+        neuron: NeuronSpec,
         attn_threshold: float = 0.5,
         scale: float = 0.125,
         proj_bias: bool = True,
@@ -70,7 +71,7 @@ class SpikeDrivenAttention(nn.Module):
         self,
         dim: int,
         heads: int,
-        neuron: NeuronConfig,
+        neuron: NeuronSpec,
         attn_threshold: float = 0.5,
         pool: bool = False,
     ) -> None:

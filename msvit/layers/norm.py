@@ -20,8 +20,6 @@ class BatchNorm(nn.Module):
     a static input whose statistics are computed on one step.
     """
 
-    track_running_stats = True
-
     def __init__(self, channels: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
         super().__init__()
         self.eps = eps

@@ -74,8 +74,8 @@ class Linear(nn.Linear):
         return math.prod(y.shape[2:-1]) * self.weight.numel()
 
 
-class SpikeProduct(nn.Module):
-    """Matrix product of two spike tensors ``[T, B, heads, n, m] @ [T, B, heads, m, p]``."""
+class MatrixProduct(nn.Module):
+    """Product of two activations, ``[T, B, heads, n, m] @ [T, B, heads, m, p]``."""
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         return a @ b

@@ -12,10 +12,10 @@ from typing import Literal
 from torch import Tensor, nn
 
 from msvit import kernels
-from msvit.kernels import max_pool
+from msvit.kernels import NeuronSpec, max_pool
 from msvit.layers.norm import BatchNorm
 from msvit.layers.synapses import Conv
-from msvit.neurons import Neuron, NeuronConfig, watched
+from msvit.neurons import Neuron, watched
 
 
 def add(x: Tensor, shortcut: Tensor | None) -> Tensor:
@@ -30,11 +30,11 @@ def fire(
     shortcut: Tensor | None = None,
     pool: bool = False,
 ) -> Tensor:
-    """Norm (→ max pool) → neuron (→ + shortcut) of a current, in one go where kernels can.
+    """Norm (→ max pool) → neuron (→ + shortcut) of a current, in one go where kernels know it.
 
     A monitored neuron shows its spikes before the shortcut is added.
     """
-    if neuron.spec is None:
+    if not neuron.in_kernels:
         return add(neuron(norm(y, offset, pool=pool)), shortcut)
     unit = (y, norm, neuron.spec, neuron.time_constant)
     if shortcut is not None and not watched(neuron.spikes):
@@ -79,7 +79,7 @@ class ConvNormNeuron(nn.Module):
         self,
         in_channels: int,
         out_channels: int,
-        neuron: NeuronConfig,
+        neuron: NeuronSpec,
         kernel: int | tuple[int, int] = 1,
         stride: int = 1,
         groups: int = 1,
@@ -117,7 +117,7 @@ class NeuronConvNorm(nn.Module):
         self,
         in_channels: int,
         out_channels: int,
-        neuron: NeuronConfig,
+        neuron: NeuronSpec,
         kernel: int = 1,
         stride: int = 1,
         padding: int | None = None,

@@ -40,11 +40,11 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from msvit.layers.blocks import Classifier
-from msvit.layers.synapses import Conv, Linear, SpikeMask, SpikeProduct, is_static
+from msvit.layers.synapses import Conv, Linear, MatrixProduct, SpikeMask, is_static
 from msvit.metrics.layer_names import layer_name
 from msvit.records.schema import Operations
 
-_KINDS = {Conv: "conv", Linear: "linear", SpikeProduct: "product", SpikeMask: "mask"}
+_KINDS = {Conv: "conv", Linear: "linear", MatrixProduct: "product", SpikeMask: "mask"}
 _CONTENTS = ("spikes", "integer", "analog")  # each includes those before it
 
 

@@ -8,12 +8,12 @@ from torch import Tensor, nn
 
 from msvit import kernels
 from msvit.checkpoints import OfficialMap
+from msvit.kernels import NeuronSpec
 from msvit.models.options import SpikingOptions
-from msvit.neurons import NeuronConfig
 
 
-def neuron_config(options: SpikingOptions) -> NeuronConfig:
-    return NeuronConfig(
+def neuron_spec(options: SpikingOptions) -> NeuronSpec:
+    return NeuronSpec(
         kind=options.neuron,
         tau=options.tau,
         threshold=options.threshold,

@@ -11,13 +11,13 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from msvit.checkpoints import OfficialMap
+from msvit.kernels import NeuronSpec
 from msvit.layers.blocks import Block, Classifier, as_sequence, drop_rates
 from msvit.layers.membrane import MembraneSelfAttention
 from msvit.layers.synapses import Conv
 from msvit.layers.units import ConvNorm, NeuronConvNorm, add
-from msvit.models.base import Model, neuron_config
+from msvit.models.base import Model, neuron_spec
 from msvit.models.options import MaxFormerOptions
-from msvit.neurons import NeuronConfig
 
 
 class PatchEmbedding(nn.Module):
@@ -55,7 +55,7 @@ class PatchEmbedding(nn.Module):
 
 
 def embedding(
-    layout: str, stage: int, in_channels: int, dim: int, neuron: NeuronConfig
+    layout: str, stage: int, in_channels: int, dim: int, neuron: NeuronSpec
 ) -> PatchEmbedding:
     """The patch embedding of a stage (from 1) in the published layout for a kind of data.
 
@@ -91,7 +91,7 @@ class MaxFormerMLP(nn.Module):
     own, as in the released code.
     """
 
-    def __init__(self, dim: int, hidden: int, neuron: NeuronConfig) -> None:
+    def __init__(self, dim: int, hidden: int, neuron: NeuronSpec) -> None:
         super().__init__()
         self.fc1 = NeuronConvNorm(dim, hidden, neuron, bias=True)
         self.fc2 = NeuronConvNorm(hidden, dim, neuron, bias=True)
@@ -107,7 +107,7 @@ class MaxFormerMLP(nn.Module):
 class MaxFormer(Model):
     def __init__(self, options: MaxFormerOptions) -> None:
         super().__init__(options)
-        neuron = neuron_config(options)
+        neuron = neuron_spec(options)
         drops = iter(drop_rates(options.drop_path, sum(options.depths)))
 
         def mixer(kind: str, dim: int) -> nn.Module | None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from msvit.checkpoints import OfficialMap
+from msvit.kernels import NeuronSpec
 from msvit.layers.attention import AttentionCore
 from msvit.layers.blocks import Block, Classifier, as_sequence, drop_rates
 from msvit.layers.membrane import MembraneMLP
@@ -18,15 +19,15 @@ from msvit.layers.norm import BatchNorm
 from msvit.layers.repconv import RepConv
 from msvit.layers.synapses import Conv
 from msvit.layers.units import ConvNorm, NeuronConvNorm, fire
-from msvit.models.base import Model, neuron_config
+from msvit.models.base import Model, neuron_spec
 from msvit.models.options import MetaSpikeFormerOptions
-from msvit.neurons import Neuron, NeuronConfig
+from msvit.neurons import Neuron
 
 
 class SeparableConv(nn.Module):
     """Neuron → 1×1 to twice the channels → neuron → depthwise 7×7 → 1×1 back (+ shortcut)."""
 
-    def __init__(self, dim: int, neuron: NeuronConfig) -> None:
+    def __init__(self, dim: int, neuron: NeuronSpec) -> None:
         super().__init__()
         self.expand = NeuronConvNorm(dim, 2 * dim, neuron)
         self.neuron = Neuron(neuron)
@@ -42,7 +43,7 @@ class RepAttention(nn.Module):
     """Spiking self-attention with re-parameterisable convolutions, neuron first (+ shortcut)."""
 
     def __init__(
-        self, dim: int, heads: int, neuron: NeuronConfig, attn_threshold: float, scale: float
+        self, dim: int, heads: int, neuron: NeuronSpec, attn_threshold: float, scale: float
     ) -> None:
         super().__init__()
         self.neuron = Neuron(neuron)
@@ -62,7 +63,7 @@ class RepAttention(nn.Module):
 class MetaSpikeFormer(Model):
     def __init__(self, options: MetaSpikeFormerOptions) -> None:
         super().__init__(options)
-        neuron = neuron_config(options)
+        neuron = neuron_spec(options)
         drops = iter(drop_rates(options.drop_path, sum(options.depths)))
         attention_from = len(options.depths) - 2
 

@@ -12,10 +12,10 @@ QKFormer is an option, so that an ablation can walk from one to the other:
 
 from __future__ import annotations
 
+from msvit.kernels import NeuronSpec
 from msvit.layers.attention import TokenAttention
 from msvit.models.options import MSVITOptions
 from msvit.models.qkformer import QKFormer
-from msvit.neurons import NeuronConfig
 
 
 def build(options: MSVITOptions) -> QKFormer:
@@ -24,7 +24,7 @@ def build(options: MSVITOptions) -> QKFormer:
 
 class MSVIT(QKFormer):
     def __init__(self, options: MSVITOptions) -> None:
-        def attention(stage: int, dim: int, neuron: NeuronConfig) -> TokenAttention | None:
+        def attention(stage: int, dim: int, neuron: NeuronSpec) -> TokenAttention | None:
             multi_scale = stage in options.stages
             if stage == len(options.depths) and not multi_scale:
                 return None

@@ -10,13 +10,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from msvit.neuron_kinds import NeuronName, SurrogateName
 from msvit.options import Options
 
 Count = Annotated[int, Field(ge=1, le=65536)]
 Positive = Annotated[float, Field(gt=0, le=1e6)]
 Scale = Annotated[int, Field(ge=1, le=255)]
-NeuronName = Literal["lif", "if", "plif", "klif", "glif", "clif", "ilif", "psn"]
-SurrogateName = Literal["sigmoid", "atan", "erf", "piecewise_quadratic", "soft_sign", "rect"]
 Layout = Literal["cifar", "imagenet", "events"]
 
 

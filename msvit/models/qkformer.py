@@ -12,13 +12,13 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from msvit.checkpoints import OfficialMap
+from msvit.kernels import NeuronSpec
 from msvit.layers.attention import SelfAttention, TokenAttention
 from msvit.layers.blocks import MLP, Block, Classifier, PatchEmbedding, as_sequence, drop_rates
-from msvit.models.base import Model, neuron_config
+from msvit.models.base import Model, neuron_spec
 from msvit.models.options import HierarchicalOptions, QKFormerOptions
-from msvit.neurons import NeuronConfig
 
-MakeTokenAttention = Callable[[int, int, NeuronConfig], TokenAttention | None]
+MakeTokenAttention = Callable[[int, int, NeuronSpec], TokenAttention | None]
 
 
 class QKFormer(Model):
@@ -34,7 +34,7 @@ class QKFormer(Model):
         token_attention: MakeTokenAttention | None = None,
     ) -> None:
         super().__init__(options)
-        neuron = neuron_config(options)
+        neuron = neuron_spec(options)
         make_attention = token_attention or self._token_qk_attention
 
         drops = iter(drop_rates(options.drop_path, sum(options.depths)))
@@ -61,7 +61,7 @@ class QKFormer(Model):
             previous = dim
         self.head = Classifier(previous, options.num_classes)
 
-    def _token_qk_attention(self, stage: int, dim: int, neuron: NeuronConfig):
+    def _token_qk_attention(self, stage: int, dim: int, neuron: NeuronSpec):
         options = self.options
         if stage == len(options.depths):
             return None
@@ -78,7 +78,7 @@ class QKFormer(Model):
 
 
 def embedding(
-    layout: str, stage: int, in_channels: int, dim: int, neuron: NeuronConfig
+    layout: str, stage: int, in_channels: int, dim: int, neuron: NeuronSpec
 ) -> PatchEmbedding:
     """The patch embedding of a stage (from 1) in the published layout for a kind of data.
 

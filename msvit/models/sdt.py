@@ -15,14 +15,14 @@ from msvit.layers.blocks import Block, Classifier, as_sequence, drop_rates
 from msvit.layers.membrane import MembraneMLP, SpikeDrivenAttention
 from msvit.layers.synapses import Conv
 from msvit.layers.units import ConvNorm, ConvNormNeuron, NeuronConvNorm
-from msvit.models.base import Model, neuron_config
+from msvit.models.base import Model, neuron_spec
 from msvit.models.options import SDTOptions
 
 
 class SpikeDrivenTransformer(Model):
     def __init__(self, options: SDTOptions) -> None:
         super().__init__(options)
-        neuron = neuron_config(options)
+        neuron = neuron_spec(options)
         dim = options.dim
         widths = (options.in_channels, dim // 8, dim // 4, dim // 2)
         *pools, last_pool = options.pools

@@ -7,21 +7,33 @@ Spikes are added at shortcuts.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 
 from msvit.checkpoints import OfficialMap
+from msvit.kernels import NeuronSpec
 from msvit.layers.attention import SelfAttention
 from msvit.layers.blocks import MLP, Block, Classifier, as_sequence, drop_rates
 from msvit.layers.synapses import Conv
 from msvit.layers.units import ConvNormNeuron
-from msvit.models.base import Model, neuron_config
+from msvit.models.base import Model, neuron_spec
 from msvit.models.options import SpikformerOptions
+
+MakeAttention = Callable[[int, NeuronSpec], nn.Module]
 
 
 class Spikformer(Model):
-    def __init__(self, options: SpikformerOptions) -> None:
+    """Stem, position embedding and blocks, then a linear classifier.
+
+    ``attention(dim, neuron)`` gives the attention of a block, by default spiking self-attention;
+    it is called as ``attention(x, shortcut)``.
+    """
+
+    def __init__(self, options: SpikformerOptions, attention: MakeAttention | None = None) -> None:
         super().__init__(options)
-        neuron = neuron_config(options)
+        neuron = neuron_spec(options)
+        make_attention = attention or self._self_attention
         dim = options.dim
         widths = (options.in_channels, dim // 8, dim // 4, dim // 2, dim)
         self.stem = nn.Sequential(
@@ -36,14 +48,7 @@ class Spikformer(Model):
         self.blocks = nn.Sequential(
             *(
                 Block(
-                    SelfAttention(
-                        dim,
-                        options.heads,
-                        neuron,
-                        options.attn_threshold,
-                        options.attn_scale,
-                        qkv_bias=options.qkv_bias,
-                    ),
+                    make_attention(dim, neuron),
                     MLP(dim, round(dim * options.mlp_ratio), neuron),
                     drop,
                 )
@@ -56,6 +61,17 @@ class Spikformer(Model):
                 if isinstance(module, Conv):
                     nn.init.trunc_normal_(module.weight, std=0.02)
 
+    def _self_attention(self, dim: int, neuron: NeuronSpec) -> SelfAttention:
+        options = self.options
+        return SelfAttention(
+            dim,
+            options.heads,
+            neuron,
+            options.attn_threshold,
+            options.attn_scale,
+            qkv_bias=options.qkv_bias,
+        )
+
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(as_sequence(x, self.options.timesteps))
         x = self.position(x, shortcut=x)
@@ -65,6 +81,7 @@ class Spikformer(Model):
         """Linear layers in the CIFAR code, 1×1 convolutions elsewhere.
 
         LayerNorms, and in the event code a position embedding, are built there and never used.
+        An attention other than the published one has no official names.
         """
         names = OfficialMap(
             tensors={f"head.linear.{t}": f"head.{t}" for t in ("weight", "bias")},
@@ -78,12 +95,13 @@ class Spikformer(Model):
             place(f"stem.{i}", "patch_embed.proj_", str(i or ""))
         place("position", "patch_embed.rpe_")
         kind = "linear" if self.options.qkv_bias else "conv"
-        for b in range(self.options.depth):
+        for b, block in enumerate(self.blocks):
             ours, theirs = f"blocks.{b}", f"block.{b}"
             attention = f"{theirs}.attn."
-            _place(names, f"{ours}.attention.qkv", attention, ["q_", "k_", "v_"], "", kind)
-            names.neurons[f"{ours}.attention.attend.neuron"] = [f"{attention}attn_lif"]
-            place(f"{ours}.attention.proj", f"{attention}proj_", kind=kind)
+            if isinstance(block.attention, SelfAttention):
+                _place(names, f"{ours}.attention.qkv", attention, ["q_", "k_", "v_"], "", kind)
+                names.neurons[f"{ours}.attention.attend.neuron"] = [f"{attention}attn_lif"]
+                place(f"{ours}.attention.proj", f"{attention}proj_", kind=kind)
             place(f"{ours}.mlp.fc1", f"{theirs}.mlp.fc1_", kind=kind)
             place(f"{ours}.mlp.fc2", f"{theirs}.mlp.fc2_", kind=kind)
         return names

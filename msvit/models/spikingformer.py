@@ -13,14 +13,14 @@ from msvit.checkpoints import OfficialMap
 from msvit.layers.blocks import Block, Classifier, as_sequence, drop_rates
 from msvit.layers.membrane import MembraneMLP, MembraneSelfAttention
 from msvit.layers.units import ConvNorm, NeuronConvNorm
-from msvit.models.base import Model, neuron_config
+from msvit.models.base import Model, neuron_spec
 from msvit.models.options import SpikingformerOptions
 
 
 class Spikingformer(Model):
     def __init__(self, options: SpikingformerOptions) -> None:
         super().__init__(options)
-        neuron = neuron_config(options)
+        neuron = neuron_spec(options)
         dim = options.dim
         widths = (dim // 8, dim // 4, dim // 2, dim, dim)
         self.encode = ConvNorm(options.in_channels, widths[0], 3)

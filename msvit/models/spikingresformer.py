@@ -13,19 +13,19 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from msvit.checkpoints import OfficialMap
+from msvit.kernels import NeuronSpec
 from msvit.layers.blocks import Block, Classifier, as_sequence, drop_rates
 from msvit.layers.dualspike import DualSpikeAttention
 from msvit.layers.synapses import Conv
 from msvit.layers.units import ConvNorm, NeuronConvNorm
-from msvit.models.base import Model, neuron_config
+from msvit.models.base import Model, neuron_spec
 from msvit.models.options import SpikingResformerOptions
-from msvit.neurons import NeuronConfig
 
 
 class GroupFeedForward(nn.Module):
     """1×1 up, grouped 3×3 around a shortcut, 1×1 down (+ shortcut); neurons stand in front."""
 
-    def __init__(self, dim: int, hidden: int, group_size: int, neuron: NeuronConfig) -> None:
+    def __init__(self, dim: int, hidden: int, group_size: int, neuron: NeuronSpec) -> None:
         super().__init__()
         self.up = NeuronConvNorm(dim, hidden, neuron)
         self.conv = NeuronConvNorm(hidden, hidden, neuron, 3, groups=hidden // group_size)
@@ -39,7 +39,7 @@ class GroupFeedForward(nn.Module):
 class SpikingResformer(Model):
     def __init__(self, options: SpikingResformerOptions) -> None:
         super().__init__(options)
-        neuron = neuron_config(options)
+        neuron = neuron_spec(options)
         drops = iter(drop_rates(options.drop_path, sum(options.depths)))
 
         def block(dim: int, patch: int) -> Block:

@@ -12,7 +12,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from msvit.checkpoints import OfficialMap
-from msvit.layers.synapses import Conv, Linear, SpikeProduct
+from msvit.layers.synapses import Conv, Linear, MatrixProduct
 from msvit.models.base import Model
 from msvit.models.options import ViTOptions
 
@@ -98,8 +98,8 @@ class CountedAttention(nn.Module):
         super().__init__()
         self.heads = heads
         self.qkv = CountedLinear(qkv)
-        self.first = SpikeProduct()
-        self.second = SpikeProduct()
+        self.first = MatrixProduct()
+        self.second = MatrixProduct()
         self.proj = CountedLinear(proj)
 
     def forward(self, x: Tensor, **_mask: None) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from msvit import kernels
 from msvit.cells import SCHEMA, Cell
@@ -21,13 +21,13 @@ from msvit.data.splits import Images, Splits
 from msvit.metrics import Meter
 from msvit.models import create_model
 from msvit.precision import choose_precision
-from msvit.process import (
+from msvit.recipes import TrainingOptions
+from msvit.runtime import (
     peak_memory_gb,
     prepare_process,
     reset_peak_memory,
     training_device,
 )
-from msvit.recipes import TrainingOptions
 from msvit.training.batches import Normalise, eval_batches, steps_per_epoch, train_batches
 from msvit.training.checkpoint import load_checkpoint, save_checkpoint
 from msvit.training.compilation import compiled, describe
@@ -106,7 +106,7 @@ def train_cell(
             "val_accuracy": val_accuracy,
             "seconds": time.perf_counter() - started,
         }
-        progress.kernels = _kernels(options.compile, device, precision.dtype)
+        progress.kernels = _kernels(model, options.compile, device, precision.dtype)
         progress.add(row, trained - started, peak_memory_gb(device))
         progress.save()
         shown = ("epoch", "train_loss", "val_loss", "val_accuracy", "seconds")
@@ -214,11 +214,13 @@ def _load_data(cell: Cell, data_dir: Path | None, device: torch.device) -> Split
     )
 
 
-def _kernels(compile_mode: str | None, device: torch.device, dtype: torch.dtype) -> str:
+def _kernels(
+    model: nn.Module, compile_mode: str | None, device: torch.device, dtype: torch.dtype
+) -> str:
     """What computed the training steps."""
     if compile_mode is not None:
         return describe(compile_mode, device)
-    return "fused" if kernels.available(device, dtype) else "plain"
+    return kernels.describe(model, device, dtype)
 
 
 def _be_deterministic(device: torch.device) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from msvit.kernels import build
+from msvit import kernels
 from msvit.options import ConfigError
 
 _SKIPPED = "cudagraph_skips"  # as Inductor counts them
@@ -32,7 +32,7 @@ def compiled(model: nn.Module, mode: str | None) -> Callable[[Tensor], Tensor]:
 
     if "TORCHINDUCTOR_COMPILE_THREADS" not in os.environ:
         config.compile_threads = torch.get_num_threads()  # other cells have the other CPUs
-    if not torch.cuda.is_available() and build.compiler() is None:
+    if not torch.cuda.is_available() and kernels.cpp_compiler() is None:
         message = "no C++ compiler was found; training.compile=null does without"
         raise ConfigError("training", "compile", message)
     run = torch.compile(model, mode=mode, fullgraph=True, dynamic=False)

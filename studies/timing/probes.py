@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.functional import conv2d
 
 from msvit import create_model
-from msvit.layers.synapses import Conv, Linear, SpikeProduct, is_static
+from msvit.layers.synapses import Conv, Linear, MatrixProduct, is_static
 from msvit.models import model_options
 from msvit.neurons import Spikes
 from studies.timing.roofline import Peaks, Work
@@ -92,10 +92,10 @@ def count_work(name: str, options: dict) -> Work:
     model = create_model(name, **options).eval()
     found = dict.fromkeys(("product_flops", "conv_flops", "first_flops", "currents", "spikes"), 0)
 
-    def synapse(module: Conv | Linear | SpikeProduct, inputs: tuple, output: torch.Tensor) -> None:
+    def synapse(module: Conv | Linear | MatrixProduct, inputs: tuple, output: torch.Tensor) -> None:
         static = isinstance(module, Conv) and is_static(inputs[0])
         steps = 1 if static else inputs[0].shape[0]
-        operands = inputs if isinstance(module, SpikeProduct) else (*inputs, output)
+        operands = inputs if isinstance(module, MatrixProduct) else (*inputs, output)
         flops = 2 * steps * module.dense_macs(*operands)
         wide = isinstance(module, Conv) and module.kernel != (1, 1)
         found["conv_flops" if wide else "product_flops"] += flops
@@ -107,7 +107,7 @@ def count_work(name: str, options: dict) -> Work:
         found["spikes"] += output.numel()
 
     for module in model.modules():
-        if isinstance(module, Conv | Linear | SpikeProduct):
+        if isinstance(module, Conv | Linear | MatrixProduct):
             module.register_forward_hook(synapse)
         elif isinstance(module, Spikes):
             module.register_forward_hook(spikes)

@@ -17,7 +17,7 @@ from msvit import create_model, kernels, processor
 from msvit.layers.norm import BatchNorm
 from msvit.metrics.operations import OperationCounter
 from msvit.precision import Precision, bf16_is_faster, choose_precision
-from msvit.process import peak_memory_gb, prepare_process, reset_peak_memory, training_device
+from msvit.runtime import peak_memory_gb, prepare_process, reset_peak_memory, training_device
 from studies.plain_models import plain_model
 from studies.timing.cases import COMPILED, PRECISIONS
 from studies.timing.probes import count_work, measure_peaks, wait_for

@@ -1,6 +1,6 @@
 // 3 x 3 max pooling with stride 2 and padding 1 between norm and neuron, or alone.
 #pragma once
-#include "dynamics.h"
+#include "neuron.h"
 
 namespace {
 
@@ -47,7 +47,7 @@ struct Largest {
 // norm (scale and shift null: none) -> pool -> neuron (null: none) (-> + shortcut). For backward
 // (null: not needed): y at the maxima [t, R', C], and codes of the maxima [t, R', padded C], for as
 // many steps as y has.
-struct PoolPass {
+struct MaxPool {
     Planes<const S> y;
     const R *scale, *shift;
     Planes<const S> shortcut;
@@ -55,7 +55,7 @@ struct PoolPass {
     uint8_t* codes;
     i64 steps, images, height, width, channels;
 
-    void run(const Dynamics* dynamics, int threads) const {
+    void run(const Neuron* neuron, int threads) const {
         const PerChannel scales(scale, channels), shifts(shift, channels);
         const i64 high = (height + 1) / 2, wide = (width + 1) / 2, rows = images * high * wide;
         in_parallel(threads, [&](int thread, int n) {
@@ -66,7 +66,6 @@ struct PoolPass {
                 const i64 at = row * channels + c, left = channels - c, image = row / (high * wide);
                 const S* source = y.at + image * height * width * channels + c;
                 Pair v{};
-                if (dynamics) v = {dynamics->rest(), dynamics->rest()};
                 Largest top;
                 for (i64 t = 0; t < steps; ++t) {
                     const i64 here = t * rows * channels + at;
@@ -76,10 +75,10 @@ struct PoolPass {
                         if (codes) store_codes(codes + (t * rows + row) * padded(channels) + c, top.code);
                     }
                     Pair x = top.x;
-                    if (dynamics) {
-                        Pair h{dynamics->charge(v.a, x.a), dynamics->charge(v.b, x.b)};
-                        M fired_a = dynamics->fires(h.a), fired_b = dynamics->fires(h.b);
-                        v = {dynamics->after(h.a, fired_a), dynamics->after(h.b, fired_b)};
+                    if (neuron) {
+                        Pair h{neuron->charge(v.a, x.a), neuron->charge(v.b, x.b)};
+                        M fired_a = neuron->fires(h.a), fired_b = neuron->fires(h.b);
+                        v = {neuron->after(h.a, fired_a), neuron->after(h.b, fired_b)};
                         x = {fired_a ? V{} + R(1) : V{}, fired_b ? V{} + R(1) : V{}};
                     }
                     if (shortcut.at) x = x + load_part(shortcut.at + t * shortcut.step + at, left);
@@ -92,7 +91,7 @@ struct PoolPass {
 
 // Hands the gradient of pooled pixels [T, R', C] to the pixels they came from: g, or
 // a * g + b * y + d where the coefficients are given.
-struct UnpoolPass {
+struct MaxPoolGradient {
     const S* grad;
     const uint8_t* codes;
     const S* y;

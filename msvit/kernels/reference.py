@@ -1,7 +1,7 @@
-"""The spiking units in torch's and spikingjelly's own words: the reference of every backend.
+"""The operations in torch's and spikingjelly's own words: the reference of every backend.
 
-Shapes are those of :mod:`msvit.kernels`. Potentials and statistics are float32 (float64 for
-float64 activations), so that the result does not depend on which backend runs.
+Names, arguments and shapes are those of :mod:`msvit.kernels`. Potentials and statistics are float32
+(float64 for float64 activations), so that the result does not depend on which backend runs.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def max_pool(x: Tensor) -> Tensor:
     return _pool(x)
 
 
-def score_mask(
+def token_attention(
     joined: Tensor,
     parts: int,
     wide: Sequence[Tensor],
@@ -95,26 +95,29 @@ def _normalise(y: Tensor, norm: Norm, offset: Tensor | None) -> Tensor:
         rows = rows + offset.detach()
     if isinstance(norm, SyncBatchNorm):  # knows how to ask the other workers
         return norm(rows).view(y.shape)
-    tracked, momentum = norm.running_mean is not None, norm.momentum
-    if norm.training and tracked:
+    momentum = norm.momentum
+    if norm.training:
         norm.num_batches_tracked.add_(1)
         if momentum is None:
             momentum = 1.0 / float(norm.num_batches_tracked)
     normalised = F.batch_norm(
         *(rows, norm.running_mean, norm.running_var, norm.weight, norm.bias),
-        *(norm.training or not tracked, momentum or 0.0, norm.eps),
+        *(norm.training, momentum or 0.0, norm.eps),
     )
     return normalised.view(y.shape)
 
 
-def _surrogate(spec: NeuronSpec) -> surrogate.SurrogateFunctionBase:
+def surrogate_function(spec: NeuronSpec) -> surrogate.SurrogateFunctionBase:
+    """spikingjelly's surrogate of ``spec``."""
     name = {"atan": "ATan"}.get(spec.surrogate, spec.surrogate.title().replace("_", ""))
     return getattr(surrogate, name)(alpha=spec.alpha)
 
 
 def _fire(x: Tensor, spec: NeuronSpec, plif_w: Tensor | None) -> Tensor:
-    membrane = torch.full_like(x[0], spec.v_reset or 0.0)
-    common = (spec.threshold, spec.v_reset, _surrogate(spec), spec.detach_reset)
+    membrane = torch.zeros_like(x[0])
+    v_reset = 0.0 if spec.hard_reset else None
+    common = (spec.threshold, v_reset, surrogate_function(spec), spec.detach_reset)
+    spec.check_equations()
     if spec.kind == "if":
         return functional.if_multi_step(x, membrane, *common)[0]
     if spec.kind == "lif":

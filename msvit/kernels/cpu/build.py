@@ -2,7 +2,8 @@
 
 A library is named by a hash of source, flags, compiler and processor, written under another name
 and renamed when complete, so that any number of processes may start at once. What cannot be
-compiled or kept costs one log line, never an error: the plain path takes over.
+compiled or kept costs one log line, never an error: the plain path takes over. What the sources
+share with Python (surrogates and their numbers, fields of a neuron) reaches them as definitions.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pathlib import Path
 import torch
 
 from msvit import processor
+from msvit.neuron_kinds import SURROGATES
 
 logger = logging.getLogger(__name__)
 
@@ -30,21 +32,37 @@ SOURCES = sorted((*FOLDER.glob("*.cpp"), *FOLDER.glob("*.h")))
 FLAGS = ("-O3", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
 NATIVE = ("-march=native",)
 OPENMP = ("-fopenmp",)
+STORAGE = {torch.float32: "float", torch.float64: "double", torch.bfloat16: "bf16"}
+# Of a neuron, in the order in which passes.py hands them over: integers, then doubles.
+NEURON_FLAGS = ("leaks", "decay_input", "divides", "hard_reset", "detach_reset", "surrogate")
+NEURON_NUMBERS = ("tau", "decay", "threshold", "alpha")
 
 
 @cache
-def units(storage: str) -> ctypes.CDLL | None:
-    """The compiled passes for ``storage`` ("float", "double" or "bf16"), None if impossible."""
-    flags = ("-std=c++17", f"-DSTORAGE={storage}")
-    return _library("units.cpp", f"units-{storage}", flags, "spiking units run on the plain path")
+def units(dtype: torch.dtype) -> ctypes.CDLL | None:
+    """The compiled passes for activations of ``dtype``, None if impossible."""
+    if dtype not in STORAGE:
+        return None
+    flags = (
+        "-std=c++17",
+        f"-DSTORAGE={STORAGE[dtype]}",
+        f"-DSURROGATES={','.join(SURROGATES).upper()}",
+        f"-DNEURON_FLAGS={','.join(NEURON_FLAGS)}",
+        f"-DNEURON_NUMBERS={','.join(NEURON_NUMBERS)}",
+    )
+    name = f"units-{STORAGE[dtype]}"
+    return _library("units.cpp", name, flags, "spiking units run on the plain path")
 
 
 @cache
-def products(storage: str) -> ctypes.CDLL | None:
-    """The compiled products of spikes for ``storage``, None if impossible."""
+def sparse_products(dtype: torch.dtype) -> ctypes.CDLL | None:
+    """The compiled products of spikes for activations of ``dtype``, None if impossible."""
+    if dtype not in STORAGE:
+        return None
     # Its one hot loop is unrolled by a pragma: -O3 takes longer and gains nothing.
-    flags = ("-O2", "-std=c++17", f"-DSTORAGE={storage}")
-    return _library("products.cpp", f"products-{storage}", flags, "spikes are multiplied densely")
+    flags = ("-O2", "-std=c++17", f"-DSTORAGE={STORAGE[dtype]}")
+    name = f"products-{STORAGE[dtype]}"
+    return _library("sparse_products.cpp", name, flags, "spikes are multiplied densely")
 
 
 @cache
@@ -61,12 +79,12 @@ def allocator() -> ctypes.CDLL | None:
 def _library(source: str, name: str, flags: tuple[str, ...], without: str) -> ctypes.CDLL | None:
     program = compiler()
     if program is None:
-        _report("spiking units run on the plain path: no C++ compiler found")
+        warn_once("spiking units run on the plain path: no C++ compiler found")
         return None
     try:
         return _load(program, source, name, flags)
     except (OSError, subprocess.SubprocessError) as error:
-        _report(f"{without}: {error}")
+        warn_once(f"{without}: {error}")
         return None
 
 
@@ -78,7 +96,7 @@ def compiler() -> str | None:
 
 
 @cache  # one line, not one for every storage type
-def _report(message: str) -> None:
+def warn_once(message: str) -> None:
     logger.warning(message)
 
 

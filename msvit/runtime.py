@@ -1,4 +1,4 @@
-"""Settings of a process that trains: device, memory allocator, threads, peak memory."""
+"""What a training runs on: device, threads, memory allocator, peak memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from functools import cache
 import torch
 
 from msvit import kernels
-from msvit.kernels import build
+from msvit.allotment import usable_cpus
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # glibc's malloc.h
 
@@ -32,28 +32,22 @@ def prepare_process() -> None:
     _keep_freed_memory()
     wanted = os.environ.get("OMP_NUM_THREADS", "")
     threads = int(wanted) if wanted.isdigit() and int(wanted) > 0 else torch.get_num_threads()
-    torch.set_num_threads(min(threads, _usable_cpus()))
-
-
-def _usable_cpus() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    torch.set_num_threads(min(threads, usable_cpus()))
 
 
 def _keep_freed_memory() -> None:
     """Have glibc keep large freed blocks, fit for use, instead of returning them to the kernel.
 
     Every activation would otherwise be fresh pages, and clearing them costs a third of a
-    training step (for the rest see ``kernels/allocator.cpp``). Other systems keep their defaults.
+    training step (for the rest see ``kernels/cpu/allocator.cpp``). Other systems keep their
+    defaults.
     """
     if not _is_glibc():
         return
     mallopt = ctypes.CDLL(None).mallopt
     mallopt(_M_MMAP_MAX, 0)
     mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
-    if not kernels.off() and (library := build.allocator()):
-        library.allocator_use()
+    kernels.use_allocator()
 
 
 def _is_glibc() -> bool:

@@ -1,4 +1,6 @@
-"""Spiking units as autograd functions over a backend's passes.
+"""The operations as autograd functions over a backend's passes.
+
+Arguments are those of :mod:`msvit.kernels`, on operands that the passes can read.
 
 Forward: one pass for the batch statistics, one for norm, neuron and shortcut. Kept: the
 convolution's output ``y`` and four vectors. Backward: one pass recomputes the potentials from
@@ -8,6 +10,7 @@ through norm with batch statistics.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,78 +19,121 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from .spec import Norm
+from .spec import Backend, Batch, FixedNeuron, NeuronSpec, Norm
 
 
-def norm_neuron(passes, y, norm, spec, plif_w, shortcut, offset, pool) -> Tensor:
+def norm_neuron(
+    backend: Backend,
+    y: Tensor,
+    norm: Norm,
+    spec: NeuronSpec,
+    plif_w: Tensor | None,
+    shortcut: Tensor | None,
+    offset: Tensor | None,
+    pool: bool,
+) -> Tensor:
     tensors = (y, norm.weight, norm.bias, plif_w, _like(y, shortcut))
-    return _NormNeuron.apply(*tensors, passes, norm, spec, _detached(offset), pool)
+    return _NormNeuron.apply(*tensors, backend, norm, spec, _detached(offset), pool)
 
 
-def neuron(passes, x, spec, plif_w) -> Tensor:
-    return _Neuron.apply(x, plif_w, passes, spec)
+def neuron(backend: Backend, x: Tensor, spec: NeuronSpec, plif_w: Tensor | None) -> Tensor:
+    return _Neuron.apply(x, plif_w, backend, spec)
 
 
-def norm_add(passes, y, norm, shortcut, offset, pool) -> Tensor:
+def norm_add(
+    backend: Backend,
+    y: Tensor,
+    norm: Norm,
+    shortcut: Tensor | None,
+    offset: Tensor | None,
+    pool: bool,
+) -> Tensor:
     tensors = (y, norm.weight, norm.bias, _like(y, shortcut))
-    return _NormAdd.apply(*tensors, passes, norm, _detached(offset), pool)
+    return _NormAdd.apply(*tensors, backend, norm, _detached(offset), pool)
 
 
-def max_pool(passes, x) -> Tensor:
-    return _MaxPool.apply(x, passes)
+def max_pool(backend: Backend, x: Tensor) -> Tensor:
+    return _MaxPool.apply(x, backend)
 
 
-def score_mask(passes, joined, parts, wide, spec, heads, plif_w) -> tuple[Tensor, Tensor]:
-    return _ScoreMask.apply(joined, plif_w, passes, parts, spec, heads, *wide)
+def token_attention(
+    backend: Backend,
+    joined: Tensor,
+    parts: int,
+    wide: Sequence[Tensor],
+    spec: NeuronSpec,
+    heads: int,
+    plif_w: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    return _TokenAttention.apply(joined, plif_w, backend, parts, spec, heads, *wide)
 
 
 class _NormNeuron(Function):
     @staticmethod
-    def forward(ctx: Any, y, weight, bias, plif_w, shortcut, passes, norm, spec, offset, pool):
+    def forward(ctx: Any, y, weight, bias, plif_w, shortcut, backend, norm, spec, offset, pool):
         steps, y, shortcut = len(y), time_major(y), time_major(shortcut)
-        folded, count = fold(passes, y, steps, norm, offset)
-        decay = passes.decay(spec, plif_w)
-        ctx.passes, ctx.spec, ctx.decay = passes, spec, decay
+        folded, count = fold(backend, y, steps, norm, offset)
+        neuron = backend.neuron(spec, plif_w)
+        ctx.backend, ctx.neuron = backend, neuron
         ctx.steps, ctx.count, ctx.group = steps, count, _workers(norm)
         if pool:
-            keep = any(ctx.needs_input_grad)
-            out, raw, codes = passes.pool(y, steps, folded, spec, decay, shortcut, keep)
+            out, raw, codes = backend.max_pool(
+                y,
+                steps=steps,
+                folded=folded,
+                neuron=neuron,
+                shortcut=shortcut,
+                keep=any(ctx.needs_input_grad),
+            )
             ctx.save_for_backward(y, folded, raw, codes)
             return out
         ctx.save_for_backward(y, folded, y, None)
-        return passes.forward(y, steps, folded, spec, decay, shortcut)
+        return backend.forward(y, steps=steps, folded=folded, neuron=neuron, shortcut=shortcut)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_out):
         y, folded, fed, codes = ctx.saved_tensors  # fed: what of y has reached the neuron
         needs_y, needs_weight, needs_bias, _, needs_shortcut, *_ = ctx.needs_input_grad
-        passes, steps, constant = ctx.passes, ctx.steps, ctx.count == 0
+        backend, neuron, steps, count = ctx.backend, ctx.neuron, ctx.steps, ctx.count
         repeats = steps / len(y)
 
         # Running statistics are constants: the coefficients are known before the sums, one pass.
-        known = passes.fold_gradients(None, None, folded, 0, repeats)[1] if constant else None
-        g, own, decay_grad = passes.backward(
-            *(fed, steps, folded, ctx.spec, ctx.decay, time_major(grad_out)),
-            known if codes is None else None,
+        known = None
+        if count == 0:
+            _, known = backend.fold_gradients(
+                folded, own=None, total=None, count=0, repeats=repeats
+            )
+        g, own, decay_grad = backend.backward(
+            fed,
+            time_major(grad_out),
+            steps=steps,
+            folded=folded,
+            neuron=neuron,
+            coefficients=known if codes is None else None,
             write=needs_y,
-            sums=not constant or needs_weight or needs_bias,
+            sums=count > 0 or needs_weight or needs_bias,
         )
         grads = (None, None)
         if own is not None:
             total = _over_workers(own, ctx.group)
-            grads, coefficients = passes.fold_gradients(own, total, folded, ctx.count, repeats)
+            grads, coefficients = backend.fold_gradients(
+                folded, own=own, total=total, count=count, repeats=repeats
+            )
+        if known is not None:
+            coefficients = known
         if g is not None and codes is not None:
-            size = y.shape[2:4]
-            g = passes.unpool(g, codes, size, y, known if constant else coefficients)
-        elif g is not None and not constant:
+            g = backend.max_pool_backward(
+                g, codes, size=y.shape[2:4], y=y, coefficients=coefficients
+            )
+        elif g is not None and known is None:
             a, b, d = coefficients
-            passes.affine(g, a, y, b, d, g)
+            backend.affine(g, a, y, b, d, g)
         return (
             spread(g, steps),
             grads[0] if needs_weight else None,
             grads[1] if needs_bias else None,
-            plif_gradient(decay_grad, ctx.decay, folded.dtype),
+            plif_gradient(decay_grad, neuron, folded.dtype),
             grad_out if needs_shortcut else None,
             *(None,) * 5,
         )
@@ -95,49 +141,60 @@ class _NormNeuron(Function):
 
 class _Neuron(Function):
     @staticmethod
-    def forward(ctx: Any, x, plif_w, passes, spec):
+    def forward(ctx: Any, x, plif_w, backend, spec):
         steps, x = len(x), time_major(x)
-        decay = passes.decay(spec, plif_w)
+        neuron = backend.neuron(spec, plif_w)
         ctx.save_for_backward(x)
-        ctx.passes, ctx.spec, ctx.decay, ctx.steps = passes, spec, decay, steps
-        return passes.forward(x, steps, None, spec, decay, None)
+        ctx.backend, ctx.neuron, ctx.steps = backend, neuron, steps
+        return backend.forward(x, steps=steps, folded=None, neuron=neuron, shortcut=None)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_out):
         (x,) = ctx.saved_tensors
-        steps, passes = ctx.steps, ctx.passes
-        g, _, decay_grad = passes.backward(
-            *(x, steps, None, ctx.spec, ctx.decay, time_major(grad_out), None),
+        steps, backend, neuron = ctx.steps, ctx.backend, ctx.neuron
+        g, _, decay_grad = backend.backward(
+            x,
+            time_major(grad_out),
+            steps=steps,
+            folded=None,
+            neuron=neuron,
+            coefficients=None,
             write=True,
             sums=False,
         )
         if len(x) != steps:
             g /= steps
-        return spread(g, steps), plif_gradient(decay_grad, ctx.decay, passes.real), None, None
+        return spread(g, steps), plif_gradient(decay_grad, neuron, backend.real), None, None
 
 
 class _NormAdd(Function):
     @staticmethod
-    def forward(ctx: Any, y, weight, bias, shortcut, passes, norm, offset, pool):
+    def forward(ctx: Any, y, weight, bias, shortcut, backend, norm, offset, pool):
         steps, y, shortcut = len(y), time_major(y), time_major(shortcut)
-        folded, count = fold(passes, y, steps, norm, offset)
-        ctx.passes, ctx.steps, ctx.count, ctx.group = passes, steps, count, _workers(norm)
+        folded, count = fold(backend, y, steps, norm, offset)
+        ctx.backend, ctx.steps, ctx.count, ctx.group = backend, steps, count, _workers(norm)
         made = len(y) if shortcut is None else steps  # time steps that differ
         if pool:
-            keep = any(ctx.needs_input_grad)
-            out, raw, codes = passes.pool(y, made, folded, None, 0.0, shortcut, keep)
+            out, raw, codes = backend.max_pool(
+                y,
+                steps=made,
+                folded=folded,
+                neuron=None,
+                shortcut=shortcut,
+                keep=any(ctx.needs_input_grad),
+            )
             ctx.save_for_backward(y, folded, raw, codes)
             return spread(out, steps)
         ctx.save_for_backward(y, folded, y, None)
         _, _, scale, shift = folded
         out = y.new_empty(made, *y.shape[1:])
         if shortcut is None or len(y) == len(shortcut) == made:
-            passes.affine(y, scale, shortcut, None, shift, out)
+            backend.affine(y, scale, shortcut, None, shift, out)
         else:
             for t in range(made):
                 y_t, shortcut_t = y[t % len(y)], shortcut[t % len(shortcut)]
-                passes.affine(y_t, scale, shortcut_t, None, shift, out[t])
+                backend.affine(y_t, scale, shortcut_t, None, shift, out[t])
         return spread(out, steps)
 
     @staticmethod
@@ -145,17 +202,21 @@ class _NormAdd(Function):
     def backward(ctx: Any, grad_out):
         y, folded, fed, codes = ctx.saved_tensors
         needs_y, needs_weight, needs_bias, needs_shortcut, *_ = ctx.needs_input_grad
-        passes, steps, repeats = ctx.passes, ctx.steps, ctx.steps / len(y)
+        backend, steps, repeats = ctx.backend, ctx.steps, ctx.steps / len(y)
         grad = grad_out.contiguous() if repeats == 1 else grad_out.sum(0, keepdim=True)
-        own = passes.gradient_sums(grad, fed, folded[0])
+        own = backend.gradient_sums(grad, fed, folded[0])
         total = _over_workers(own, ctx.group)
-        grads, coefficients = passes.fold_gradients(own, total, folded, ctx.count, repeats)
+        grads, coefficients = backend.fold_gradients(
+            folded, own=own, total=total, count=ctx.count, repeats=repeats
+        )
         g = None
         if needs_y and codes is not None:
-            g = passes.unpool(grad, codes, y.shape[2:4], y, coefficients)
+            g = backend.max_pool_backward(
+                grad, codes, size=y.shape[2:4], y=y, coefficients=coefficients
+            )
         elif needs_y:
             a, b, d = coefficients
-            g = passes.affine(grad, a, y, b, d, torch.empty_like(y))
+            g = backend.affine(grad, a, y, b, d, torch.empty_like(y))
         return (
             spread(g, steps),
             grads[0] if needs_weight else None,
@@ -167,43 +228,59 @@ class _NormAdd(Function):
 
 class _MaxPool(Function):
     @staticmethod
-    def forward(ctx: Any, x, passes):
+    def forward(ctx: Any, x, backend):
         steps, x = len(x), time_major(x)
-        keep = ctx.needs_input_grad[0]
-        out, _, codes = passes.pool(x, len(x), None, None, 0.0, None, keep)
+        out, _, codes = backend.max_pool(
+            x,
+            steps=len(x),
+            folded=None,
+            neuron=None,
+            shortcut=None,
+            keep=ctx.needs_input_grad[0],
+        )
         ctx.save_for_backward(codes)
-        ctx.passes, ctx.size, ctx.shared = passes, x.shape[2:4], len(x) != steps
+        ctx.backend, ctx.size, ctx.shared = backend, x.shape[2:4], len(x) != steps
         return spread(out, steps)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_out):
         (codes,) = ctx.saved_tensors
-        steps = len(grad_out)
         grad = grad_out.mean(0, keepdim=True) if ctx.shared else grad_out.contiguous()
-        return spread(ctx.passes.unpool(grad, codes, ctx.size, None, None), steps), None
+        g = ctx.backend.max_pool_backward(grad, codes, size=ctx.size, y=None, coefficients=None)
+        return spread(g, len(grad_out)), None
 
 
-class _ScoreMask(Function):
+class _TokenAttention(Function):
     @staticmethod
-    def forward(ctx: Any, joined, plif_w, passes, parts, spec, heads, *wide):
-        decay = passes.decay(spec, plif_w)
-        wide = [x.contiguous() for x in wide]
-        given = (joined.contiguous(), parts, wide, spec, decay, heads)
-        out, mask, scores, keys = passes.votes(*given, any(ctx.needs_input_grad))
+    def forward(ctx: Any, joined, plif_w, backend, parts, spec, heads, *wide):
+        neuron = backend.neuron(spec, plif_w)
+        out, mask, scores, keys = backend.token_attention(
+            joined.contiguous(),
+            [x.contiguous() for x in wide],
+            parts=parts,
+            neuron=neuron,
+            heads=heads,
+            keep=any(ctx.needs_input_grad),
+        )
         ctx.save_for_backward(scores, keys)
-        ctx.passes, ctx.rest = passes, (parts, wide != [], spec, decay)
-        ctx.wides = len(wide)
+        ctx.backend, ctx.parts, ctx.neuron, ctx.wides = backend, parts, neuron, len(wide)
         ctx.mark_non_differentiable(mask)
         return out, mask
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_out, _):
-        given = (grad_out.contiguous(), *ctx.rest, *ctx.saved_tensors)
-        joined, wide, decay_grad = ctx.passes.votes_backward(*given)
-        decay = ctx.rest[-1]
-        plif_grad = plif_gradient(decay_grad, decay, ctx.passes.real)
+        scores, keys = ctx.saved_tensors
+        joined, wide, decay_grad = ctx.backend.token_attention_backward(
+            grad_out.contiguous(),
+            scores,
+            keys,
+            parts=ctx.parts,
+            wide=ctx.wides > 0,
+            neuron=ctx.neuron,
+        )
+        plif_grad = plif_gradient(decay_grad, ctx.neuron, ctx.backend.real)
         # All votes count alike, so that one gradient serves them all.
         return (joined, plif_grad, *(None,) * 4, *(wide,) * ctx.wides)
 
@@ -231,7 +308,9 @@ def spread(x: Tensor | None, steps: int) -> Tensor | None:
     return x if x is None or len(x) == steps else x.expand(steps, *x.shape[1:])
 
 
-def fold(passes, y: Tensor, steps: int, norm: Norm, offset: Tensor | None) -> tuple[Tensor, int]:
+def fold(
+    backend: Backend, y: Tensor, steps: int, norm: Norm, offset: Tensor | None
+) -> tuple[Tensor, int]:
     """Scale and shift of ``norm`` for ``y``, and how many values a batch statistic stands for.
 
     Does to the running statistics what ``norm(y)`` would; the count is 0 where they are used.
@@ -239,28 +318,27 @@ def fold(passes, y: Tensor, steps: int, norm: Norm, offset: Tensor | None) -> tu
     Raises:
         ValueError: one value per channel has no variance to learn from.
     """
-    running = None if norm.running_mean is None else (norm.running_mean, norm.running_var)
-    if not norm.training and running:
-        return passes.fold(None, 0, norm, offset, running, 0.0), 0
-    moments = passes.moments(y)
+    if not norm.training:
+        return backend.fold(norm, offset, None), 0
+    moments = backend.moments(y)
     count = steps * y[0].numel() // y.shape[-1]
     moments, count = _moments_over_workers(moments, count, _workers(norm))
     if count == 1:
         raise ValueError("batch statistics need more than one value per channel")
+    norm.num_batches_tracked.add_(1)
     momentum = norm.momentum
-    if running:
-        norm.num_batches_tracked.add_(1)
-        if momentum is None:
-            momentum = 1.0 / float(norm.num_batches_tracked)
-    return passes.fold(moments, count, norm, offset, running, momentum or 0.0), count
+    if momentum is None:
+        momentum = 1.0 / float(norm.num_batches_tracked)
+    return backend.fold(norm, offset, Batch(moments, count, momentum)), count
 
 
 def plif_gradient(
-    decay_grad: Tensor | None, decay: Tensor | float, dtype: torch.dtype
+    decay_grad: Tensor | None, neuron: FixedNeuron, dtype: torch.dtype
 ) -> Tensor | None:
     """From the gradient of ``sigmoid(w)`` to that of ``w``, a scalar."""
     if decay_grad is None:
         return None
+    decay = neuron.decay
     return (decay_grad * (decay * (1.0 - decay))).to(dtype).reshape(())
 
 

@@ -1,5 +1,5 @@
 // Products of spikes and weights: what did not fire is not computed. Plain C interface, called by
-// cpp.py.
+// sparse_products.py.
 //
 // x is [P, C], a byte for each spike or small sum of spikes, P the pixels of all images in raster
 // order. A kernel of odd sides slides over the image plane with stride 1 and zeros around it; 1×1 is

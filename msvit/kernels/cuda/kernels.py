@@ -1,38 +1,23 @@
-"""Triton kernels of the spiking units: the passes of units.cpp, pools.h and votes.h.
+"""Triton kernels: the passes of a :class:`msvit.kernels.spec.Backend`.
 
 Pointers are to contiguous ``[T, R, C]``; a pointer that is None switches its part off. Potentials,
 statistics and parameters have the type REAL. ``folded`` is ``[4, C]`` (mean, 1/std, scale, shift),
-``coefficients`` ``[3, C]`` (a, b, d), ``N`` a :class:`NeuronConstants`, ``HIGH × WIDE`` the tile of
-rows and channels of a program, of which it takes ROUNDS.
+``coefficients`` ``[3, C]`` (a, b, d), ``N`` a :class:`msvit.kernels.spec.NeuronSpec`,
+``HIGH × WIDE`` the tile of rows and channels of a program, of which it takes ROUNDS.
 """
 
 # Triton's language has no starred tuples and decides constants by nested ifs.
 # ruff: noqa: RUF005, SIM102
 
-from typing import NamedTuple
-
 import triton
 import triton.language as tl
 
 
-class NeuronConstants(NamedTuple):
-    leaky: bool
-    decay_input: bool
-    tau: float  # 0: the input is multiplied by the decay, else divided by tau
-    threshold: float
-    soft: bool
-    reset: float
-    detach: bool
-    surrogate: int  # index in spec.SURROGATES
-    alpha: float
-
-
 @triton.jit
 def _charge(v, x, decay, N: tl.constexpr):
-    if N.leaky:
-        leak = v - N.reset
-        drive = x - leak if N.decay_input else leak
-        if N.tau == 0:
+    if N.leaks:
+        drive = x - v if N.decay_input else v
+        if not N.divides:
             drive = drive * decay
         elif drive.dtype == tl.float32:
             drive = tl.div_rn(drive, tl.full(drive.shape, N.tau, drive.dtype))
@@ -47,28 +32,29 @@ def _charge(v, x, decay, N: tl.constexpr):
 @triton.jit
 def _after(h, N: tl.constexpr):
     # h - h: an infinite potential leaves NaN, as (1 - s) * h does.
-    return tl.where(h >= N.threshold, h - N.threshold if N.soft else h - h + N.reset, h)
+    return tl.where(h >= N.threshold, h - h if N.hard_reset else h - N.threshold, h)
 
 
 @triton.jit
 def _surrogate(h, N: tl.constexpr):
     x = h - N.threshold
-    if N.surrogate == 0:
+    if N.surrogate == "sigmoid":
         e = tl.exp(-tl.abs(x * N.alpha))
         slope = e * N.alpha / ((e + 1) * (e + 1))
-    elif N.surrogate == 1:
+    elif N.surrogate == "atan":
         x = x * (1.5707963267948966 * N.alpha)
         slope = (N.alpha / 2) / (x * x + 1)
-    elif N.surrogate == 2:
+    elif N.surrogate == "erf":
         x = x * N.alpha
         slope = tl.exp(-x * x) * (N.alpha * 0.5641895835477563)
-    elif N.surrogate == 3:
+    elif N.surrogate == "piecewise_quadratic":
         x = tl.abs(x)
         slope = tl.where(x > 1 / N.alpha, 0.0, N.alpha - x * (N.alpha * N.alpha))
-    elif N.surrogate == 4:
+    elif N.surrogate == "soft_sign":
         x = tl.abs(x) + 1 / N.alpha
         slope = (0.5 / N.alpha) / (x * x)
     else:
+        tl.static_assert(N.surrogate == "rect")
         slope = tl.where(tl.abs(x) < 0.5 / N.alpha, x * 0 + N.alpha, x * 0)
     return slope
 
@@ -76,25 +62,25 @@ def _surrogate(h, N: tl.constexpr):
 @triton.jit
 def _back(h, grad_spike, grad_v, N: tl.constexpr):
     """Gradient of the charged potential h."""
-    if not N.detach:
-        grad_spike += grad_v * (-N.threshold if N.soft else N.reset - h)
-    kept = grad_v if N.soft else tl.where(h >= N.threshold, 0.0, grad_v)
+    if not N.detach_reset:
+        grad_spike += grad_v * (-h if N.hard_reset else -N.threshold)
+    kept = tl.where(h >= N.threshold, 0.0, grad_v) if N.hard_reset else grad_v
     return grad_spike * _surrogate(h, N) + kept
 
 
 @triton.jit
 def _input_gain(g, decay, N: tl.constexpr):
-    return g * decay if N.leaky and N.decay_input else g
+    return g * decay if N.leaks and N.decay_input else g
 
 
 @triton.jit
 def _state_gain(g, decay, N: tl.constexpr):
-    return g * (1 - decay) if N.leaky else g
+    return g * (1 - decay) if N.leaks else g
 
 
 @triton.jit
 def _decay_slope(v, x, N: tl.constexpr):
-    return x - (v - N.reset) if N.decay_input else N.reset - v
+    return x - v if N.decay_input else -v
 
 
 @triton.jit
@@ -174,7 +160,7 @@ def forward(
 ):  # fmt: skip
     _, channel, inside, at = _tile(0, rows, channels, ROUNDS, HIGH, WIDE)
     decay = tl.load(decay)
-    v = tl.full([HIGH, WIDE], N.reset, REAL)
+    v = tl.zeros([HIGH, WIDE], REAL)
     for t in tl.static_range(T):
         x = tl.load(y + t * y_step + at, inside, other=0.0).to(REAL)
         if folded is not None:
@@ -200,7 +186,7 @@ def backward(
     decay_sum = tl.zeros([WIDE], REAL)
     for round in range(ROUNDS):
         _, channel, inside, at = _tile(round, rows, channels, ROUNDS, HIGH, WIDE)
-        v = tl.full([HIGH, WIDE], N.reset, REAL)
+        v = tl.zeros([HIGH, WIDE], REAL)
         fed, charged, leaks = (), (), ()
         for t in tl.static_range(T):
             x = tl.load(y + t * y_step + at, inside, other=0.0).to(REAL)
@@ -243,7 +229,7 @@ def backward(
 
 
 @triton.jit
-def pool(
+def max_pool(
     y, y_step, folded, shortcut, shortcut_step, out, raw, codes, decay,
     images, height, width, channels, T: tl.constexpr, FIRE: tl.constexpr, N: tl.constexpr,
     ROUNDS: tl.constexpr, HIGH: tl.constexpr, WIDE: tl.constexpr, REAL: tl.constexpr,
@@ -253,7 +239,7 @@ def pool(
     row, channel, inside, at = _tile(0, rows, channels, ROUNDS, HIGH, WIDE)
     oh, ow, image = row // wide % high, row % wide, row // (high * wide)
     decay = tl.load(decay)
-    v = tl.full([HIGH, WIDE], N.reset, REAL)
+    v = tl.zeros([HIGH, WIDE], REAL)
     for t in tl.static_range(T):
         best = tl.full([HIGH, WIDE], float("-inf"), REAL)
         best_y = tl.zeros([HIGH, WIDE], REAL)
@@ -287,7 +273,7 @@ def pool(
 
 
 @triton.jit
-def unpool(
+def max_pool_backward(
     grad, codes, y, coefficients, out, images, height, width, channels,
     ROUNDS: tl.constexpr, HIGH: tl.constexpr, WIDE: tl.constexpr, REAL: tl.constexpr,
 ):  # fmt: skip
@@ -321,7 +307,7 @@ def _head_tile(rows, heads, head, HIGH: tl.constexpr, HEADS: tl.constexpr, HEAD:
 
 
 @triton.jit
-def votes(
+def token_attention(
     joined, wide, out, mask, scores, keys, decay, rows, heads, head,
     T: tl.constexpr, PARTS: tl.constexpr, N: tl.constexpr,
     HIGH: tl.constexpr, HEADS: tl.constexpr, HEAD: tl.constexpr, REAL: tl.constexpr,
@@ -329,7 +315,7 @@ def votes(
     row, h, inside, channel, there = _head_tile(rows, heads, head, HIGH, HEADS, HEAD)
     channels = heads * head
     decay = tl.load(decay)
-    v = tl.full([HIGH, HEADS], N.reset, REAL)
+    v = tl.zeros([HIGH, HEADS], REAL)
     for t in tl.static_range(T):
         at = t * rows.to(tl.int64) + row
         own = at[:, :, None] * PARTS * channels + channel
@@ -353,7 +339,7 @@ def votes(
 
 
 @triton.jit
-def votes_backward(
+def token_attention_backward(
     grad, scores, keys, joined, wide, decay_slots, decay, rows, heads, head,
     T: tl.constexpr, PARTS: tl.constexpr, N: tl.constexpr,
     HIGH: tl.constexpr, HEADS: tl.constexpr, HEAD: tl.constexpr, REAL: tl.constexpr,
@@ -361,7 +347,7 @@ def votes_backward(
     row, h, inside, channel, there = _head_tile(rows, heads, head, HIGH, HEADS, HEAD)
     channels = heads * head
     decay = tl.load(decay)
-    v = tl.full([HIGH, HEADS], N.reset, REAL)
+    v = tl.zeros([HIGH, HEADS], REAL)
     charged, leaks = (), ()
     for t in tl.static_range(T):
         x = tl.load(scores + (t * rows.to(tl.int64) + row) * heads + h, inside, other=0.0)

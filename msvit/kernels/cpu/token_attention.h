@@ -1,15 +1,15 @@
 // Token attention: votes are summed per head, the attention neuron makes a mask of the score, the
 // mask selects the keys' channels of its head.
 #pragma once
-#include "dynamics.h"
+#include "neuron.h"
 
 namespace {
 
-struct Votes {
+struct TokenAttention {
     const S* joined;     // [T, R, parts * C]: votes, then keys
     const S* const* wide;  // further votes, [T, R, C] each
     i64 parts, wides, steps, rows, channels, heads;
-    const Dynamics neuron;
+    const Neuron neuron;
 
     i64 head() const { return channels / heads; }
     i64 lanes() const { return (heads + L - 1) / L * L; }
@@ -77,7 +77,7 @@ struct Votes {
                     if (scores) std::copy_n(&score[t * lanes()], heads, scores + at * heads);
                 }
                 for (i64 h = 0; h < lanes(); h += L) {
-                    V v = neuron.rest();
+                    V v{};
                     for (i64 t = 0; t < steps; ++t) {
                         R* s = &score[t * lanes() + h];
                         V charged = neuron.charge(v, read<V>(s));
@@ -125,7 +125,7 @@ struct Votes {
                     std::copy_n(scores + at * heads, heads, &open[t * lanes()]);
                 }
                 for (i64 h = 0; h < lanes(); h += L) {
-                    V v = neuron.rest();
+                    V v{};
                     for (i64 t = 0; t < steps; ++t) {
                         R* s = &open[t * lanes() + h];
                         V x = read<V>(s);

@@ -1,4 +1,5 @@
-// Spiking units in as few passes over memory as they need. Plain C interface, called by cpp.py.
+// Spiking units in as few passes over memory as they need. Plain C interface, called by
+// passes.py and spike_bytes.py.
 //
 // Activations are [T, R, C] (time, row = image and position, channel); a time step of 0 elements
 // means that all T steps share one [R, C] array. Storage is float, double or bfloat16; potentials,
@@ -6,9 +7,9 @@
 // its T steps in vector registers, so that nothing but inputs and outputs touches memory. Options
 // such as the kind of reset are ordinary, well predicted branches. No fast-math: NaN and infinity
 // go through.
-#include "bytes.h"
-#include "pools.h"
-#include "votes.h"
+#include "max_pool.h"
+#include "spike_bytes.h"
+#include "token_attention.h"
 
 namespace {
 
@@ -60,11 +61,11 @@ struct ForwardPass {
     Planes<const S> shortcut;
     S* out;
     i64 steps, rows, channels;
-    const Dynamics neuron;
+    const Neuron neuron;
 
     INLINE void block(Planes<const S> y, const R* p, const R* q, Planes<const S> shortcut,
                       Planes<S> out, bool past) const {
-        Pair v{neuron.rest(), neuron.rest()}, a{}, b{};
+        Pair v{}, a{}, b{};
         if (p) a = in_order(p), b = in_order(q);
         for (i64 t = 0; t < steps; ++t) {
             Pair x = load(y.at + t * y.step);
@@ -116,7 +117,7 @@ struct BackwardPass {
     const R *a, *b, *d;
     S* out;
     i64 steps, rows, channels;
-    const Dynamics neuron;
+    const Neuron neuron;
     const bool shared, learns_decay;
 
     struct Step { Pair y, h, slope, leak; };
@@ -124,7 +125,7 @@ struct BackwardPass {
 
     INLINE void block(Planes<const S> y, const Vectors& c, Planes<const S> grad, Planes<S> out,
                       Step* step, Sums* sums, i64 channel, V& decay_sum, bool past) const {
-        Pair v{neuron.rest(), neuron.rest()}, p{}, q{};
+        Pair v{}, p{}, q{};
         if (c.scale) p = in_order(c.scale), q = in_order(c.shift);
         for (i64 t = 0; t < steps; ++t) {
             Pair x = load(y.at + t * y.step);
@@ -236,8 +237,8 @@ void gradient_sums(const S* g, const S* y, const R* mean, double* out, i64 rows,
 }
 
 // What one norm does to a channel: mean, 1/std, and the scale and shift that they fold into with
-// weight and bias (null: 1 and 0). moments: [mean, biased variance] of `count` values, towards
-// which the running statistics (null: none) move by `momentum`; null: the running ones are used.
+// weight and bias. moments: [mean, biased variance] of `count` values, towards which the running
+// statistics move by `momentum`; null: the running ones are used.
 // offset (null: 0): what the layer in front has not added to its output.
 void fold(const double* moments, double count, const R* weight, const R* bias, const R* offset,
           double eps, R* running_mean, R* running_var, double momentum, R* out, i64 channels) {
@@ -245,12 +246,12 @@ void fold(const double* moments, double count, const R* weight, const R* bias, c
         double added = offset ? offset[c] : 0;
         double mean = moments ? moments[c] : running_mean[c] - added;
         double variance = moments ? moments[channels + c] : running_var[c];
-        double invstd = 1 / std::sqrt(variance + eps), scale = (weight ? weight[c] : 1) * invstd;
+        double invstd = 1 / std::sqrt(variance + eps), scale = weight[c] * invstd;
         out[c] = mean;
         out[channels + c] = invstd;
         out[2 * channels + c] = scale;
-        out[3 * channels + c] = (bias ? bias[c] : 0) - mean * scale;
-        if (!moments || !running_mean) continue;
+        out[3 * channels + c] = bias[c] - mean * scale;
+        if (!moments) continue;
         running_mean[c] += momentum * (mean + added - running_mean[c]);
         running_var[c] += momentum * (variance * (count / (count - 1)) - running_var[c]);
     }
@@ -306,19 +307,19 @@ void unit_fold_gradients(const double* own, const double* sums, const void* fold
 
 void unit_forward(const void* y, i64 y_step, const void* scale, const void* shift,
                   const void* shortcut, i64 shortcut_step, void* out, i64 steps, i64 rows,
-                  i64 channels, const Neuron* neuron, int threads) {
+                  i64 channels, const NeuronSpec* neuron, int threads) {
     threads = useful_threads(threads, steps * rows * channels);
     ForwardPass{{in<S>(y), y_step}, in<R>(scale), in<R>(shift), {in<S>(shortcut), shortcut_step},
-                to<S>(out), steps, rows, channels, Dynamics(*neuron)}.run(threads);
+                to<S>(out), steps, rows, channels, Neuron(*neuron)}.run(threads);
 }
 
 void unit_backward(const void* y, i64 y_step, const void* scale, const void* shift,
                    const void* mean, const void* grad, i64 grad_step, const void* a, const void* b,
-                   const void* d, void* out, i64 steps, i64 rows, i64 channels, const Neuron* neuron,
+                   const void* d, void* out, i64 steps, i64 rows, i64 channels, const NeuronSpec* neuron,
                    double* sums, double* decay_grad, int threads) {
     threads = useful_threads(threads, steps * rows * channels);
     BackwardPass{{in<S>(y), y_step}, in<R>(scale), in<R>(shift), in<R>(mean), {in<S>(grad), grad_step},
-                 in<R>(a), in<R>(b), in<R>(d), to<S>(out), steps, rows, channels, Dynamics(*neuron),
+                 in<R>(a), in<R>(b), in<R>(d), to<S>(out), steps, rows, channels, Neuron(*neuron),
                  y_step == 0, decay_grad != nullptr}.run(threads, sums, decay_grad);
 }
 
@@ -336,38 +337,38 @@ void unit_gradient_sums(const void* g, const void* y, const void* mean, double* 
 
 i64 unit_padded(i64 channels) { return padded(channels); }
 
-void unit_pool(const void* y, i64 y_step, const void* scale, const void* shift, const void* shortcut,
-               i64 shortcut_step, void* out, void* raw, void* codes, i64 steps, i64 images, i64 height,
-               i64 width, i64 channels, const Neuron* neuron, int threads) {
+void unit_max_pool(const void* y, i64 y_step, const void* scale, const void* shift,
+                   const void* shortcut, i64 shortcut_step, void* out, void* raw, void* codes, i64 steps,
+                   i64 images, i64 height, i64 width, i64 channels, const NeuronSpec* neuron, int threads) {
     threads = useful_threads(threads, steps * images * height * width * channels);
-    std::unique_ptr<Dynamics> dynamics(neuron ? new Dynamics(*neuron) : nullptr);
-    PoolPass{{in<S>(y), y_step}, in<R>(scale), in<R>(shift), {in<S>(shortcut), shortcut_step},
+    std::unique_ptr<Neuron> firing(neuron ? new Neuron(*neuron) : nullptr);
+    MaxPool{{in<S>(y), y_step}, in<R>(scale), in<R>(shift), {in<S>(shortcut), shortcut_step},
              to<S>(out), to<S>(raw), to<uint8_t>(codes), steps, images, height, width, channels}
-        .run(dynamics.get(), threads);
+        .run(firing.get(), threads);
 }
 
-void unit_unpool(const void* grad, const void* codes, const void* y, const void* a, const void* b,
-                 const void* d, void* out, i64 steps, i64 images, i64 height, i64 width, i64 channels,
-                 int threads) {
+void unit_max_pool_backward(const void* grad, const void* codes, const void* y, const void* a,
+                            const void* b, const void* d, void* out, i64 steps, i64 images, i64 height,
+                            i64 width, i64 channels, int threads) {
     threads = useful_threads(threads, steps * images * height * width * channels);
-    UnpoolPass{in<S>(grad), in<uint8_t>(codes), in<S>(y), in<R>(a), in<R>(b), in<R>(d), to<S>(out),
-               steps * images, height, width, channels}.run(threads);
+    MaxPoolGradient{in<S>(grad), in<uint8_t>(codes), in<S>(y), in<R>(a), in<R>(b), in<R>(d), to<S>(out),
+                    steps * images, height, width, channels}.run(threads);
 }
 
-void unit_votes(const void* joined, const void* const* wide, i64 parts, i64 wides, void* out, void* mask,
-                void* scores, void* keys, i64 steps, i64 rows, i64 channels, i64 heads,
-                const Neuron* neuron, int threads) {
+void unit_token_attention(const void* joined, const void* const* wide, i64 parts, i64 wides, void* out,
+                          void* mask, void* scores, void* keys, i64 steps, i64 rows, i64 channels,
+                          i64 heads, const NeuronSpec* neuron, int threads) {
     threads = useful_threads(threads, steps * rows * channels);
-    Votes{in<S>(joined), reinterpret_cast<const S* const*>(wide), parts, wides, steps, rows, channels,
-          heads, Dynamics(*neuron)}
+    TokenAttention{in<S>(joined), reinterpret_cast<const S* const*>(wide), parts, wides, steps, rows,
+                   channels, heads, Neuron(*neuron)}
         .forward(to<S>(out), to<S>(mask), to<R>(scores), to<uint8_t>(keys), threads);
 }
 
-void unit_votes_backward(const void* grad, const void* scores, const void* keys, i64 parts,
-                         void* joined_grad, void* wide_grad, i64 steps, i64 rows, i64 channels,
-                         i64 heads, const Neuron* neuron, double* decay_grad, int threads) {
+void unit_token_attention_backward(const void* grad, const void* scores, const void* keys, i64 parts,
+                                   void* joined_grad, void* wide_grad, i64 steps, i64 rows, i64 channels,
+                                   i64 heads, const NeuronSpec* neuron, double* decay_grad, int threads) {
     threads = useful_threads(threads, steps * rows * channels);
-    Votes{nullptr, nullptr, parts, 0, steps, rows, channels, heads, Dynamics(*neuron)}
+    TokenAttention{nullptr, nullptr, parts, 0, steps, rows, channels, heads, Neuron(*neuron)}
         .backward(in<S>(grad), in<R>(scores), in<uint8_t>(keys), to<S>(joined_grad), to<S>(wide_grad),
                   decay_grad, threads);
 }

@@ -2,14 +2,17 @@
 
 A product keeps its input for the gradient of its weights. Where that input holds spikes, or sums of
 a few, bytes say the same as floats (but for the sign of a zero); all products of one input share
-them. As everywhere in autograd, a change made through ``.data`` goes unseen.
+them. As everywhere in autograd, a change made through ``.data`` goes unseen. On the CPU alone.
 """
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
+from ctypes import c_int, c_int64, c_void_p
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -18,10 +21,11 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.profiler import record_function
 
-from . import cpp
+from . import build
 
-_LEAST = 16384  # elements; smaller tensors are not worth keeping in another form
-_MOST_DEAD = 2**24  # bytes found between two looks for dead ones
+LEAST = 16384  # elements; smaller tensors are not worth keeping in another form
+MOST_DEAD = 2**24  # bytes found between two looks for dead ones
+READ_BEHIND = 64  # bytes behind the last one that products may read
 
 
 class Spikes(NamedTuple):
@@ -31,24 +35,55 @@ class Spikes(NamedTuple):
     total: int
 
 
+@cache
+def codec(dtype: torch.dtype) -> Codec | None:
+    """What turns tensors of ``dtype`` into bytes, None where it cannot be compiled."""
+    library = build.units(dtype)
+    return None if library is None else Codec(library)
+
+
+class Codec:
+    """Floats to bytes and back, on dense tensors."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._encode, self._decode = library.unit_to_bytes, library.unit_from_bytes
+        self._encode.argtypes = self._decode.argtypes = (c_void_p, c_void_p, c_int64, c_int)
+        self._encode.restype, self._decode.restype = c_int64, None
+        self._padded = library.unit_padded
+        self._padded.argtypes, self._padded.restype = (c_int64,), c_int64
+
+    def encode(self, x: Tensor) -> Spikes | None:
+        """The values of ``x`` in the order of its memory; None unless all are 0, 1 … 255."""
+        count = x.numel()
+        out = torch.empty(self._padded(count) + READ_BEHIND, dtype=torch.uint8)
+        total = self._encode(x.data_ptr(), out.data_ptr(), count, torch.get_num_threads())
+        return None if total < 0 else Spikes(out, total)
+
+    def decode(self, values: Tensor, out: Tensor) -> Tensor:
+        """Fills ``out`` with what :meth:`encode` has made ``values`` of."""
+        count = out.numel()
+        self._decode(values.data_ptr(), out.data_ptr(), count, torch.get_num_threads())
+        return out
+
+
 @contextmanager
-def spikes_as_bytes(keep: bool) -> Iterator[None]:
+def spikes_as_bytes(keep: bool) -> Iterator[ForwardPass]:
     """A forward pass on the CPU that turns no spikes into bytes twice.
 
     With ``keep``, what autograd keeps in it are bytes where they say enough.
     """
-    seen = _Seen()
-    token = _seen.set(seen)
+    current = ForwardPass()
+    token = _current.set(current)
     try:
-        with saved_tensors_hooks(seen.pack, unpack) if keep else nullcontext():
-            yield
+        with saved_tensors_hooks(current.pack, unpack) if keep else nullcontext():
+            yield current
     finally:
-        _seen.reset(token)
+        _current.reset(token)
 
 
 def bytes_of(x: Tensor) -> Spikes | None:
     """The bytes of ``x``, on the CPU and dense; None if it holds other numbers."""
-    return (_seen.get() or _Seen()).bytes_of(x)
+    return (_current.get() or ForwardPass()).bytes_of(x)
 
 
 def others_are_at_work() -> bool:
@@ -57,7 +92,7 @@ def others_are_at_work() -> bool:
     return active is not None and active(True) is not None
 
 
-class _Seen:
+class ForwardPass:
     """What one forward pass has asked about, for as long as it lives."""
 
     def __init__(self) -> None:
@@ -65,24 +100,27 @@ class _Seen:
         self._added = 0  # bytes found since the dead were looked for
 
     def bytes_of(self, x: Tensor) -> Spikes | None:
-        passes = cpp.passes(x.dtype)
-        if passes is None:
+        coder = codec(x.dtype)
+        if coder is None:
             return None
         if x.is_inference():  # it counts no changes: nobody knows whether bytes still hold
-            found = passes.to_bytes(x)
-            return None if found is None else Spikes(*found)
+            return coder.encode(x)
         # While its weak reference stands, a storage's address is not used for another.
         storage = StorageWeakRef(x.untyped_storage())
         key = (storage.cdata, x.storage_offset(), x.numel(), x.dtype, x._version)
         if key not in self._found:
-            if self._added > _MOST_DEAD:
+            if self._added > MOST_DEAD:
                 self._found = {k: v for k, v in self._found.items() if not v[0].expired()}
                 self._added = 0
             with _for_profilers("pack spikes"):
-                found = passes.to_bytes(x)
+                found = coder.encode(x)
             self._added += 0 if found is None else x.numel()
-            self._found[key] = storage, None if found is None else Spikes(*found)
+            self._found[key] = storage, found
         return self._found[key][1]
+
+    def remembered(self) -> list[Spikes | None]:
+        """What is known of tensors that live, and of the last that died."""
+        return [found for _, found in self._found.values()]
 
     def pack(self, x: Tensor) -> tuple:
         """For autograd: ``x``, or its bytes, and what tells :func:`unpack` which."""
@@ -94,7 +132,7 @@ class _Seen:
         return found.values, like
 
 
-_seen: ContextVar[_Seen | None] = ContextVar("_seen", default=None)
+_current: ContextVar[ForwardPass | None] = ContextVar("_current", default=None)
 
 
 def unpack(kept: tuple) -> Tensor:
@@ -113,7 +151,7 @@ def unpack(kept: tuple) -> Tensor:
         return values
     out = torch.empty_strided(like.shape, like.stride(), dtype=like.dtype)
     with _for_profilers("unpack spikes"):
-        return cpp.passes(like.dtype).from_bytes(values, out)
+        return codec(like.dtype).decode(values, out)
 
 
 def _for_profilers(name: str) -> AbstractContextManager:
@@ -122,7 +160,7 @@ def _for_profilers(name: str) -> AbstractContextManager:
 
 
 def _may_be_packed(x: Tensor) -> bool:
-    if x.numel() < _LEAST or x.device.type != "cpu":
+    if x.numel() < LEAST or x.device.type != "cpu":
         return False
     parameter = x.is_leaf and x.requires_grad
     return not parameter and _is_dense(x)

@@ -2,39 +2,32 @@
 #pragma once
 #include "vectors.h"
 
-// Both mirrored by cpp.py.
-enum Surrogate { SIGMOID, ATAN, ERF, PIECEWISE_QUADRATIC, SOFT_SIGN, RECT };
-struct Neuron {
-    int32_t leaky, decay_input, divide, soft_reset, detach_reset, surrogate;
-    double tau, decay, threshold, reset, alpha;
-};
+// The names, and the order of the fields, are Python's (build.py).
+enum Surrogate { SURROGATES };
+struct NeuronSpec { int32_t NEURON_FLAGS; double NEURON_NUMBERS; };
 
 namespace {
 
-struct Dynamics {
-    const bool leaky, decay_input, divide, soft, detach;
+struct Neuron {
+    const bool leaks, decay_input, divides, hard, detach;
     const Surrogate shape;
-    const R tau, decay, threshold, reset, alpha, inverse_alpha, slope;
+    const R tau, decay, threshold, alpha, inverse_alpha, slope;
 
-    explicit Dynamics(const Neuron& n)
-        : leaky(n.leaky), decay_input(n.decay_input), divide(n.divide), soft(n.soft_reset),
+    explicit Neuron(const NeuronSpec& n)
+        : leaks(n.leaks), decay_input(n.decay_input), divides(n.divides), hard(n.hard_reset),
           detach(n.detach_reset), shape(Surrogate(n.surrogate)), tau(n.tau), decay(n.decay),
-          threshold(n.threshold), reset(n.soft_reset ? 0 : n.reset), alpha(n.alpha),
-          inverse_alpha(1 / n.alpha),
+          threshold(n.threshold), alpha(n.alpha), inverse_alpha(1 / n.alpha),
           slope(n.alpha * (shape == SIGMOID ? M_LOG2E : shape == ATAN ? M_PI_2 : std::sqrt(M_LOG2E))) {}
 
-    INLINE V rest() const { return V{} + reset; }
     INLINE V charge(V v, V x) const {
-        if (!leaky) return v + x;
-        V leak = reset == 0 ? v : v - reset;
-        if (decay_input) return v + (divide ? (x - leak) / tau : (x - leak) * decay);
-        return v - (divide ? leak / tau : leak * decay) + x;
+        if (!leaks) return v + x;
+        if (decay_input) return v + (divides ? (x - v) / tau : (x - v) * decay);
+        return v - (divides ? v / tau : v * decay) + x;
     }
     INLINE M fires(V h) const { return h >= threshold; }
     INLINE V after(V h, M fired) const {
-        if (soft) return fired ? h - threshold : h;
-        V reached = h - h;  // an infinite potential leaves NaN, as (1 - s) * h does
-        return fired ? reset == 0 ? reached : reached + reset : h;
+        if (!hard) return fired ? h - threshold : h;
+        return fired ? h - h : h;  // not 0: an infinite potential leaves NaN, as (1 - s) * h does
     }
     INLINE V surrogate(V h) const {
         if (shape == SIGMOID) {  // alpha s (1 - s) with s = 1 / (1 + e)
@@ -53,16 +46,16 @@ struct Dynamics {
     // Gradient of the charged potential h from that of the spike and of the potential after reset;
     // slope is surrogate(h).
     INLINE V back(V h, V slope, V grad_spike, V grad_v) const {
-        if (!detach) grad_spike += grad_v * (soft ? V{} - threshold : reset - h);
-        V kept = soft ? grad_v : fires(h) ? V{} : grad_v;
+        if (!detach) grad_spike += grad_v * (hard ? V{} - h : V{} - threshold);
+        V kept = !hard ? grad_v : fires(h) ? V{} : grad_v;
         return grad_spike * slope + kept;
     }
     INLINE V decay_slope(V v, V x) const {  // d charge / d decay
-        return decay_input ? x - (v - reset) : reset - v;
+        return decay_input ? x - v : V{} - v;
     }
     // What h gains from the input and from the potential before.
-    R input_gain() const { return leaky && decay_input ? decay : R(1); }
-    R state_gain() const { return leaky ? R(1) - decay : R(1); }
+    R input_gain() const { return leaks && decay_input ? decay : R(1); }
+    R state_gain() const { return leaks ? R(1) - decay : R(1); }
 };
 
 }  // namespace

@@ -1,0 +1,1 @@
+"""CUDA: the passes as Triton kernels."""

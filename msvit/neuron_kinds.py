@@ -1,0 +1,31 @@
+"""Neurons and surrogates by name, and which options each kind of neuron reads. Torch-free.
+
+The names are spikingjelly's. A surrogate's place in ``SURROGATES`` is its number in compiled code.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+NeuronName = Literal["lif", "if", "plif", "klif", "glif", "clif", "ilif", "psn"]
+SurrogateName = Literal["sigmoid", "atan", "erf", "piecewise_quadratic", "soft_sign", "rect"]
+
+SURROGATES: tuple[SurrogateName, ...] = get_args(SurrogateName)
+
+_SURROGATE = ("surrogate", "surrogate_alpha")
+
+OPTIONS_READ: dict[NeuronName, tuple[str, ...]] = {
+    "if": ("threshold", *_SURROGATE, "hard_reset", "detach_reset"),
+    "lif": ("tau", "threshold", *_SURROGATE, "hard_reset", "detach_reset"),
+    "plif": ("tau", "threshold", *_SURROGATE, "hard_reset", "detach_reset"),
+    "klif": ("tau", "threshold", *_SURROGATE, "hard_reset", "detach_reset"),
+    "glif": ("tau", "threshold", *_SURROGATE),
+    "clif": ("tau", "threshold", *_SURROGATE),
+    "ilif": ("tau", "threshold", "detach_reset"),
+    "psn": _SURROGATE,
+}
+"""What a kind of neuron reads of the options in :class:`msvit.models.options.SpikingOptions`.
+
+An attention's threshold counts as ``threshold``. GLIF and PSN have parameters for every time step
+as well, so that ``timesteps`` is theirs.
+"""
