@@ -426,6 +426,7 @@ def fresh(tmp_path, monkeypatch):
         cache.cache_clear()
 
 
+@pytest.mark.slow
 def test_processes_that_start_at_once_share_one_library(fresh):
     def child() -> None:
         sys.exit(0 if build.units("float") is not None else 1)
@@ -441,6 +442,7 @@ def test_processes_that_start_at_once_share_one_library(fresh):
     assert kept.suffix == ".so"
 
 
+@pytest.mark.slow
 def test_without_a_writable_cache_the_library_is_compiled_aside(fresh, caplog):
     fresh.write_text("a file where the cache folder should be")
     with caplog.at_level(logging.INFO, logger="msvit.kernels"):
@@ -448,6 +450,7 @@ def test_without_a_writable_cache_the_library_is_compiled_aside(fresh, caplog):
     assert "cannot keep" in caplog.text
 
 
+@pytest.mark.slow
 def test_without_a_home_the_library_is_compiled_aside(fresh, monkeypatch):
     for name in ("MSVIT_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
@@ -459,6 +462,7 @@ def test_without_a_home_the_library_is_compiled_aside(fresh, monkeypatch):
     assert kernels.available()
 
 
+@pytest.mark.slow
 def test_a_damaged_library_is_compiled_again(fresh, monkeypatch):
     assert kernels.available()
     (kept,) = fresh.iterdir()
@@ -471,6 +475,7 @@ def test_a_damaged_library_is_compiled_again(fresh, monkeypatch):
     assert (elsewhere / kept.name).stat().st_size == kept.stat().st_size
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flag", ["sse2", "avx2", "avx512vl"])
 def test_other_processors_compute_the_same(flag, fresh, monkeypatch):
     if flag not in build._processor().split():
@@ -512,6 +517,7 @@ def test_without_compiled_kernels_the_plain_path_runs(why, fresh, monkeypatch, c
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
 
 
+@pytest.mark.slow
 @needs_triton
 def test_triton_kernels_pass_the_same_tests_in_the_interpreter():
     chosen = "float64 or token_attention or breaks_ties"
@@ -565,6 +571,7 @@ print(sorted(compiled ^ (public - {"NamedTuple", "NeuronConstants", "tl", "trito
 """
 
 
+@pytest.mark.slow
 @needs_triton
 def test_triton_kernels_compile_for_a_gpu_that_is_not_there(tmp_path):
     done = subprocess.run(
