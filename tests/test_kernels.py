@@ -177,6 +177,7 @@ def test_float32_differs_by_rounding_only(unit, case):
         assert_close(ours, theirs, 2e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unit", [norm_neuron, norm_pool_neuron])
 @property_test
 @given(case=cases(dtype=torch.bfloat16, least_rows=3))
