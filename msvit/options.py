@@ -5,8 +5,8 @@ subclass. A wrong key or value ends in one :class:`ConfigError` line that names 
 the key and the nearest valid choice. Nothing here imports torch, so that configurations
 are checked before anything expensive starts.
 
-Errors are kept in parts until they are shown: who reads a file or the command line says where
-he is, and no text is taken apart again.
+Errors are kept in parts until they are shown: whoever reads a file or the command line adds the
+place with :meth:`ConfigError.within`, and no text is taken apart again.
 """
 
 from __future__ import annotations

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
-from msvit import create_model
+from msvit import create_model, list_models
 from msvit.layers.norm import BatchNorm
 from msvit.layers.units import ConvNorm
 from msvit.models import model_options, zoo
@@ -21,6 +22,13 @@ SMALL = {
     "maxformer": {"dim": 32, "heads": 4},
     "vit": {"dim": 32, "heads": 4, "depths": (2,), "patch_size": 8, "timesteps": 1},
 }
+
+
+#: Every registry entry, for parametrize; `make quick` takes one of each architecture.
+ENTRIES = [
+    pytest.param(name, marks=() if name == zoo()[name]["architecture"] else pytest.mark.slow)
+    for name in list_models()
+]
 
 
 def small_model(name: str, timesteps: int = 4, **options) -> torch.nn.Module:

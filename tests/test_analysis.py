@@ -335,6 +335,7 @@ def test_energy_unit_fits_the_whole_column(tmp_path):
     assert " 16.650 " in line(text, "large")
 
 
+@pytest.mark.slow
 def test_the_command_writes_csv_in_full_precision(scales, capsys):
     study = scales.folder / "studies/scales"
     assert main(["--grid", "scales", "--results", str(scales.folder)]) == 0
@@ -629,6 +630,7 @@ def test_pareto_front_drops_what_is_dearer_and_no_better():
     assert pareto_front(cost, value) == ["a", "c"]
 
 
+@pytest.mark.slow
 def test_saved_figures_are_images_and_old_ones_go_away(partial, tmp_path):
     folder = tmp_path / "figures"
     folder.mkdir()
@@ -659,6 +661,7 @@ def test_the_summary_names_failed_and_missing_cells(partial, capsys):
     assert "missing: msvit scales=1,3, seeds: 1, 2" in out
 
 
+@pytest.mark.slow
 def test_the_script_runs_from_anywhere_without_torch(tiny, tmp_path):
     script = ROOT / "analysis/report.py"
     code = (

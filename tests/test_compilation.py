@@ -31,6 +31,7 @@ def outcome(model, step, images):
     return logits.detach(), gradients, {k: v.clone() for k, v in model.named_buffers()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "options"),
     [("msvit", {"neuron": "plif"}), ("spikformer", {}), ("spikingresformer", {})],
@@ -75,6 +76,7 @@ def small_cell(**training) -> Cell:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(kernels.cpp_compiler() is None, reason="this machine has no C++ compiler")
 def test_a_compiled_cell_trains_as_the_others_do(tmp_path, monkeypatch):
     """With Inductor, from the cell to its record."""

@@ -269,6 +269,7 @@ def _load_in_process(data_dir, queue):
     queue.put(int(splits.train.images.sum(dtype=torch.int64)))
 
 
+@pytest.mark.slow
 def test_several_processes_may_decode_at_once(cifar10):
     # A forked child of a process that has used torch's threads waits for them for ever.
     context = multiprocessing.get_context("spawn")

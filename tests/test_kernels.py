@@ -175,6 +175,7 @@ def test_float32_differs_by_rounding_only(unit, case):
         assert_close(ours, theirs, 2e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unit", [norm_neuron, norm_pool_neuron])
 @property_test
 @given(case=cases(dtype=torch.bfloat16, least_rows=3))
@@ -424,6 +425,7 @@ def fresh(tmp_path, monkeypatch):
         cache.cache_clear()
 
 
+@pytest.mark.slow
 def test_processes_that_start_at_once_share_one_library(fresh):
     def child() -> None:
         sys.exit(0 if build.units(torch.float32) is not None else 1)
@@ -439,6 +441,7 @@ def test_processes_that_start_at_once_share_one_library(fresh):
     assert kept.suffix == ".so"
 
 
+@pytest.mark.slow
 def test_without_a_writable_cache_the_library_is_compiled_aside(fresh, caplog):
     fresh.write_text("a file where the cache folder should be")
     with caplog.at_level(logging.INFO, logger="msvit.kernels"):
@@ -446,6 +449,7 @@ def test_without_a_writable_cache_the_library_is_compiled_aside(fresh, caplog):
     assert "cannot keep" in caplog.text
 
 
+@pytest.mark.slow
 def test_without_a_home_the_library_is_compiled_aside(fresh, monkeypatch):
     for name in ("MSVIT_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
@@ -457,6 +461,7 @@ def test_without_a_home_the_library_is_compiled_aside(fresh, monkeypatch):
     assert kernels.available()
 
 
+@pytest.mark.slow
 def test_a_damaged_library_is_compiled_again(fresh, monkeypatch):
     assert kernels.available()
     (kept,) = fresh.iterdir()
@@ -469,6 +474,7 @@ def test_a_damaged_library_is_compiled_again(fresh, monkeypatch):
     assert (elsewhere / kept.name).stat().st_size == kept.stat().st_size
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flag", ["sse2", "avx2", "avx512vl"])
 def test_other_processors_compute_the_same(flag, fresh, monkeypatch):
     if not processor.has_any(flag):
@@ -600,6 +606,7 @@ INTERPRETED_TOO = (
 )
 
 
+@pytest.mark.slow
 @needs_triton
 def test_triton_kernels_pass_the_same_tests_in_the_interpreter(tmp_path):
     report = tmp_path / "report.xml"
@@ -658,6 +665,7 @@ print(sorted(compiled ^ public))
 """
 
 
+@pytest.mark.slow
 @needs_triton
 def test_triton_kernels_compile_for_a_gpu_that_is_not_there(tmp_path):
     done = subprocess.run(

@@ -154,6 +154,7 @@ def test_hooks_of_the_caller_are_left_alone():
     assert len(seen) > 20
 
 
+@pytest.mark.slow
 def test_a_small_cell_after_a_large_one_knows_its_own_peak():
     script = """
 import torch
@@ -198,6 +199,7 @@ print(peak_memory_gb(cpu) - start)
 """
 
 
+@pytest.mark.slow
 def test_freed_memory_is_used_again():
     def grown(kernels: str) -> float:
         environment = {**os.environ, "MSVIT_KERNELS": kernels, "OMP_NUM_THREADS": "1"}

@@ -96,6 +96,7 @@ def test_sums_of_spikes_equal_dense_products_in_float64(
         torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", [(3, 3), (5, 5), (1, 3), (7, 15)])
 @pytest.mark.parametrize("plane", [(45, 45), (130, 20), (40, 300)])
 def test_planes_larger_than_a_tile(plane, kernel):
@@ -290,6 +291,7 @@ def test_a_forward_pass_lets_go_of_what_nobody_will_ask_for(grad):
             assert len(kept) * size <= spike_bytes.MOST_DEAD + size
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["msvit", "spikformer", "qkformer", "spikingformer", "sdt"])
 def test_models_take_the_sparse_way_and_end_where_the_dense_one_does(name, counted, monkeypatch):
     found = []

@@ -139,6 +139,7 @@ def test_operators_have_kinds(operator, kind):
     assert kind_of(operator) == kind
 
 
+@pytest.mark.slow
 def test_quick_run_writes_all_rows(tmp_path):
     command = [sys.executable, str(SCRIPT), "--quick", "--models", "spikformer"]
     command += ["--sizes", "digits", "--out", str(tmp_path)]

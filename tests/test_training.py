@@ -109,7 +109,7 @@ def test_a_stopped_cell_ends_as_if_never_stopped(record, tmp_path, epoch):
     assert comparable(resumed) == comparable(record)
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("precision", ["bf16", pytest.param("fp16", marks=pytest.mark.slow)])
 def test_resume_is_exact_with_every_source_of_randomness(tmp_path, precision):
     cell = tiny_cell(
         precision=precision, mixup=0.5, clip_grad=1.0, hflip=True, loss="tet", optimizer="lamb"
@@ -143,6 +143,7 @@ def test_progress_is_reported_after_each_epoch(tmp_path):
     assert all(math.isfinite(p["train_loss"]) and p["seconds"] > 0 for p in reported)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "foreign"])
 def test_a_damaged_checkpoint_is_set_aside(record, tmp_path, damage, caplog):
     checkpoint = tmp_path / "checkpoint.pt"
@@ -391,6 +392,7 @@ def test_a_rounding_matmul_is_not_kept(monkeypatch):
         precision.exact_matmul_precision.cache_clear()
 
 
+@pytest.mark.slow
 def test_a_process_takes_its_threads_from_its_cpus_and_knows_its_peak_memory():
     script = """
 import torch

@@ -9,7 +9,7 @@ from msvit import create_model, list_models
 from msvit.models import model_options, zoo
 from msvit.neurons import Spikes
 from msvit.options import ConfigError
-from tests.small import fire, small_input, small_model
+from tests.small import ENTRIES, fire, small_input, small_model
 
 NAMES = list_models()
 #: Parameters of the official implementations, measured with their code (in units).
@@ -58,7 +58,7 @@ def test_imagenet_parameters_are_the_official_ones(name, millions):
 
 
 @pytest.mark.parametrize("timesteps", [1, 4])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ENTRIES)
 def test_forward_and_backward(name, timesteps):
     model = small_model(name, timesteps)
     x = small_input(model, batch=3, dtype=torch.float32)
@@ -74,7 +74,7 @@ def test_forward_and_backward(name, timesteps):
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ENTRIES)
 def test_an_image_does_not_see_the_rest_of_its_batch(name):
     model = small_model(name).double()
     fire(model)
