@@ -32,7 +32,8 @@ from msvit.training.batches import Normalise, eval_batches, steps_per_epoch, tra
 from msvit.training.checkpoint import load_checkpoint, save_checkpoint
 from msvit.training.compilation import compiled, describe
 from msvit.training.environment import describe_environment
-from msvit.training.loop import Trainer, TrainingDiverged, evaluate
+from msvit.training.health import TrainingDiverged, check_state
+from msvit.training.loop import Trainer, evaluate
 from msvit.training.optimization import make_mixup, make_optimizer, make_schedule
 
 _log = logging.getLogger("msvit")
@@ -53,7 +54,7 @@ def train_cell(
     had: on the same CPU with the same number of threads bit for bit, save times and memory.
 
     Raises:
-        TrainingDiverged: when a loss is not finite.
+        TrainingDiverged: when a loss, a gradient, weights or running statistics are not finite.
         DataError: when images are missing or broken.
     """
     prepare_process()
@@ -84,6 +85,10 @@ def train_cell(
     progress = _Progress(folder / "checkpoint.pt", cell.id, trainer)
     if state:
         progress.resume(state)
+        when = f"as resumed after epoch {progress.epoch}"
+        check_state(model, when, f"delete {progress.path} to train from the start")
+    else:
+        check_state(model, "before the first step", "its options give no usable initialisation")
 
     reset_peak_memory(device)
     for epoch in range(progress.epoch + 1, options.epochs + 1):
@@ -113,9 +118,13 @@ def train_cell(
         report({"epochs": options.epochs, **{key: row[key] for key in shown}})
 
     model.load_state_dict(progress.best)
+    chosen = progress.selected["epoch"]
+    check_state(model, f"the weights of epoch {chosen}", "no result can be measured with them")
     with Meter(model) as meter:
         test = eval_batches(splits.test, options.eval_batch_size)
         test_loss, test_accuracy = evaluate(model, test, normalise, precision)
+    if not math.isfinite(test_loss):
+        raise TrainingDiverged(f"the weights of epoch {chosen}: the test loss is {test_loss}")
     measured = meter.result()
     images_trained = progress.epoch * steps * min(options.batch_size, len(splits.train))
     return {
@@ -124,7 +133,7 @@ def train_cell(
         "cell": cell.as_dict(),
         "parameters": sum(weight.numel() for weight in model.parameters()),
         "history": progress.history,
-        "selected_epoch": progress.selected["epoch"],
+        "selected_epoch": chosen,
         "test": {"images": len(splits.test), "loss": test_loss, "accuracy": test_accuracy},
         "firing": measured.firing,
         "firing_rate": measured.firing_rate,

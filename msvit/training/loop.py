@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -14,13 +13,11 @@ from msvit.data.splits import Images
 from msvit.precision import Precision
 from msvit.recipes import TrainingOptions
 from msvit.training.batches import Normalise
+from msvit.training.health import TrainingDiverged, check_steps, state_tensors, total_norm
 from msvit.training.optimization import training_loss
 
-_CHECK_EVERY = 16  # steps between looks at the loss on a GPU, where each look waits for it
-
-
-class TrainingDiverged(RuntimeError):
-    """The loss is no longer a finite number; the message names epoch, step and loss."""
+_CHECK_EVERY = 16  # steps between looks at their health on a GPU, where each look waits for it
+_SMALLEST_SCALE = 2.0**-24  # of fp16; gradients that overflow even then teach nothing
 
 
 @dataclass
@@ -47,25 +44,33 @@ class Trainer:
         Accuracy is that of the model while it learns; None where mixup blends the classes.
 
         Raises:
-            TrainingDiverged: when the loss is not finite.
+            TrainingDiverged: when loss, gradient, weights or running statistics are not finite.
         """
         self.model.train()
         device = self.normalise.mean.device
-        losses = torch.zeros(steps, device=device)
+        state = [tensor for _, tensor in state_tensors(self.model)]
+        losses, norms = torch.zeros((2, steps), device=device)
         correct, seen = torch.zeros((), device=device), 0
         every = 1 if device.type == "cpu" else _CHECK_EVERY
         for step, batch in enumerate(batches):
             self.set_rate((epoch - 1) * steps + step)
-            loss, hits = self._update(batch)
-            losses[step] = loss
+            losses[step], hits, gradient = self._update(batch)
+            norms[step] = total_norm([gradient, *state])
             correct += hits
             seen += len(batch)
             if (step + 1) % every == 0 or step + 1 == steps:
-                _check_finite(losses[: step + 1], epoch, steps)
+                new = slice(step // every * every, step + 1)
+                check_steps(losses[new], norms[new], new.start, self.model, epoch, steps)
+        if self.scaler.is_enabled() and self.scaler.get_scale() < _SMALLEST_SCALE:
+            raise TrainingDiverged(
+                f"epoch {epoch}, step {steps} of {steps}: the gradient is not finite in fp16, "
+                "however it is scaled; training.precision=fp32 may help"
+            )
         accuracy = None if self.mixup else float(correct) / seen
         return float(losses.double().mean()), accuracy
 
-    def _update(self, batch: Images) -> tuple[Tensor, Tensor]:
+    def _update(self, batch: Images) -> tuple[Tensor, Tensor, Tensor]:
+        """One step: its loss, the images it got right, and the norm of its gradient."""
         images, target = self.normalise(batch.images), batch.labels
         if self.mixup:
             images, target = self.mixup(images, target)
@@ -74,14 +79,19 @@ class Trainer:
             loss = training_loss(logits, target, self.options)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
+        weights = [weight for weight in self.model.parameters() if weight.grad is not None]
         if self.options.clip_grad is not None:
             self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.options.clip_grad)
+        norm = total_norm([weight.grad for weight in weights])
+        if self.options.clip_grad is not None:
+            nn.utils.clip_grads_with_norm_(weights, self.options.clip_grad, norm)
+        if self.scaler.is_enabled():  # it looks for steps to skip itself, and finds some
+            norm = torch.zeros_like(norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         with torch.no_grad():
             hits = (logits.mean(0).argmax(-1) == batch.labels).sum()
-        return loss.detach(), hits
+        return loss.detach(), hits, norm
 
 
 @torch.no_grad()
@@ -101,14 +111,3 @@ def evaluate(
         correct += (logits.argmax(-1) == batch.labels).sum()
         seen += len(batch)
     return float(loss) / seen, float(correct) / seen
-
-
-def _check_finite(losses: Tensor, epoch: int, steps: int) -> None:
-    values = losses.tolist()
-    if math.isfinite(sum(values)):
-        return
-    step = next((i for i, value in enumerate(values) if not math.isfinite(value)), len(values) - 1)
-    raise TrainingDiverged(
-        f"epoch {epoch}, step {step + 1} of {steps}: the training loss is {values[step]}; "
-        "a smaller training.lr or training.clip_grad may help"
-    )
