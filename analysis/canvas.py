@@ -2,27 +2,49 @@
 
 from __future__ import annotations
 
+import logging
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.font_manager import fontManager
 
 from analysis.collect import StudyResults
 from analysis.statistics import summarize
 
 STYLE = Path(__file__).with_name("paper.mplstyle")
+SCRIPTS = (
+    *("Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans CJK KR", "Noto Sans CJK TC"),
+    *("Source Han Sans SC", "WenQuanYi Micro Hei", "WenQuanYi Zen Hei", "Droid Sans Fallback"),
+    *("PingFang SC", "Hiragino Sans", "Apple SD Gothic Neo", "Arial Unicode MS"),
+    *("Microsoft YaHei", "SimHei", "Yu Gothic", "MS Gothic", "Malgun Gothic"),
+    *("Noto Sans Devanagari", "Noto Sans Thai", "Noto Sans Hebrew", "Unifont"),
+)
+"""Families that hold what DejaVu Sans lacks, asked in this order where they are installed."""
+
+_said: set[str] = set()  # letters that were reported missing
+_log = logging.getLogger("msvit")
 
 
 @contextmanager
 def style() -> Iterator[None]:
-    """Draw in the project's style inside of this block."""
-    with mpl.rc_context(fname=STYLE):
+    """Draw in the project's style inside of this block; letters of any installed script."""
+    with mpl.rc_context(fname=STYLE), _missing_letters():
+        mpl.rcParams["font.family"] = _families()
         yield
+
+
+@cache
+def _families() -> list[str]:
+    installed = {font.name for font in fontManager.ttflist}
+    return [*mpl.rcParams["font.sans-serif"], *(name for name in SCRIPTS if name in installed)]
 
 
 def canvas() -> tuple[Figure, Axes]:
@@ -52,6 +74,29 @@ def write_figures(figures: Mapping[str, Figure], folder: Path) -> list[Path]:
     return [folder / f"{name}.png" for name in figures]
 
 
+@contextmanager
+def _missing_letters() -> Iterator[None]:
+    """Have one line say which letters no font has, in place of a warning per letter and figure."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    missing = set()
+    for warning in caught:
+        if found := re.match(r"Glyph (\d+) .*missing from", str(warning.message)):
+            missing.add(chr(int(found[1])))
+        else:
+            warnings.warn_explicit(
+                warning.message, warning.category, warning.filename, warning.lineno
+            )
+    if missing := missing - _said:
+        _said.update(missing)
+        letters = "".join(sorted(missing))
+        _log.warning(
+            "figures: no font here has the letters %s; install one that has, such as Noto Sans CJK",
+            letters,
+        )
+
+
 def say(axes: Axes, study: StudyResults, title: str, *remarks: str) -> None:
     """Title of a figure: what it shows, how, and why one should not believe it yet."""
     seeds = summarize(study, "test_accuracy")["n"]
@@ -74,4 +119,4 @@ def say(axes: Axes, study: StudyResults, title: str, *remarks: str) -> None:
 
 def slug(text: str) -> str:
     """``text`` as a part of a file name."""
-    return re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-").lower()
+    return re.sub(r"[\W_]+", "-", text).strip("-").lower()

@@ -61,9 +61,9 @@ def _firing_figure(study: StudyResults, maps: dict[str, pd.DataFrame], highest: 
     for axes, (group, rates) in zip(panels, maps.items(), strict=False):
         image = axes.imshow(rates, aspect="auto", vmin=0, vmax=highest, interpolation="nearest")
         axes.grid(False)
-        axes.set_xlabel("time step")
+        axes.set_xlabel("time step (from 0)")
         every = math.ceil(len(rates.columns) / 8)
-        axes.set_xticks(range(0, len(rates.columns), every), rates.columns[::every] + 1)
+        axes.set_xticks(range(0, len(rates.columns), every), rates.columns[::every])
         axes.set_yticks(range(len(rates)), _short(list(rates.index)), size=6)
         axes.tick_params(length=0)
         axes.set_title(f"{group}{_seeds_of(study, group)}")

@@ -1,7 +1,8 @@
 """Precision that says what it is: fp32 never silently rounds to less.
 
 ``torch.set_float32_matmul_precision("medium")`` is free on some processors and rounds
-products to bf16 on others, so one set of products is compared with float64 first.
+products to bf16 on others, so one set of products is compared with float64 first: what calls itself
+fp32 is off by less than :data:`MAX_ERROR`, whatever torch's setting is then called.
 """
 
 from __future__ import annotations
@@ -49,13 +50,10 @@ def choose_precision(requested: str, device: torch.device) -> Precision:
     if requested == "tf32" and device.type == "cuda":
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.allow_tf32 = True
-        return Precision(torch.float32, requested, "tf32 (matmul high)")
-    matmul = exact_matmul_precision(device)
-    torch.set_float32_matmul_precision(matmul)
+        return Precision(torch.float32, requested, "tf32")
+    torch.set_float32_matmul_precision(exact_matmul_precision(device))
     torch.backends.cudnn.allow_tf32 = False
-    label = f"fp32 (matmul {matmul})"
-    if requested not in ("fp32", "tf32"):
-        label = f"{requested} autocast over {label}"
+    label = "fp32" if requested in ("fp32", "tf32") else f"{requested} autocast over fp32"
     return Precision(_DTYPES[requested], requested, label)
 
 

@@ -594,7 +594,12 @@ def test_firing_map_shows_mean_rates_in_network_order(scales):
     highest = study.firing.groupby(["group", "layer", "timestep"])["rate"].mean().max()
     assert limits == pytest.approx((0, highest))
     assert colorbar.get_ylabel() == "spikes per neuron and time step"
-    assert [t.get_text() for t in axes.get_xticklabels()] == ["1", "2", "3", "4"]
+    assert [t.get_text() for t in axes.get_xticklabels()] == [
+        "0",
+        "1",
+        "2",
+        "3",
+    ]  # as in the frames
 
 
 def test_few_layers_share_one_firing_figure(tmp_path):
@@ -622,6 +627,25 @@ def test_figures_of_unfinished_studies_say_so(partial, tmp_path):
         *firing_maps(study).values(),
     ):
         assert [t.get_text() for t in figure.axes[0].texts] == ["no finished cell yet"]
+
+
+def test_letters_that_no_font_has_are_one_line_and_no_warning(tmp_path, caplog, recwarn):
+    results = Results(tmp_path)
+    group = "odd \U0010fffd\U0010fffc"
+    results.add_seeds(group, {"name": "msvit", "scales": [1]}, [0.9, 0.91], [1e-3] * 2)
+    paths = save_figures(results.study(), tmp_path / "figures")
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == 1, lines
+    assert "no font here has the letters \U0010fffc\U0010fffd" in lines[0]
+    assert not [w for w in recwarn if "Glyph" in str(w.message)]
+    assert all(path.exists() for path in paths)
+
+
+def test_labels_in_any_script_tell_files_apart(tmp_path):
+    results = Results(tmp_path)
+    for number, group in enumerate(("多尺度", "一尺度")):
+        results.add_seeds(group, {"name": "msvit", "scales": [1] * (number + 1)}, [0.9], [1e-3])
+    assert list(firing_maps(results.study())) == ["01_多尺度", "02_一尺度"]
 
 
 def test_pareto_front_drops_what_is_dearer_and_no_better():

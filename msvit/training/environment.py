@@ -25,6 +25,7 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
         "processor": processor_name(),
         "device": device_name(device),
         "threads": torch.get_num_threads(),
+        "matmul": torch.get_float32_matmul_precision(),
         "commit": _commit(),
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
