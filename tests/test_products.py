@@ -69,6 +69,7 @@ def counted(monkeypatch) -> list[torch.Size]:
     return shapes
 
 
+@pytest.mark.slow
 @settings(max_examples=80, deadline=None, derandomize=True, database=None)
 @given(
     images=st.tuples(st.integers(1, 3), st.integers(1, 5)),
@@ -380,6 +381,7 @@ def test_rows_too_wide_for_lists_of_places_are_dense(counted):
             assert error(ours, dense) < 1e-13
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flag", ["sse2", "avx2", "avx512vl"])
 def test_other_processors_compute_the_same(flag, tmp_path):
     """Once more in a process of its own, with the instructions of another processor."""

@@ -356,7 +356,9 @@ def test_null_is_a_value_that_was_chosen(tiny, tmp_path):
     assert [t.get_text() for t in panel.get_xticklabels()] == ["1.0", "none"]
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "gp", "nsga2", "random"])
+@pytest.mark.parametrize(
+    "sampler", ["tpe", pytest.param("gp", marks=pytest.mark.slow), "nsga2", "random"]
+)
 def test_every_sampler_uses_the_budget(sampler, tiny, tmp_path):
     ledger = played(load_space(str(tiny()), sampler=sampler, trials=30), tmp_path / "j")
     assert len(ledger.study.get_trials()) == 30

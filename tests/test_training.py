@@ -244,6 +244,7 @@ def test_the_best_epoch_by_validation_is_kept_and_scored(tmp_path, monkeypatch):
     assert not all(torch.equal(seen[4][name], value) for name, value in seen[3].items())
 
 
+@pytest.mark.slow
 def test_a_few_epochs_teach_the_digits(tmp_path):
     cell = resolve_cell(
         {
