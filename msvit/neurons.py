@@ -110,7 +110,7 @@ class Neuron(nn.Module):
     def __init__(self, spec: NeuronSpec, parts: tuple[str, ...] = ()) -> None:
         super().__init__()
         self.spec = spec
-        self.node = NEURONS[spec.kind](spec)
+        self.node: Any = NEURONS[spec.kind](spec)  # to torch, what it holds is Tensor or Module
         self.in_kernels = kernels.supports(spec)
         self.spikes = Spikes(parts)
 

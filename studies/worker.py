@@ -22,10 +22,10 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 from msvit.cells import SCHEMA, Cell
-from msvit.records.schema import Failure, RecordError
+from msvit.records.schema import CellFields, Failure, RecordError
 from msvit.records.store import (
     cell_folder,
     read_record,
@@ -90,7 +90,7 @@ def failure_of(cell: Cell, error: str, message: str, trace: str, attempts: int) 
     return {
         "schema": SCHEMA,
         "id": cell.id,
-        "cell": cell.as_dict(),
+        "cell": cast(CellFields, cell.as_dict()),
         "error": error,
         "message": message,
         "traceback": trace,
