@@ -583,6 +583,7 @@ def test_backends_fulfil_the_contract_to_the_type():
         }
 
 
+@pytest.mark.slow
 @needs_triton
 def test_triton_on_the_cpu_is_its_interpreter_or_one_line():
     script = "import torch; from msvit import kernels; print(kernels.available('cpu'))"
@@ -606,6 +607,7 @@ INTERPRETED_TOO = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.slow
 @needs_triton
 def test_triton_kernels_pass_the_same_tests_in_the_interpreter(tmp_path):
