@@ -1,4 +1,4 @@
-"""Official checkpoints: reading their containers, converting their tensors, saying what was done.
+"""Official checkpoints: converting their tensors, saying what was done.
 
 Each model file holds the map from its own units to the official names; here is the
 arithmetic. Several official layers may form one of ours (q, k and v are one product).
@@ -7,20 +7,28 @@ arithmetic. Several official layers may form one of ours (q, k and v are one pro
 from __future__ import annotations
 
 import fnmatch
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from msvit.options import unknown
+from msvit.state_dicts import (
+    CheckpointError,
+    StateDict,
+    find_state_dicts,
+    read_checkpoint,
+    tensor_names,
+)
 
-NORM_TENSORS = ("weight", "bias", "running_mean", "running_var")
+__all__ = ["CheckpointError", "LoadReport", "OfficialMap", "load_official"]
 
-
-class CheckpointError(ValueError):
-    """A checkpoint that does not fit; the message lists what is missing or unexpected."""
+_log = logging.getLogger("msvit")
+_PROFILING = ("*total_ops", "*total_params")  # thop's counters, in every module it has seen
 
 
 @dataclass
@@ -66,75 +74,126 @@ class OfficialMap:
 class LoadReport:
     """What :func:`load_official` did: counts and names of official tensors, and remarks."""
 
+    taken: str = ""
+    """The file, and the place in it that the tensors are from."""
+    left: list[str] = field(default_factory=list)
+    """What else the file holds, by place and name."""
     loaded: int = 0
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
+    mismatched: list[str] = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
 
+    @property
+    def summary(self) -> str:
+        """One line: what was taken, and what was left."""
+        line = f"{self.loaded} tensors loaded from {self.taken}"
+        beside = [*self.left, *self.ignored]
+        return f"{line}; left there: {_shown(beside)}" if beside else line
+
+    @property
+    def problems(self) -> list[str]:
+        """A line per kind of tensor that does not fit."""
+        kinds = {kind: getattr(self, kind) for kind in ("missing", "unexpected", "mismatched")}
+        return [f"{len(names)} {kind}: {_shown(names)}" for kind, names in kinds.items() if names]
+
     def __str__(self) -> str:
-        lines = [f"{self.loaded} tensors loaded"]
-        for title in ("missing", "unexpected", "ignored"):
-            names = getattr(self, title)
-            if names:
-                shown = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
-                lines.append(f"{len(names)} {title}: {shown}")
-        return "\n".join(lines + self.remarks)
-
-
-def read_state_dict(source: str | Path | Mapping) -> dict[str, Tensor]:
-    """The tensors of a checkpoint, out of the wrappers found in published files.
-
-    Looks through ``model``, ``state_dict`` and ``module.`` prefixes. Files are read with
-    ``weights_only=True``, so that a hostile one cannot run code.
-
-    Raises:
-        CheckpointError: if the file cannot be read or holds no tensors.
-    """
-    if isinstance(source, str | Path):
-        path = Path(source)
-        if not path.is_file():
-            raise CheckpointError(f"{path}: no such file")
-        try:
-            source = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # truncated, foreign or hostile: pickle raises anything
-            reason = str(error).strip().splitlines()
-            raise CheckpointError(
-                f"{path}: not a checkpoint of plain tensors ({reason[0] if reason else error!r})"
-            ) from None
-    for wrapper in ("state_dict", "model"):
-        if isinstance(source, Mapping) and isinstance(source.get(wrapper), Mapping):
-            source = source[wrapper]
-    if not isinstance(source, Mapping):
-        raise CheckpointError("the checkpoint holds no mapping of names to tensors")
-    state = {k.removeprefix("module."): v for k, v in source.items() if isinstance(v, Tensor)}
-    if not state:
-        raise CheckpointError("the checkpoint holds no tensors")
-    return state
+        return "\n".join([self.summary, *self.problems, *self.remarks])
 
 
 def load_official(
-    model: nn.Module, source: str | Path | Mapping, strict: bool = True
+    model: nn.Module, source: str | Path | Mapping, strict: bool = True, head: bool = True
 ) -> LoadReport:
-    """Load official weights, a path or a state dict, into a model of the zoo.
+    """Load official weights, or those of a cell, into a model of the zoo.
 
     Args:
+        source: a file of torch or safetensors, or what it holds: a state dict under official
+            names or ours, at any place, whatever stands beside it. Of two that fit, an averaged
+            one (EMA) is taken, or the best by validation: those have the published scores.
         strict: refuse a checkpoint that lacks tensors or has unexpected ones. Shapes must
             fit in any case.
+        head: False leaves the classifier as it is, for another number of classes.
 
     Returns:
-        What was loaded, missing, unexpected and ignored, with remarks.
+        What was loaded, missing, unexpected and left, with remarks.
 
     Raises:
-        CheckpointError: if the checkpoint cannot be read or does not fit.
+        CheckpointError: if the checkpoint cannot be read or does not fit; naming the file and the
+            first tensors that are missing, unexpected or of another shape.
     """
-    official = read_state_dict(source)
-    names: OfficialMap = model.official_map()  # type: ignore[operator]
-    report = LoadReport()
-    used: set[str] = set()
+    given = isinstance(source, Mapping)
+    content = source if given else read_checkpoint(Path(source))
+    name = "the given mapping" if given else str(source)
+    found = _best_fit(model, content, name, head)
+    report = found.report
+    if report.mismatched or (strict and report.problems):
+        lines = [f"{report.taken} does not fit {type(model).__name__}:", *report.problems]
+        if report.missing and report.unexpected:
+            lines.append(unknown(report.unexpected[0], report.missing[:1], "first of each:"))
+        elif found.mismatched and found.mismatched <= _classifier(model):
+            lines.append("head=False loads all but the classifier")
+        elif found.mismatched:
+            lines.append("was the model built with the checkpoint's sizes?")
+        raise CheckpointError("\n".join(lines))
+    for target, tensor in found.tensors.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise CheckpointError(f"{name}: {target} would get values that are not finite")
+    model.load_state_dict(found.tensors, strict=False)
+    _log.info("%s", report.summary)
+    return report
+
+
+@dataclass
+class _Conversion:
+    """A state dict of a checkpoint, made to fit a model."""
+
+    tensors: dict[str, Tensor]
+    """What fits, under our names."""
+    mismatched: set[str]
+    """Our names for which it has another shape."""
+    report: LoadReport
+    fit: tuple[int, int]
+    """How many names it has that were looked for, and how many tensors fit."""
+    preferred: bool
+
+
+def _best_fit(model: nn.Module, content: Any, name: str, head: bool) -> _Conversion:
+    targets = model.state_dict()
+    fits = []
+    own = OfficialMap(tensors={target: target for target in targets})
+    for names in (model.official_map(), own):
+        known = {key for target in targets for key in names.sources(target) or ()}
+        for found in find_state_dicts(content, known):
+            fits.append(_convert(model, names, known, found, name, head))
+    if not fits:
+        there = tensor_names(content)
+        held = f"none of {type(model).__name__}: {_shown(there)}" if there else "none at all"
+        raise CheckpointError(f"{name}: tensors were looked for, and there are {held}")
+    best = max(fits, key=lambda fit: (fit.fit, fit.preferred))
+    equals = [fit.report.taken for fit in fits if fit.fit == best.fit and fit is not best]
+    if equals:
+        best.report.remarks.append(
+            f"as good a fit: {', '.join(equals)}; for that, pass the mapping instead of the file"
+        )
+    return best
+
+
+def _convert(
+    model: nn.Module, names: OfficialMap, known: set[str], found: StateDict, name: str, head: bool
+) -> _Conversion:
+    official = found.tensors
+    report = LoadReport(f"{name} ({found.where})" if found.where else name, list(found.left))
     converted: dict[str, Tensor] = {}
+    mismatched: set[str] = set()
+    used: set[str] = set()
+    classifier = _classifier(model)
     for target, expected in model.state_dict().items():
         keys = names.sources(target)
+        if target in classifier and not head:
+            used.update(keys or ())
+            report.left += [key for key in keys or () if key in official]
+            continue
         if keys is None:  # such as the time constant of a PLIF, where the official has a LIF
             report.missing.append(f"a counterpart of {target}")
             continue
@@ -145,36 +204,70 @@ def load_official(
             if not target.endswith("num_batches_tracked"):
                 report.missing += absent
             continue
-        converted[target] = _join(target, expected, keys, official)
+        tensor = _join(target, expected, [official[key] for key in keys])
+        if tensor is None:
+            shapes = " + ".join(f"{key} {tuple(official[key].shape)}" for key in keys)
+            report.mismatched.append(f"{shapes} does not fit {target} {tuple(expected.shape)}")
+            mismatched.add(target)
+            continue
+        converted[target] = tensor
         report.loaded += len(keys)
-    rest = [k for k in official if k not in used]
-    for key in rest:
-        known = any(fnmatch.fnmatch(key, pattern) for pattern in names.ignored)
-        (report.ignored if known else report.unexpected).append(key)
-    if strict and (report.missing or report.unexpected):
-        hint = ""
-        if report.missing and report.unexpected:
-            hint = "\n" + unknown(report.unexpected[0], report.missing[:1], "first of each:")
-        raise CheckpointError(
-            f"the checkpoint does not fit {type(model).__name__}:\n{report}{hint}"
-        )
-    model.load_state_dict(converted, strict=False)
-    if getattr(model.options, "batch_coupled", None) is False:
+    own = [t for t in classifier if t.endswith(".weight")]
+    theirs = [key for target in own for key in names.sources(target) or () if key in official]
+    heads = {official[key].shape for key in theirs} or {model.state_dict()[t].shape for t in own}
+    for key in official:
+        if key in used:
+            continue
+        if any(fnmatch.fnmatch(key, pattern) for pattern in (*names.ignored, *_PROFILING)):
+            report.ignored.append(key)
+        elif _is_classifier(key, official, known, heads):
+            report.ignored.append(key)
+            if key.endswith(".weight"):
+                report.remarks.append(
+                    f"{key.removesuffix('.weight')}, another classifier, was left: where the "
+                    "released code averages both in evaluation, so does the published accuracy"
+                )
+        else:
+            report.unexpected.append(key)
+    if getattr(model.options, "batch_coupled", None) is False and known != set(model.state_dict()):
         report.remarks.append(
             "trained with batch coupling (membrane potential passes between the images of a "
             "batch), loaded without: accuracy may differ from the published one; "
             "batch_coupled=True reproduces the released code"
         )
-    return report
+    fit = (found.found, len(converted))
+    return _Conversion(converted, mismatched, report, fit, found.preferred)
 
 
-def _join(target: str, expected: Tensor, keys: list[str], official: Mapping[str, Tensor]) -> Tensor:
+def _join(target: str, expected: Tensor, parts: list[Tensor]) -> Tensor | None:
+    """Several official tensors as the one of ours; None where the shape is another."""
     if target.endswith("num_batches_tracked"):
-        return official[keys[0]]
-    found = torch.cat([official[k] for k in keys]) if len(keys) > 1 else official[keys[0]]
+        return parts[0]
+    if any(part.shape[1:] != parts[0].shape[1:] for part in parts):
+        return None
+    found = torch.cat(parts) if len(parts) > 1 else parts[0]
     if found.numel() == expected.numel() and found.shape[:1] == expected.shape[:1]:
         return found.reshape(expected.shape)  # Linear, Conv1d and Conv2d hold the same numbers
-    raise CheckpointError(
-        f"{' + '.join(keys)}: shape {tuple(found.shape)} does not fit {target} "
-        f"{tuple(expected.shape)}; was the model built with the checkpoint's sizes?"
-    )
+    return None
+
+
+def _classifier(model: nn.Module) -> set[str]:
+    return {target for target in model.state_dict() if "head.linear." in target}
+
+
+def _is_classifier(
+    key: str, official: Mapping[str, Tensor], known: set[str], shapes: set[torch.Size]
+) -> bool:
+    """Whether a tensor is of one more linear layer like the classifier, such as a distilled one.
+
+    It stands beside the model's modules, and ours computes the same without it.
+    """
+    layer, _, tensor = key.partition(".")
+    weight = official.get(f"{layer}.weight")
+    beside = not any(name.partition(".")[0] == layer for name in known)
+    return beside and tensor in ("weight", "bias") and weight is not None and weight.shape in shapes
+
+
+def _shown(names: list[str], most: int = 8) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -35,6 +35,7 @@ from msvit.training.environment import describe_environment
 from msvit.training.health import TrainingDiverged, check_state
 from msvit.training.loop import Trainer, evaluate
 from msvit.training.optimization import make_mixup, make_optimizer, make_schedule
+from msvit.training.trained import save_trained
 
 _log = logging.getLogger("msvit")
 
@@ -49,9 +50,10 @@ def train_cell(
     """Train, select by validation accuracy, measure on the test images; returns the record.
 
     After each epoch ``folder/checkpoint.pt`` is replaced and ``report`` is called with
-    ``epoch``, ``epochs``, ``train_loss``, ``val_loss``, ``val_accuracy`` and ``seconds``. A cell
-    that was stopped goes on after its last finished epoch and ends with the record it would have
-    had: on the same CPU with the same number of threads bit for bit, save times and memory.
+    ``epoch``, ``epochs``, ``train_loss``, ``val_loss``, ``val_accuracy`` and ``seconds``; at the
+    end ``folder/weights.safetensors`` holds the selected weights. A cell that was stopped goes on
+    after its last finished epoch and ends with the record it would have had: on the same CPU with
+    the same number of threads bit for bit, save times and memory.
 
     Raises:
         TrainingDiverged: when a loss, a gradient, weights or running statistics are not finite.
@@ -126,6 +128,8 @@ def train_cell(
     if not math.isfinite(test_loss):
         raise TrainingDiverged(f"the weights of epoch {chosen}: the test loss is {test_loss}")
     measured = meter.result()
+    environment = describe_environment(device)
+    save_trained(folder, cell, progress.best, splits.mean, splits.std, environment["commit"])
     images_trained = progress.epoch * steps * min(options.batch_size, len(splits.train))
     return {
         "schema": SCHEMA,
@@ -143,7 +147,7 @@ def train_cell(
         "peak_memory_gb": progress.peak_memory_gb,
         "precision": precision.label,
         "kernels": progress.kernels,
-        "environment": describe_environment(device),
+        "environment": environment,
     }
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import zipfile
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -20,11 +20,20 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     Raises:
         OSError: if the folder cannot be written.
     """
+    replace_file(path, lambda file: torch.save(state, file))
+
+
+def replace_file(path: Path, write: Callable[[BinaryIO], Any]) -> None:
+    """Replace ``path`` by what ``write`` writes: at any moment it is what it was or complete.
+
+    Raises:
+        OSError: if the folder cannot be written.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with open(temporary, "wb") as file:
-            torch.save(state, file)
+            write(file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

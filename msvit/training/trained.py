@@ -1,0 +1,198 @@
+"""What a training leaves to be used: ``weights.safetensors``, and a model made of it.
+
+The file says which cell it is of, all its options, and how its images were normalised, so that it
+can be used without anything beside it. Cells of earlier versions have their best weights in
+``checkpoint.pt``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from msvit.cells import Cell, canonical_json
+from msvit.checkpoints import CheckpointError
+from msvit.data import data_options, load_splits
+from msvit.models import create_model, zoo
+from msvit.records.store import cell_folder, read_record
+from msvit.state_dicts import read_checkpoint
+from msvit.training.batches import Normalise
+from msvit.training.checkpoint import replace_file
+from msvit.training.health import TrainingDiverged, check_state
+
+WEIGHTS = "weights.safetensors"
+_CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """Images as people have them → normalised images ``[B, C, H, W]``, as a model was trained on.
+
+    ``mean`` and ``std`` are those of pixels in [0, 1], one value per channel.
+    """
+
+    channels: int
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(self, images: Image.Image | np.ndarray | Tensor | list) -> Tensor:
+        """Float32 ``[B, C, H, W]``, on the device of ``images``.
+
+        Args:
+            images: a PIL image, an array ``[H, W]`` or ``[H, W, C]`` or a list of them; or a
+                tensor ``[C, H, W]`` or ``[B, C, H, W]``. Bytes; 0 is black.
+
+        Raises:
+            ValueError: for images of another size, or other than 8 bits.
+        """
+        if isinstance(images, list | tuple):
+            return torch.cat([self(image) for image in images])
+        if not isinstance(images, Tensor):
+            images = self._pixels(images)
+        if images.dtype != torch.uint8:
+            raise ValueError(f"images of bytes (0 to 255) are needed, not of {images.dtype}")
+        images = images[None] if images.ndim == 3 else images
+        expected = (self.channels, self.size, self.size)
+        if images.ndim != 4 or images.shape[1:] != expected:
+            raise ValueError(
+                f"the model was trained on images [C, H, W] of {expected}, not of "
+                f"{tuple(images.shape[-3:])}; bring them to this size as its training images were"
+            )
+        return Normalise(self.mean, self.std, images.device)(images)
+
+    def _pixels(self, image: Image.Image | np.ndarray) -> Tensor:
+        """``[C, H, W]``, grey or in colours as the model was trained."""
+        if not isinstance(image, Image.Image):
+            image = np.asarray(image)
+            if image.dtype != np.uint8:
+                raise ValueError(f"images of bytes (0 to 255) are needed, not of {image.dtype}")
+            image = Image.fromarray(image.squeeze(-1) if image.shape[2:] == (1,) else image)
+        if image.mode[0] in "IF":  # 16 or 32 bits, which a conversion would cut off
+            raise ValueError(f"images of 8 bits are needed, not of PIL's mode {image.mode!r}")
+        pixels = np.array(image.convert("L" if self.channels == 1 else "RGB"))
+        return torch.from_numpy(pixels).reshape(*pixels.shape[:2], -1).permute(2, 0, 1)
+
+
+def save_trained(
+    folder: Path,
+    cell: Cell,
+    weights: Mapping[str, Tensor],
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    commit: str | None,
+) -> Path:
+    """Write a cell's best weights, with all that using them takes; atomically.
+
+    Raises:
+        OSError: if the folder cannot be written.
+    """
+    facts = {
+        "cell": cell.id,
+        "architecture": zoo()[cell.model["name"]]["architecture"],
+        "commit": commit or "",
+        "configuration": canonical_json(cell.as_dict()),
+        "mean": json.dumps(mean),
+        "std": json.dumps(std),
+    }
+    content = save({name: tensor.contiguous() for name, tensor in weights.items()}, facts)
+    replace_file(folder / WEIGHTS, lambda file: file.write(content))
+    return folder / WEIGHTS
+
+
+def load_trained(source: str | Path, cell_id: str | None = None) -> nn.Module:
+    """A trained model with its best weights, in eval mode, on the CPU.
+
+    ``load_trained(results, cell_id)``, or the path of a cell's folder or of its
+    ``weights.safetensors``. The model's ``prepare`` makes its input of images
+    (:class:`Prepare`)::
+
+        model = msvit.load_trained("results", "2f0c9a1b7d3e")
+        label = model(model.prepare(image)).mean(0).argmax(-1)  # of one image or several
+
+    Raises:
+        CheckpointError: where no weights are kept, or what is kept does not fit.
+        RecordError: where the cell's record cannot be used.
+    """
+    path = Path(source) if cell_id is None else cell_folder(Path(source), cell_id)
+    file = path if path.is_file() else path / WEIGHTS
+    trained = _read_weights(file) if file.is_file() else _read_checkpoint(path)
+    model = create_model(**trained.cell.model)
+    try:
+        model.load_state_dict(trained.weights)
+        check_state(model, str(trained.file), "it cannot be used")
+    except (RuntimeError, TrainingDiverged) as error:
+        raise CheckpointError(f"{trained.file}: {error}") from None
+    model.prepare = trained.prepare
+    return model.eval()
+
+
+@dataclass(frozen=True)
+class _Trained:
+    file: Path
+    cell: Cell
+    weights: Mapping[str, Tensor]
+    prepare: Callable[[Any], Tensor]
+
+
+def _read_weights(file: Path) -> _Trained:
+    try:
+        with safe_open(file, "pt") as content:
+            facts = content.metadata() or {}
+            weights = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise CheckpointError(f"{file}: not a file of safetensors ({error})") from None
+    try:
+        cell = Cell.from_dict(json.loads(facts["configuration"]))
+        mean, std = tuple(json.loads(facts["mean"])), tuple(json.loads(facts["std"]))
+    except (KeyError, json.JSONDecodeError):
+        raise CheckpointError(
+            f"{file}: not the weights of a cell (it does not tell their configuration)"
+        ) from None
+    return _Trained(file, cell, weights, _prepare(cell, mean, std))
+
+
+def _read_checkpoint(folder: Path) -> _Trained:
+    """What an earlier version has kept; the record knows the configuration."""
+    file = folder / "checkpoint.pt"
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such cell")
+    whole = folder.resolve()
+    record = read_record(whole.parents[1], whole.name)
+    if record is None:
+        raise CheckpointError(f"{folder}: the cell has no record; it was not trained to its end")
+    if not file.is_file():
+        raise CheckpointError(
+            f"{folder}: no weights are kept, neither {WEIGHTS} nor {file.name}; "
+            "delete the folder and run the cell again"
+        )
+    state = read_checkpoint(file)
+    if state.get("cell") != record["id"] or not state.get("best"):
+        raise CheckpointError(f"{file}: not the checkpoint of cell {record['id']}")
+    cell = Cell.from_dict(record["cell"])
+    return _Trained(file, cell, state["best"], _measured(cell))
+
+
+def _prepare(cell: Cell, mean: tuple[float, ...], std: tuple[float, ...]) -> Prepare:
+    return Prepare(cell.model["in_channels"], cell.model["image_size"], mean, std)
+
+
+def _measured(cell: Cell) -> Callable[[Any], Tensor]:
+    """Earlier versions did not keep how images were normalised, but the data set tells."""
+
+    def prepare(images: Any) -> Tensor:
+        options = {key: value for key, value in cell.data.items() if key != "name"}
+        splits = load_splits(data_options(cell.data["name"], options, "data"))
+        return _prepare(cell, splits.mean, splits.std)(images)
+
+    return prepare
