@@ -33,6 +33,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +136,7 @@ def collect(results: Path, grid: str, records: Records[Observations] | None = No
                 row = _unfinished(results, entry["id"])
             else:
                 row = {**observed.scores, "status": "finished"}
-                key = tuple(entry[column] for column in KEY_COLUMNS)
+                key = itemgetter(*KEY_COLUMNS)(entry)
                 for kind in ("history", "firing", "operations"):
                     frames[kind] += [(*key, *values) for values in getattr(observed, kind)]
         except RecordError as error:

@@ -66,12 +66,13 @@ def accuracy_energy(study: StudyResults) -> Figure:
         for group in accuracy.index:
             (x, xerr), (y, yerr) = energy.loc[group], accuracy.loc[group]
             _point(axes, x, y, xerr, _within(y, yerr, yerr), looks[group])
-            bars = (0.0, 0.0) if math.isnan(yerr) else (xerr, yerr)
+            bars: tuple[float, float] = (0.0, 0.0) if math.isnan(yerr) else (xerr, yerr)
             marks.append(Mark(group, x, y, *bars, color=looks[group]["color"]))
         axes.margins(0.22, 0.18)
         axes.set_xlim(left=max(0, axes.get_xlim()[0]))
         _keep_to_shares(axes)
-        remarks, corners = ["mean ± std"], []
+        remarks = ["mean ± std"]
+        corners: list[tuple[float, float]] = []
         for group in pareto_front(energy["mean"], accuracy["mean"]):
             x, y = energy["mean"][group], accuracy["mean"][group]
             corners += [(x, corners[-1][1]), (x, y)] if corners else [(x, y)]
@@ -153,7 +154,7 @@ FIGURES: dict[str, Drawing] = {
 
 
 def _point(
-    axes: Axes, x: float, y: float, xerr: float, yerr: tuple[float, float], look: dict[str, str]
+    axes: Axes, x: float, y: float, xerr: float, yerr: tuple[float, float], look: dict[str, Any]
 ) -> None:
     """A point with error bars of these lengths (below, above) where they are known, else hollow."""
     known = not math.isnan(yerr[0])
@@ -178,14 +179,14 @@ def _keep_to_shares(axes: Axes) -> None:
     axes.set_ylim(max(low, 0), min(high, 100))
 
 
-def _cycle() -> list[dict[str, str]]:
+def _cycle() -> list[dict[str, Any]]:
     """Colour and marker for one thing after another."""
     colors = mpl.rcParams["axes.prop_cycle"].by_key()["color"]
     pairs = zip(colors * len(MARKERS), MARKERS * len(colors), strict=True)
     return [{"color": color, "marker": marker} for color, marker in pairs]
 
 
-def _looks(study: StudyResults) -> dict[str, dict[str, str]]:
+def _looks(study: StudyResults) -> dict[str, dict[str, Any]]:
     """Colour and marker of each configuration: one of both per model, in grid order."""
     models = study.cells.dropna(subset="model").drop_duplicates("group").set_index("group")["model"]
     looks = dict(zip(dict.fromkeys(models), _cycle(), strict=False))

@@ -10,9 +10,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.text import Annotation
 from matplotlib.transforms import Bbox
@@ -41,7 +43,7 @@ def label_marks(
     ``lines`` are the corners of one polyline of horizontal and vertical pieces. Where the texts
     find no room, each mark gets a number instead, and a key right of the axes explains it.
     """
-    figure = axes.figure
+    figure = cast(Figure, axes.figure)  # there are no figures within figures
     figure.draw_without_rendering()
     if _place_all(axes, marks, lines, size):
         figure.set_layout_engine("none")  # placed labels must not move the axes again
@@ -61,7 +63,7 @@ def label_marks(
 
 def label_right(axes: Axes, marks: Sequence[Mark], size: float = 7) -> list[Annotation]:
     """Write the texts right of the axes at the heights of their marks, moved apart if needed."""
-    figure = axes.figure
+    figure = cast(Figure, axes.figure)  # there are no figures within figures
     labels = [
         axes.annotate(
             mark.text,
@@ -93,12 +95,12 @@ def label_right(axes: Axes, marks: Sequence[Mark], size: float = 7) -> list[Anno
 
 def _apart(heights: Sequence[float], gap: float) -> list[float]:
     """Sorted heights moved as little as possible until neighbours are ``gap`` apart."""
-    groups = [[height, 1] for height in heights]  # mean height and size of each stack
+    groups = [(height, 1) for height in heights]  # mean height and size of each stack
     while True:
         for i, ((low, below), (high, above)) in enumerate(pairwise(groups)):
             if high - low < gap * (below + above) / 2 - 1e-9:
                 count = below + above
-                groups[i : i + 2] = [[(low * below + high * above) / count, count]]
+                groups[i : i + 2] = [((low * below + high * above) / count, count)]
                 break
         else:
             return [
@@ -155,8 +157,10 @@ def _free_place(
     for distance in DISTANCES:
         for degrees in DIRECTIONS:
             dx, dy = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
-            label.set_ha("left" if dx > 0.5 else "right" if dx < -0.5 else "center")
-            label.set_va("bottom" if dy > 0.5 else "top" if dy < -0.5 else "center")
+            label.set_horizontalalignment(
+                "left" if dx > 0.5 else "right" if dx < -0.5 else "center"
+            )
+            label.set_verticalalignment("bottom" if dy > 0.5 else "top" if dy < -0.5 else "center")
             offset = (distance * dx, distance * dy)
             label.set_position(offset)
             box = _extent(label)
@@ -189,7 +193,8 @@ def _leader(axes: Axes, mark: Mark, offset: tuple[float, float]) -> Annotation:
 
 
 def _extent(label: Annotation) -> Bbox:
-    return label.get_window_extent(label.figure.canvas.get_renderer())
+    canvas = cast(FigureCanvasAgg, label.figure.canvas)  # of all figures here
+    return label.get_window_extent(canvas.get_renderer())
 
 
 def _boxes(axes: Axes, mark: Mark) -> list[Bbox]:

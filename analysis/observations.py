@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 from msvit.cells import SECTIONS
@@ -48,7 +49,7 @@ def observe(record: Record) -> Observations:
             "precision": record["precision"],
             **{f"environment.{key}": value for key, value in record["environment"].items()},
         },
-        history=[tuple(epoch[column] for column in HISTORY_COLUMNS) for epoch in record["history"]],
+        history=list(map(itemgetter(*HISTORY_COLUMNS), record["history"])),
         firing=_with_position(record["firing"], FIRING_COLUMNS),
         operations=_with_position(record["operations"], OPERATION_COLUMNS),
     )

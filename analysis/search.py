@@ -198,7 +198,8 @@ def _from_records(cells: Sequence[str], results: Path) -> dict[str, float]:
     """Means over the records of ``cells``; nothing where one of them is not to be had."""
     try:
         records = [read_record(results, cell) for cell in cells]
-        return mean_measures(records) if records and None not in records else {}
+        there = [record for record in records if record is not None]
+        return mean_measures(there) if there and len(there) == len(records) else {}
     except RecordError:
         return {}
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib as mpl
 import numpy as np
@@ -64,9 +65,10 @@ def pareto(search: Search) -> Figure | None:
         front = search.front.sort_values(x, ascending=search.objectives[x] == "minimize")
         xs, ys = list(front[x] * scale_x), list(front[y] * scale_y)
         if len(search.objectives) == 2 and xs:
-            where = "post" if search.objectives[x] == "minimize" else "pre"
+            cheap_first = search.objectives[x] == "minimize"
             order = np.argsort(xs)
             steps = (np.array(xs)[order], np.array(ys)[order])
+            where: Literal["post", "pre"] = "post" if cheap_first else "pre"
             axes.step(*steps, where=where, color="0.5", ls="--", lw=0.9, zorder=1)
         for number, px, py in zip(front["number"], xs, ys, strict=True):
             _name_point(axes, str(number), px, py)
@@ -166,7 +168,7 @@ def importance(search: Search) -> Figure | None:
             warnings.simplefilter("ignore")
             try:
                 shares[objective] = optuna.importance.get_param_importances(
-                    search.study, target=lambda t, i=position, s=sign: s * t.values[i]
+                    search.study, target=partial(_signed, position, sign)
                 )
             except (ValueError, RuntimeError):  # all values are the same, or too few
                 return None
@@ -189,6 +191,10 @@ def importance(search: Search) -> Figure | None:
         remarks += [f"conditional, left out: {', '.join(left_out)}"] if left_out else []
         _title(axes, search, "what decides", remarks)
     return figure
+
+
+def _signed(position: int, sign: int, trial: optuna.trial.FrozenTrial) -> float:
+    return sign * trial.values[position]
 
 
 def slices(search: Search) -> Figure:
@@ -252,7 +258,7 @@ def parallel(search: Search) -> Figure:
             heights[key], texts = _heights(search, trials, key)
             axes.axvline(i, color="0.4", lw=0.8)
             for height, text in texts.items():
-                look = {"va": "center", "size": 6, "zorder": 5}
+                look: dict[str, Any] = {"va": "center", "size": 6, "zorder": 5}
                 look["path_effects"] = [withStroke(linewidth=1.5, foreground="white")]
                 axes.annotate(text, (i, height), (3, 0), textcoords="offset points", **look)
         colors = mpl.colormaps["viridis"]

@@ -7,7 +7,9 @@ The numbers themselves, unrounded, are ``Table.numbers`` (and ``table.csv``).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
@@ -149,7 +151,7 @@ def _accuracy(numbers: pd.DataFrame) -> list[Entry]:
 
 
 def entries(
-    values: pd.Series, decimals: int | None = None, best: type[max] | None = None
+    values: pd.Series, decimals: int | None = None, best: Callable[..., Any] | None = None
 ) -> list[Entry]:
     """``values`` as text, a field each; with ``best`` (min or max) the first two ranks are marked.
 

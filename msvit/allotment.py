@@ -7,7 +7,7 @@ group (containers, Slurm), or only in Slurm's variables. Torch-free.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 _SLURM = ("SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE")
@@ -53,7 +53,7 @@ def _version1(group: Path) -> list[str]:
     return [(group / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period")]
 
 
-def _up(root: Path, path: str, read) -> Iterator[float]:
+def _up(root: Path, path: str, read: Callable[[Path], list[str]]) -> Iterator[float]:
     """``quota / period`` of the group at ``path`` and of all above it, where there is a quota."""
     group = root / path.lstrip("/")
     for place in (group, *group.parents):

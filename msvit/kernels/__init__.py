@@ -80,7 +80,8 @@ def describe(model: nn.Module, device: torch.device, dtype: torch.dtype) -> str:
     (:func:`msvit.training.compilation.describe`). Single units whose operands lie otherwise than a
     backend can read go by the reference without being named here.
     """
-    specs = {m.spec for m in model.modules() if isinstance(getattr(m, "spec", None), NeuronSpec)}
+    held = (getattr(module, "spec", None) for module in model.modules())
+    specs = {spec for spec in held if isinstance(spec, NeuronSpec)}
     if not specs:
         return "none"
     if not available(device, dtype):
@@ -300,7 +301,7 @@ def _for_unit(
             return None
         if offset is not None and not _is_vector(offset, y, backend.real):
             return None
-    shape = y.shape
+    shape: tuple[int, ...] = y.shape
     if pool:
         shape = (*y.shape[:2], *((size + 1) // 2 for size in y.shape[2:4]), y.shape[4])
     if shortcut is not None and not (shortcut.shape == shape and _same(shortcut, y)):

@@ -11,7 +11,7 @@ through norm with batch statistics.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 import torch.distributed
@@ -20,6 +20,12 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from .spec import Backend, Batch, FixedNeuron, NeuronSpec, Norm
+
+if TYPE_CHECKING:  # not every build of torch has it
+    from torch.distributed import ProcessGroup
+
+Gradients = tuple[Tensor | None, ...]
+"""One for each argument of a forward."""
 
 
 def norm_neuron(
@@ -70,7 +76,19 @@ def token_attention(
 
 class _NormNeuron(Function):
     @staticmethod
-    def forward(ctx: Any, y, weight, bias, plif_w, shortcut, backend, norm, spec, offset, pool):
+    def forward(
+        ctx: Any,
+        y: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        plif_w: Tensor | None,
+        shortcut: Tensor | None,
+        backend: Backend,
+        norm: Norm,
+        spec: NeuronSpec,
+        offset: Tensor | None,
+        pool: bool,
+    ) -> Tensor:
         steps, y, shortcut = len(y), time_major(y), time_major(shortcut)
         folded, count = fold(backend, y, steps, norm, offset)
         neuron = backend.neuron(spec, plif_w)
@@ -92,7 +110,7 @@ class _NormNeuron(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_out):
+    def backward(ctx: Any, grad_out: Tensor) -> Gradients:
         y, folded, fed, codes = ctx.saved_tensors  # fed: what of y has reached the neuron
         needs_y, needs_weight, needs_bias, _, needs_shortcut, *_ = ctx.needs_input_grad
         backend, neuron, steps, count = ctx.backend, ctx.neuron, ctx.steps, ctx.count
@@ -141,7 +159,9 @@ class _NormNeuron(Function):
 
 class _Neuron(Function):
     @staticmethod
-    def forward(ctx: Any, x, plif_w, backend, spec):
+    def forward(
+        ctx: Any, x: Tensor, plif_w: Tensor | None, backend: Backend, spec: NeuronSpec
+    ) -> Tensor:
         steps, x = len(x), time_major(x)
         neuron = backend.neuron(spec, plif_w)
         ctx.save_for_backward(x)
@@ -150,7 +170,7 @@ class _Neuron(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_out):
+    def backward(ctx: Any, grad_out: Tensor) -> Gradients:
         (x,) = ctx.saved_tensors
         steps, backend, neuron = ctx.steps, ctx.backend, ctx.neuron
         g, _, decay_grad = backend.backward(
@@ -170,7 +190,17 @@ class _Neuron(Function):
 
 class _NormAdd(Function):
     @staticmethod
-    def forward(ctx: Any, y, weight, bias, shortcut, backend, norm, offset, pool):
+    def forward(
+        ctx: Any,
+        y: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        shortcut: Tensor | None,
+        backend: Backend,
+        norm: Norm,
+        offset: Tensor | None,
+        pool: bool,
+    ) -> Tensor:
         steps, y, shortcut = len(y), time_major(y), time_major(shortcut)
         folded, count = fold(backend, y, steps, norm, offset)
         ctx.backend, ctx.steps, ctx.count, ctx.group = backend, steps, count, _workers(norm)
@@ -199,7 +229,7 @@ class _NormAdd(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_out):
+    def backward(ctx: Any, grad_out: Tensor) -> Gradients:
         y, folded, fed, codes = ctx.saved_tensors
         needs_y, needs_weight, needs_bias, needs_shortcut, *_ = ctx.needs_input_grad
         backend, steps, repeats = ctx.backend, ctx.steps, ctx.steps / len(y)
@@ -228,7 +258,7 @@ class _NormAdd(Function):
 
 class _MaxPool(Function):
     @staticmethod
-    def forward(ctx: Any, x, backend):
+    def forward(ctx: Any, x: Tensor, backend: Backend) -> Tensor:
         steps, x = len(x), time_major(x)
         out, _, codes = backend.max_pool(
             x,
@@ -244,7 +274,7 @@ class _MaxPool(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_out):
+    def backward(ctx: Any, grad_out: Tensor) -> Gradients:
         (codes,) = ctx.saved_tensors
         grad = grad_out.mean(0, keepdim=True) if ctx.shared else grad_out.contiguous()
         g = ctx.backend.max_pool_backward(grad, codes, size=ctx.size, y=None, coefficients=None)
@@ -253,7 +283,16 @@ class _MaxPool(Function):
 
 class _TokenAttention(Function):
     @staticmethod
-    def forward(ctx: Any, joined, plif_w, backend, parts, spec, heads, *wide):
+    def forward(
+        ctx: Any,
+        joined: Tensor,
+        plif_w: Tensor | None,
+        backend: Backend,
+        parts: int,
+        spec: NeuronSpec,
+        heads: int,
+        *wide: Tensor,
+    ) -> tuple[Tensor, Tensor]:
         neuron = backend.neuron(spec, plif_w)
         out, mask, scores, keys = backend.token_attention(
             joined.contiguous(),
@@ -270,7 +309,7 @@ class _TokenAttention(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_out, _):
+    def backward(ctx: Any, grad_out: Tensor, _: Tensor) -> Gradients:
         scores, keys = ctx.saved_tensors
         joined, wide, decay_grad = ctx.backend.token_attention_backward(
             grad_out.contiguous(),
@@ -294,6 +333,10 @@ def _detached(offset: Tensor | None) -> Tensor | None:
     return None if offset is None else offset.detach()
 
 
+@overload
+def time_major(x: Tensor) -> Tensor: ...
+@overload
+def time_major(x: Tensor | None) -> Tensor | None: ...
 def time_major(x: Tensor | None) -> Tensor | None:
     """Contiguous ``[t, ...]``; t is 1 where time has stride 0."""
     if x is None:
@@ -303,6 +346,10 @@ def time_major(x: Tensor | None) -> Tensor | None:
     return x.contiguous()
 
 
+@overload
+def spread(x: Tensor, steps: int) -> Tensor: ...
+@overload
+def spread(x: Tensor | None, steps: int) -> Tensor | None: ...
 def spread(x: Tensor | None, steps: int) -> Tensor | None:
     """One step (or its gradient) given to all time steps without a copy."""
     return x if x is None or len(x) == steps else x.expand(steps, *x.shape[1:])
@@ -342,16 +389,19 @@ def plif_gradient(
     return (decay_grad * (decay * (1.0 - decay))).to(dtype).reshape(())
 
 
-def _workers(norm: Norm):
+def _workers(norm: Norm) -> ProcessGroup | None:
     """The process group that shares the statistics of ``norm``, None if there is none."""
     distributed = torch.distributed
-    shares = hasattr(norm, "process_group") and norm.training
-    if not (shares and distributed.is_available() and distributed.is_initialized()):
+    if not (hasattr(norm, "process_group") and norm.training):
+        return None
+    if not (distributed.is_available() and distributed.is_initialized()):
         return None
     return norm.process_group or distributed.group.WORLD
 
 
-def _moments_over_workers(moments: Tensor, count: int, group) -> tuple[Tensor, int]:
+def _moments_over_workers(
+    moments: Tensor, count: int, group: ProcessGroup | None
+) -> tuple[Tensor, int]:
     if group is None:
         return moments, count
     mean, var = moments
@@ -362,7 +412,7 @@ def _moments_over_workers(moments: Tensor, count: int, group) -> tuple[Tensor, i
     return torch.stack((mean, square - mean * mean)), int(total)
 
 
-def _over_workers(sums: Tensor, group) -> Tensor:
+def _over_workers(sums: Tensor, group: ProcessGroup | None) -> Tensor:
     if group is None:
         return sums
     total = sums.clone()

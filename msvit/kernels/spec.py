@@ -139,13 +139,13 @@ class FixedNeuron(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Batch statistics: ``moments`` ``[2, C]`` (mean, biased variance) over ``count`` values.
+    """Batch statistics: ``moments`` ``[2, C]`` (mean, biased variance) over ``size`` values.
 
     The running statistics move towards them by ``momentum``.
     """
 
     moments: Tensor
-    count: int
+    size: int
     momentum: float
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
+from typing import cast
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -114,6 +116,7 @@ class TokenAttention(nn.Module):
         self.fusion = fusion
         self.names = branch_names(scales)
         plane = branch_kernel == "2d"
+        self.branches: SharedBranches | SeparateBranches
         if projections == "shared":
             self.branches = SharedBranches(dim, neuron, scales, self.names, plane)
         else:
@@ -223,8 +226,10 @@ class SharedBranches(nn.Module):
         self.key = ConvNormNeuron(dim, dim, neuron, parts=("k",))
         self.query = Conv(dim, dim)
         self.scales = scales
-        self.norms = nn.ModuleDict({name: BatchNorm(dim) for name in names})
-        self.neurons = nn.ModuleDict({name: Neuron(neuron) for name in names})
+        norms = nn.ModuleDict({name: BatchNorm(dim) for name in names})
+        neurons = nn.ModuleDict({name: Neuron(neuron) for name in names})
+        self.norms = cast(Mapping[str, BatchNorm], norms)  # torch does not say what it holds
+        self.neurons = cast(Mapping[str, Neuron], neurons)
         self.plane = plane
 
     def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:

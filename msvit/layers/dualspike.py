@@ -27,6 +27,8 @@ class FiringRate(nn.Module):
     both are the same.
     """
 
+    rate: Tensor
+
     def __init__(self, heads: int) -> None:
         super().__init__()
         self.register_buffer("rate", torch.zeros(1, 1, heads, 1, 1))

@@ -20,6 +20,13 @@ class BatchNorm(nn.Module):
     a static input whose statistics are computed on one step.
     """
 
+    weight: Tensor
+    bias: Tensor
+    momentum: float | None
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
     def __init__(self, channels: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
         super().__init__()
         self.eps = eps

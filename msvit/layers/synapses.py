@@ -43,8 +43,10 @@ class Conv(nn.Module):
         self.stride = stride
         self.padding = (height // 2, width // 2) if padding is None else (padding, padding)
         self.groups = groups
-        self.weight = nn.Parameter(torch.empty(out_channels, in_channels // groups, height, width))
-        self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
+        self.weight: Tensor = nn.Parameter(
+            torch.empty(out_channels, in_channels // groups, height, width)
+        )
+        self.bias: Tensor | None = nn.Parameter(torch.zeros(out_channels)) if bias else None
         nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from msvit.models.options import OPTIONS, ModelOptions
 from msvit.options import ConfigError, unknown
 
 if TYPE_CHECKING:
-    from torch import nn
+    from msvit.models.base import Model
 
 
 @cache
@@ -47,7 +47,7 @@ def model_options(name: str, options: Mapping[str, Any], where: str = "model") -
     return OPTIONS[entry["architecture"]].parse(merged, where=f"{where} ({name})")
 
 
-def create_model(name: str, **options: Any) -> nn.Module:
+def create_model(name: str, **options: Any) -> Model:
     """Build model ``name``, for instance ``create_model("msvit_cifar10", scales=(1, 3, 5))``.
 
     The model maps images ``[B, C, H, W]`` or events ``[T, B, C, H, W]`` to logits per time

@@ -7,6 +7,7 @@ import argparse
 import torch
 
 from msvit.models import create_model, list_models, zoo
+from msvit.models.base import Model
 from msvit.options import unknown
 from msvit.printing import for_reading
 
@@ -31,7 +32,7 @@ def zoo_table(pattern: str = "*") -> str:
     return "\n".join(lines)
 
 
-def dense_macs_per_step(model: torch.nn.Module) -> int:
+def dense_macs_per_step(model: Model) -> int:
     """Multiply-accumulates of one image in one time step if no zero were skipped."""
     counts: list[int] = []
 
@@ -43,7 +44,7 @@ def dense_macs_per_step(model: torch.nn.Module) -> int:
         if hasattr(module, "dense_macs"):
             module.register_forward_hook(count)
     options = model.options
-    shape = (1, options.in_channels, options.image_size, options.image_size)
+    shape: tuple[int, ...] = (1, options.in_channels, options.image_size, options.image_size)
     if options.in_channels == 2:
         shape = (options.timesteps, *shape)
     with torch.no_grad():

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from msvit import kernels
 from msvit.checkpoints import OfficialMap
 from msvit.kernels import NeuronSpec
-from msvit.models.options import SpikingOptions
+from msvit.models.options import ModelOptions, SpikingOptions
 
 
 def neuron_spec(options: SpikingOptions) -> NeuronSpec:
@@ -28,7 +28,7 @@ def neuron_spec(options: SpikingOptions) -> NeuronSpec:
 class Model(nn.Module):
     """Base of the zoo: images ``[B, C, H, W]`` or events ``[T, B, C, H, W]`` → ``[T, B, K]``."""
 
-    def __init__(self, options: SpikingOptions) -> None:
+    def __init__(self, options: ModelOptions) -> None:
         super().__init__()
         self.options = options
 

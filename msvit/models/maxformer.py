@@ -63,8 +63,7 @@ def embedding(
     """
 
     def unit(narrow: int, wide: int, stride: int = 1, pool: bool = False) -> NeuronConvNorm:
-        where = "membrane" if pool else "none"
-        return NeuronConvNorm(narrow, wide, neuron, 3, stride, pool=where)
+        return NeuronConvNorm(narrow, wide, neuron, 3, stride, pool="membrane" if pool else "none")
 
     if stage > 1:
         units = [unit(in_channels, dim, pool=True), unit(dim, dim)]
@@ -105,6 +104,8 @@ class MaxFormerMLP(nn.Module):
 
 
 class MaxFormer(Model):
+    options: MaxFormerOptions
+
     def __init__(self, options: MaxFormerOptions) -> None:
         super().__init__(options)
         neuron = neuron_spec(options)
@@ -151,7 +152,7 @@ class MaxFormer(Model):
 
     def official_map(self) -> OfficialMap:
         names = OfficialMap(layers={"head.linear": ["head"]}, neurons={"head.neuron": ["head_lif"]})
-        for index, (embed, blocks) in enumerate(zip(self.embeddings, self.stages, strict=True)):
+        for index, embed in enumerate(self.embeddings):
             first_of = self.options.layout if index == 0 else "later"
             encode, units, shortcut = OFFICIAL_EMBEDDINGS[first_of]
             ours, theirs = f"embeddings.{index}", f"patch_embed{index + 1}"
@@ -167,7 +168,7 @@ class MaxFormer(Model):
                 official = f"{theirs}.{shortcut}.embed"
                 names.units[f"{ours}.shortcut"] = [(f"{official}_conv", f"{official}_bn")]
             kind = self.options.mixers[index]
-            for b in range(len(blocks)):
+            for b in range(self.options.depths[index]):
                 _place_block(names, f"stages.{index}.{b}", f"stage{index + 1}.{b}", kind)
         return names
 

@@ -8,6 +8,9 @@ stands in front of the classifier.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import cast
+
 from torch import Tensor, nn
 
 from msvit.checkpoints import OfficialMap
@@ -109,7 +112,7 @@ class MetaSpikeFormer(Model):
             names.units[unit] = [(f"{official}_conv", f"{official}_bn")]
             if i:
                 names.neurons[f"downsamplings.{i}.neuron"] = [f"{official}_lif"]
-            for b, block in enumerate(self.stages[i]):
+            for b, block in enumerate(cast(Iterable[Block], self.stages[i])):
                 if isinstance(block.attention, RepAttention):
                     _place_attention_block(names, f"stages.{i}.{b}", f"block{stage}.{b}")
                 elif stage == "2":

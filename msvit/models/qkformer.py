@@ -7,7 +7,8 @@ MSVIT is this architecture with another attention (:mod:`msvit.models.msvit`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import cast
 
 from torch import Tensor, nn
 
@@ -27,6 +28,8 @@ class QKFormer(Model):
     ``token_attention(stage, dim, neuron)`` gives the attention of a block in ``stage``
     (from 1), or None for spiking self-attention.
     """
+
+    options: HierarchicalOptions
 
     def __init__(
         self,
@@ -61,7 +64,9 @@ class QKFormer(Model):
             previous = dim
         self.head = Classifier(previous, options.num_classes)
 
-    def _token_qk_attention(self, stage: int, dim: int, neuron: NeuronSpec):
+    def _token_qk_attention(
+        self, stage: int, dim: int, neuron: NeuronSpec
+    ) -> TokenAttention | None:
         options = self.options
         if stage == len(options.depths):
             return None
@@ -103,7 +108,9 @@ def hierarchical_map(model: QKFormer) -> OfficialMap:
     names = OfficialMap(tensors={f"head.linear.{t}": f"head.{t}" for t in ("weight", "bias")})
     events = options.layout == "events"
     fc = ("fc1", "fc2") if options.layout == "imagenet" else ("mlp1", "mlp2")
-    for index, (embed, blocks) in enumerate(zip(model.embeddings, model.stages, strict=True)):
+    embeddings = cast(Iterable[PatchEmbedding], model.embeddings)
+    stages = cast(Iterable[Iterable[Block]], model.stages)
+    for index, (embed, blocks) in enumerate(zip(embeddings, stages, strict=True)):
         official = f"patch_embed{index + 1}"
         if index == 0:
             units = ["proj", "proj1", "proj2", "proj3"][: len(embed.units)]
@@ -114,7 +121,8 @@ def hierarchical_map(model: QKFormer) -> OfficialMap:
         _place(names, f"embeddings.{index}.shortcut", [f"{official}.proj_res"])
         for b, block in enumerate(blocks):
             ours, theirs = f"stages.{index}.{b}", f"stage{index + 1}.{b}"
-            _place_attention(names, block.attention, f"{ours}.attention", theirs, options.layout)
+            attention = cast(SelfAttention | TokenAttention, block.attention)
+            _place_attention(names, attention, f"{ours}.attention", theirs, options.layout)
             for i, name in enumerate(fc):
                 _place(names, f"{ours}.mlp.fc{i + 1}", [f"{theirs}.mlp.{name}"])
     return names
@@ -126,7 +134,11 @@ def _place(names: OfficialMap, unit: str, official: list[str]) -> None:
 
 
 def _place_attention(
-    names: OfficialMap, attention: nn.Module, ours: str, theirs: str, layout: str
+    names: OfficialMap,
+    attention: SelfAttention | TokenAttention,
+    ours: str,
+    theirs: str,
+    layout: str,
 ) -> None:
     if isinstance(attention, SelfAttention):
         theirs = f"{theirs}.{'attn' if layout == 'imagenet' else 'ssa'}"

@@ -20,6 +20,8 @@ from msvit.models.options import SDTOptions
 
 
 class SpikeDrivenTransformer(Model):
+    options: SDTOptions
+
     def __init__(self, options: SDTOptions) -> None:
         super().__init__(options)
         neuron = neuron_spec(options)

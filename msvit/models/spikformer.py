@@ -30,6 +30,8 @@ class Spikformer(Model):
     it is called as ``attention(x, shortcut)``.
     """
 
+    options: SpikformerOptions
+
     def __init__(self, options: SpikformerOptions, attention: MakeAttention | None = None) -> None:
         super().__init__(options)
         neuron = neuron_spec(options)

@@ -18,6 +18,8 @@ from msvit.models.options import SpikingformerOptions
 
 
 class Spikingformer(Model):
+    options: SpikingformerOptions
+
     def __init__(self, options: SpikingformerOptions) -> None:
         super().__init__(options)
         neuron = neuron_spec(options)

@@ -37,6 +37,8 @@ class GroupFeedForward(nn.Module):
 
 
 class SpikingResformer(Model):
+    options: SpikingResformerOptions
+
     def __init__(self, options: SpikingResformerOptions) -> None:
         super().__init__(options)
         neuron = neuron_spec(options)
@@ -84,10 +86,10 @@ class SpikingResformer(Model):
             names.units[f"{ours}.synapse"] = [(f"{official}.{conv}", f"{official}.{norm}.bn")]
             names.neurons[f"{ours}.neuron"] = [f"{official}.{neuron}"]
 
-        for s, blocks in enumerate(self.stages):
+        for s, depth in enumerate(self.options.depths):
             if s:
                 place(f"downsamplings.{s - 1}", f"layers.{s}.0", "activation", "conv", "norm")
-            for b in range(len(blocks)):
+            for b in range(depth):
                 index = 2 * b + (s > 0)
                 ours, theirs = f"stages.{s}.{b}.attention", f"layers.{s}.{index}"
                 names.units[f"{ours}.transform"] = [(f"{theirs}.W", f"{theirs}.norm.bn")]

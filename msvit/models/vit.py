@@ -8,6 +8,8 @@ what timm's do, and timm's state dicts load.
 
 from __future__ import annotations
 
+from typing import Any
+
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -33,12 +35,7 @@ class ViT(Model):
             mlp_ratio=options.mlp_ratio,
             drop_path_rate=options.drop_path,
         )
-        self.encoder.patch_embed.proj = CountedPatches(self.encoder.patch_embed.proj)
-        for block in self.encoder.blocks:
-            block.attn = CountedAttention(block.attn.qkv, block.attn.proj, options.heads)
-            block.mlp.fc1 = CountedLinear(block.mlp.fc1)
-            block.mlp.fc2 = CountedLinear(block.mlp.fc2)
-        self.encoder.head = CountedLinear(self.encoder.head)
+        _count_in(self.encoder, options.heads)
 
     def forward(self, x: Tensor) -> Tensor:
         """Images ``[B, C, H, W]`` → logits of the one time step ``[1, B, K]``.
@@ -60,6 +57,16 @@ class ViT(Model):
             return name.replace(".linear.", ".").replace(".conv.", ".")
 
         return OfficialMap(tensors={target: timm_name(target) for target in self.state_dict()})
+
+
+def _count_in(encoder: Any, heads: int) -> None:
+    """Replace what multiplies in timm's ``encoder``, whose types know timm's own layers only."""
+    encoder.patch_embed.proj = CountedPatches(encoder.patch_embed.proj)
+    for block in encoder.blocks:
+        block.attn = CountedAttention(block.attn.qkv, block.attn.proj, heads)
+        block.mlp.fc1 = CountedLinear(block.mlp.fc1)
+        block.mlp.fc2 = CountedLinear(block.mlp.fc2)
+    encoder.head = CountedLinear(encoder.head)
 
 
 class CountedLinear(nn.Module):

@@ -46,7 +46,7 @@ _FULL = "Free some space and run the same command again; nothing finished is los
 _RIGHTS = "Choose a folder that you may write to with --results."
 _ELSEWHERE = "Choose another folder with --results."
 _IN_THE_WAY = "A file stands where a folder is needed; choose another folder with --results."
-_HINTS = {
+_HINTS: dict[int | None, str] = {
     errno.ENOSPC: _FULL,
     errno.EDQUOT: _FULL,
     errno.EACCES: _RIGHTS,
@@ -242,7 +242,7 @@ def _write_manifest(
     return path
 
 
-def _read_manifest(path: Path, shape: TypeAdapter[Any], first: str, remedy: str) -> dict[str, Any]:
+def _read_manifest(path: Path, shape: TypeAdapter[T], first: str, remedy: str) -> T:
     manifest = _read_json(path, remedy)
     if manifest is None:
         raise RecordError(f"{path}: no such file. {first}")
@@ -259,7 +259,7 @@ def _reason(error: OSError) -> str:
     return f"({reason}). {_HINTS.get(error.errno, _ELSEWHERE)}"
 
 
-def _iter_cells(results: Path, read: Any) -> Iterator[dict[str, Any]]:
+def _iter_cells(results: Path, read: Callable[[Path, str], T | None]) -> Iterator[T]:
     folder = results / "cells"
     if not folder.is_dir():
         return
@@ -269,7 +269,7 @@ def _iter_cells(results: Path, read: Any) -> Iterator[dict[str, Any]]:
             yield content
 
 
-def _read_cell_file(path: Path, shape: TypeAdapter[Any]) -> dict[str, Any] | None:
+def _read_cell_file(path: Path, shape: TypeAdapter[T]) -> T | None:
     content = _read_json(path, _RETRAIN)
     if content is None:
         return None

@@ -73,7 +73,7 @@ def _constraint(text: Any, where: str) -> Constraint:
         raise ConfigError(where, "", f"a number is needed behind {sign} (got {number!r})")
     if measure.most == 1 and not 0 <= bound <= 1:
         raise ConfigError(where, "", f"{name} is a share; write 0.9 for 90 % (got {number})")
-    return Constraint(name, sign, bound)
+    return Constraint(name, "<=" if sign == "<=" else ">=", bound)
 
 
 def _measure(name: Any, where: str) -> Measure:

@@ -13,7 +13,8 @@ from msvit.options import ConfigError, unknown
 from studies.configurations import split_key
 
 Scalar = bool | int | float | str | None
-_KINDS = ("categorical", "int", "float")
+Kind = Literal["categorical", "int", "float"]
+_KINDS: tuple[Kind, ...] = ("categorical", "int", "float")
 _KEYS = {"categorical": (), "int": ("log", "step"), "float": ("log", "step")}
 
 
@@ -26,7 +27,7 @@ class Parameter:
     """
 
     key: str
-    kind: Literal["categorical", "int", "float"]
+    kind: Kind
     choices: tuple[Scalar, ...] = ()
     low: float = 0
     high: float = 0

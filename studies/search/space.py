@@ -33,7 +33,7 @@ import math
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 from msvit.cells import Cell, option_names, resolve_cell
 from msvit.models import model_options, zoo
@@ -209,7 +209,8 @@ def largest_epochs(space: Space) -> int:
     """Epochs of the longest training that the space holds."""
     for parameter in space.parameters:
         if parameter.key == "training.epochs":
-            return int(max(parameter.corners()))
+            # Other kinds of values are no epochs, and have been refused.
+            return int(max(cast(tuple[float, ...], parameter.corners())))
     source = random.Random(0)
     draws = (_possible(space, space.draw(source, {})) for _ in range(_DRAWS))
     return max(cell.training["epochs"] for cell in draws if isinstance(cell, Cell))

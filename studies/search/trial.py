@@ -34,14 +34,13 @@ def run_trial(config: Mapping[str, Any]) -> None:
         if 0 < progress["epoch"] < epochs and key in progress:
             tune.report({"epoch": progress["epoch"], "value": progress[key]})
 
-    if key is None or has_record(results, first.id):
-        report = None
-    else:
+    reported = key is not None and not has_record(results, first.id)
+    if reported:
         for progress in _trained_before(cell_folder(results, first.id)):
             report(progress)
     records = []
     for cell in (first, *others):
-        outcome = _run(cell, task, None if cell is not first else report)
+        outcome = _run(cell, task, report if reported and cell is first else None)
         if "failure" in outcome:
             failure = outcome["failure"]
             message = f"{failure['error']}: {failure['message']}"

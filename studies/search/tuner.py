@@ -77,7 +77,7 @@ def make_proposer(
     data_dir: Path | None,
     deadline: float | None,
     say: Say,
-):
+) -> Any:
     """Tune's searcher over ``ledger``; its class is made here since Ray is loaded late."""
     from ray.tune.search import Searcher
 
@@ -88,7 +88,9 @@ def make_proposer(
             self.broken: Exception | None = None
             self.late = False
 
-        def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        def suggest(  # type: ignore[override]  # Ray's own types forget FINISHED
+            self, trial_id: str
+        ) -> dict[str, Any] | str | None:
             if deadline is not None and time.monotonic() > deadline and not self.late:
                 self.late = True
                 say("time is up: no further trial is begun")
@@ -205,7 +207,8 @@ def make_scheduler(space: Space, ledger: Ledger) -> Any:
 
     pruner, epochs = space.pruner, largest_epochs(space)
     grace = min(pruner.grace, epochs)
-    aim = {"metric": "value", "mode": _mode(space), "time_attr": "epoch", "grace_period": grace}
+    aim: dict[str, Any] = {"metric": "value", "mode": _mode(space), "time_attr": "epoch"}
+    aim["grace_period"] = grace
     if pruner.name == "none":
         return FIFOScheduler()
     if pruner.name == "median":
@@ -216,13 +219,17 @@ def make_scheduler(space: Space, ledger: Ledger) -> Any:
             def _on_insufficient_samples(self, *_: Any) -> str:
                 return self.CONTINUE
 
-        scheduler = OnlyStops(**aim)
-    else:
-        # HyperBand without its pauses is ASHA in brackets that begin to stop at different epochs.
-        brackets = 3 if pruner.name == "hyperband" else 1
-        scheduler = AsyncHyperBandScheduler(
-            **aim, max_t=epochs, reduction_factor=pruner.reduction, brackets=brackets
-        )
+        return _after_past(OnlyStops(**aim), ledger)
+    # HyperBand without its pauses is ASHA in brackets that begin to stop at different epochs.
+    brackets = 3 if pruner.name == "hyperband" else 1
+    asha = AsyncHyperBandScheduler(
+        **aim, max_t=epochs, reduction_factor=pruner.reduction, brackets=brackets
+    )
+    return _after_past(asha, ledger)
+
+
+def _after_past(scheduler: Any, ledger: Ledger) -> Any:
+    """``scheduler``, having seen all earlier trials of the study."""
     for number, history in enumerate(ledger.past()):
         stand_in = PastTrial(f"past-{number}")
         scheduler.on_trial_add(None, stand_in)

@@ -122,7 +122,7 @@ def _prepare(task: dict[str, Any], device: torch.device) -> tuple[nn.Module, Cal
     if ours:
         prepare_process()
         precision = choose_precision(task["precision"], device)
-        model = create_model(task["registry"], **task["options"])
+        model: nn.Module = create_model(task["registry"], **task["options"])
     else:
         torch.set_num_threads(task["threads"])
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[task["precision"]]

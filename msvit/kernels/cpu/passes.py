@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from ctypes import POINTER, c_double, c_int, c_int32, c_int64, c_void_p
 from functools import cache, lru_cache
 
@@ -50,6 +50,19 @@ class CppBackend:
     """A :class:`msvit.kernels.spec.Backend`, whose methods are explained there."""
 
     head_bytes = 8  # a head's channels are worked on in words of this size
+
+    # The functions of _SIGNATURES.
+    _moments: Callable[..., None]
+    _fold: Callable[..., None]
+    _fold_gradients: Callable[..., None]
+    _forward: Callable[..., None]
+    _backward: Callable[..., None]
+    _affine: Callable[..., None]
+    _gradient_sums: Callable[..., None]
+    _max_pool: Callable[..., None]
+    _max_pool_backward: Callable[..., None]
+    _token_attention: Callable[..., None]
+    _token_attention_backward: Callable[..., None]
 
     def __init__(self, library: ctypes.CDLL, dtype: torch.dtype) -> None:
         self.real = torch.float64 if dtype == torch.float64 else torch.float32

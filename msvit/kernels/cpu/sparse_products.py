@@ -107,18 +107,20 @@ def bounds(dtype: torch.dtype) -> Bounds:
 
 class _SpikeConvolution(Function):
     @staticmethod
-    def forward(ctx: Any, x, weight, products, values, dense):
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, products: Products, values: Tensor, dense: bool
+    ) -> Tensor:
         weight = weight.contiguous()
         ctx.save_for_backward(values, weight)
         ctx.products, ctx.shape = products, x.shape
         if dense:
-            padding = tuple(side // 2 for side in weight.shape[2:])
+            padding = (weight.shape[2] // 2, weight.shape[3] // 2)
             return reference.convolve(x, weight.to(x.dtype), 1, padding, 1)
         return products.product(values, x.shape, weight)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         values, weight = ctx.saved_tensors
         grad = grad.contiguous()
         needs_x, needs_weight, *_ = ctx.needs_input_grad
@@ -133,7 +135,7 @@ class _SpikeConvolution(Function):
 
 def _input_gradient(grad: Tensor, weight: Tensor) -> Tensor:
     """What a convolution with the turned weight makes of the gradient."""
-    padding = tuple(side // 2 for side in weight.shape[2:])
+    padding = (weight.shape[2] // 2, weight.shape[3] // 2)
     turned = weight.flip(2, 3).transpose(0, 1)
     with torch.autocast("cpu", enabled=False):  # as in forward, whatever surrounds backward
         return reference.convolve(grad, turned, 1, padding, 1)
@@ -196,5 +198,5 @@ def _plane(shape: torch.Size, weight_shape: torch.Size) -> _Plane:
     *images, height, width, channels = shape
     outputs, _, *kernel = weight_shape
     if kernel == [1, 1]:  # a matrix product knows no plane
-        images, height, width = (), math.prod((*images, height, width)), 1
+        images, height, width = [], math.prod((*images, height, width)), 1
     return _Plane(math.prod(images), height, width, channels, outputs, *kernel)

@@ -149,9 +149,11 @@ def unpack(kept: tuple) -> Tensor:
                 f"{values._version}, and {like} is needed"
             )
         return values
+    coder = codec(like.dtype)
+    assert coder is not None  # it has packed them
     out = torch.empty_strided(like.shape, like.stride(), dtype=like.dtype)
     with _for_profilers("unpack spikes"):
-        return codec(like.dtype).decode(values, out)
+        return coder.decode(values, out)
 
 
 def _for_profilers(name: str) -> AbstractContextManager:

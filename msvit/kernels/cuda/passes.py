@@ -19,6 +19,9 @@ from torch import Tensor
 from ..spec import Batch, FixedNeuron, NeuronSpec, Norm
 from . import kernels
 
+Tile = dict[str, int]
+"""The constants of a kernel that tell the size of its tiles."""
+
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 INTERPRETED = not isinstance(kernels.forward, triton.JITFunction)
 """Whether ``TRITON_INTERPRET=1`` stood in the environment: the kernels take CPU tensors then."""
@@ -65,7 +68,7 @@ class TritonBackend:
         else:
             mean, variance = batch.moments
             seen = mean if offset is None else mean + offset
-            unbiased = variance * (batch.count / (batch.count - 1))
+            unbiased = variance * (batch.size / (batch.size - 1))
             for kept, new in zip(running, (seen, unbiased), strict=True):
                 kept.copy_(torch.lerp(kept.double(), new, batch.momentum))
         invstd = (variance + norm.eps).rsqrt()
@@ -87,6 +90,7 @@ class TritonBackend:
         if own is not None:
             grads = torch.stack((own[1] * invstd, own[0])).to(self.real)
         if count:
+            assert total is not None  # without sums there is nothing that was counted
             b = -scale * invstd.square() * total[1] / count
             d = -scale * total[0] / count - b * mean
         else:
@@ -259,14 +263,14 @@ class TritonBackend:
         )
         return joined, wide_grad, _total(slots)
 
-    def _tiles(self, rows: int, channels: int, rounds: int = 1):
+    def _tiles(self, rows: int, channels: int, rounds: int = 1) -> tuple[tuple[int, int], Tile]:
         """Grid and tile sizes; a program takes ``rounds`` tiles of rows one after the other."""
         wide = min(128, triton.next_power_of_2(channels))
         high = max(1, 1024 // wide)
         grid = (triton.cdiv(rows, high * rounds), triton.cdiv(channels, wide))
         return grid, {"ROUNDS": rounds, "HIGH": high, "WIDE": wide}
 
-    def _slots(self, y: Tensor, rows: int, channels: int):
+    def _slots(self, y: Tensor, rows: int, channels: int) -> tuple[tuple[int, int], Tile, Tensor]:
         """Grid, tile sizes and ``[slots, 2, C]`` for sums: enough programs to fill a GPU."""
         (tiles, _), _ = self._tiles(rows, channels)
         rounds = triton.next_power_of_2(max(1, tiles // 512))
@@ -284,7 +288,7 @@ def _constant(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.tensor(value, dtype=dtype, device=device)
 
 
-def _head_tiles(rows: int, heads: int, head: int):
+def _head_tiles(rows: int, heads: int, head: int) -> tuple[tuple[int], Tile]:
     sizes = {"HEADS": triton.next_power_of_2(heads), "HEAD": triton.next_power_of_2(head)}
     high = max(1, 1024 // (sizes["HEADS"] * sizes["HEAD"]))
     return (triton.cdiv(rows, high),), {"HIGH": high, **sizes}
