@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from msvit.recipes import TrainingOptions, list_recipes, load_recipe
 from msvit.records.energy import sop_spikformer
 from msvit.records.store import read_record, write_record
 from msvit.training import TrainingDiverged, train_cell
+from msvit.training.health import check_steps
 from msvit.training.optimization import make_optimizer, make_schedule, training_loss
 
 CPU = torch.device("cpu")
@@ -197,32 +199,131 @@ def test_no_half_checkpoint_is_left_when_writing_fails(tmp_path, monkeypatch):
 
 
 def test_a_loss_that_is_no_number_names_epoch_and_step(tmp_path):
-    with pytest.raises(TrainingDiverged, match=r"epoch 1, step 2 of 4: the training loss is nan"):
-        with_broken_step(tiny_cell(), tmp_path, step=2)
+    said = r"epoch 1, step 2 of 4: the training loss is nan; the norm of \S+ is nan"
+    with pytest.raises(TrainingDiverged, match=said):
+        with_model(at_update(2, fill("head.linear.weight", math.nan)), tiny_cell(), tmp_path)
     assert not (tmp_path / "checkpoint.pt").exists()
 
 
-def with_broken_step(cell, folder, step):
-    """Train with a weight that becomes NaN before update ``step`` (from 1)."""
+def with_model(change, cell, folder, **options):
+    """Train what ``change`` makes of the fresh model."""
     make = cell_module.create_model
 
     def create(**options):
         model = make(**options)
-        calls = []
-
-        def poison(module, inputs):
-            calls.append(1)
-            if module.training and len(calls) == step:
-                module.head.linear.weight.data[0, 0] = math.nan
-
-        model.register_forward_pre_hook(poison)
+        change(model)
         return model
 
     cell_module.create_model = create
     try:
-        return train_cell(cell, folder)
+        return train_cell(cell, folder, **options)
     finally:
         cell_module.create_model = make
+
+
+def at_update(step, change):
+    """What changes a model just before the forward pass of update ``step`` (from 1)."""
+
+    def prepare(model):
+        calls = []
+
+        def count(module, inputs):
+            calls.extend([1] * module.training)
+            if module.training and len(calls) == step:
+                change(module)
+
+        model.register_forward_pre_hook(count)
+
+    return prepare
+
+
+def fill(name, value):
+    """What sets the first element of a model's tensor."""
+
+    def change(model):
+        model.state_dict()[name].view(-1)[0] = value
+
+    return change
+
+
+def teach(name, change):
+    """What changes the gradient of a parameter."""
+    return lambda model: model.get_parameter(name).register_hook(change)
+
+
+STEM = "embeddings.0.units.0"
+BROKEN = {
+    "a weight": (at_update(6, fill(f"{STEM}.conv.weight", math.nan)), "epoch 2, step 2 of 4"),
+    "the first weight": (at_update(1, fill(f"{STEM}.conv.weight", math.inf)), "step 1 of 4"),
+    "a statistic": (at_update(3, fill(f"{STEM}.norm.running_var", math.nan)), "step 3 of 4"),
+    "a gradient": (teach(f"{STEM}.norm.bias", lambda grad: grad * math.nan), "step 1 of 4"),
+    # Its square is infinite: Adam would never move this weight again.
+    "a huge gradient": (teach(f"{STEM}.norm.bias", lambda grad: grad + 1e25), "step 1 of 4"),
+}
+
+
+@pytest.mark.parametrize("kernels", ["fused", "plain"])
+@pytest.mark.parametrize("broken", BROKEN)
+def test_what_spikes_hide_is_found_in_what_learns(broken, kernels, tmp_path, monkeypatch):
+    """A neuron whose potential is NaN does not fire, and the loss stays finite."""
+    if kernels == "plain":
+        monkeypatch.setenv("MSVIT_KERNELS", "off")
+    change, when = BROKEN[broken]
+    with pytest.raises(
+        TrainingDiverged, match=rf"{when}: the norm of .*{STEM}\.\w+\.\w+ is"
+    ) as error:
+        with_model(change, tiny_cell(precision="fp32"), tmp_path)
+    assert "loss" not in str(error.value), "it was finite"
+
+
+@pytest.mark.parametrize("options", [{"clip_grad": 1.0}, {"precision": "bf16"}])
+def test_clipping_and_autocast_hide_nothing(options, tmp_path):
+    change, when = BROKEN["a huge gradient"]
+    with pytest.raises(TrainingDiverged, match=f"{when}: the norm of"):
+        with_model(change, tiny_cell(**options), tmp_path)
+
+
+@pytest.mark.parametrize("scale", [2.0**16, 2.0**-22])
+def test_fp16_may_skip_steps_but_not_all_of_them(scale, tmp_path, monkeypatch):
+    """Each step with an infinite gradient halves the scale, until there is nothing to find."""
+    monkeypatch.setattr(torch.amp, "GradScaler", partial(torch.amp.GradScaler, init_scale=scale))
+    change = teach("head.linear.bias", lambda grad: grad * math.nan)
+    cell = tiny_cell(precision="fp16", epochs=1)
+    if scale > 1:
+        assert with_model(change, cell, tmp_path)["selected_epoch"] == 1
+        return
+    with pytest.raises(TrainingDiverged, match="not finite in fp16, however it is scaled"):
+        with_model(change, cell, tmp_path)
+
+
+def test_weights_that_are_no_numbers_neither_start_nor_go_on_nor_are_measured(tmp_path):
+    weight = f"{STEM}.conv.weight"
+    said = rf"the norm of {STEM}\.conv\.weight is nan"
+    with pytest.raises(TrainingDiverged, match=f"before the first step: {said}"):
+        with_model(fill(weight, math.nan), tiny_cell(), tmp_path)
+
+    checkpoint = tmp_path / "checkpoint.pt"
+    with pytest.raises(Stopped):
+        train_cell(tiny_cell(), tmp_path, report=stop_after(1))
+    good = torch.load(checkpoint, weights_only=True)
+    for name, when in {"model": "as resumed after epoch 1", "best": "the weights of epoch"}.items():
+        state = copy.deepcopy(good)
+        state[name][weight][0] = math.nan
+        state["selected"]["val_accuracy"] = 1.0  # so that no later epoch is better
+        torch.save(state, checkpoint)
+        with pytest.raises(TrainingDiverged, match=f"{when}.*{said}"):
+            train_cell(tiny_cell(), tmp_path)
+    assert not (tmp_path / "weights.safetensors").exists()
+
+
+def test_a_late_look_still_names_the_first_bad_step():
+    """On a GPU several steps are looked at together."""
+    model = torch.nn.Linear(2, 2)
+    torch.nn.init.constant_(model.bias, math.nan)
+    losses, norms = torch.ones(4), torch.tensor([1.0, math.nan, math.nan, math.nan])
+    with pytest.raises(TrainingDiverged, match="epoch 2, step 18 of 40: the norm of bias is nan"):
+        check_steps(losses, norms, 16, model, epoch=2, steps=40)
+    check_steps(losses[:1], norms[:1], 16, model, epoch=2, steps=40)
 
 
 def test_the_best_epoch_by_validation_is_kept_and_scored(tmp_path, monkeypatch):

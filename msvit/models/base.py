@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from msvit import kernels
@@ -31,6 +33,21 @@ class Model(nn.Module):
     def __init__(self, options: ModelOptions) -> None:
         super().__init__()
         self.options = options
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Model:
+        """As any module, but neurons refuse to be rounded.
+
+        Raises:
+            TypeError: for ``half()``, ``bfloat16()`` and the like, before anything is converted.
+        """
+        dtype = fn(torch.empty(0)).dtype
+        if dtype in (torch.float16, torch.bfloat16) and isinstance(self.options, SpikingOptions):
+            name = str(dtype).removeprefix("torch.")
+            raise TypeError(
+                f"{type(self).__name__} stays in float32: potentials and statistics rounded to "
+                f"{name} would change spikes; run it under torch.autocast(device, torch.{name})"
+            )
+        return super()._apply(fn, recurse)
 
     def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         with kernels.spikes_as_bytes(x.device):
