@@ -1,9 +1,9 @@
 """Cells: fully resolved configurations, named by the hash of what they say.
 
 A cell is one run of one model on one data set with one training recipe and one seed. Every
-default is written out in it (but ``compile: null``, which is younger than the first records), so
-that a record says all that led to it, and so that the same run asked for in two ways, or in two
-grids, has the same id and is trained once.
+default is written out in it (but ``compile: null``, which is younger than the first records, and
+what the kind of neuron does not have), so that a record says all that led to it, and so that the
+same run asked for in two ways, or in two grids, has the same id and is trained once.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from msvit.data import data_options
 from msvit.data.options import DataOptions
-from msvit.models import model_options
+from msvit.models import model_options, options_without_effect, zoo
 from msvit.models.options import ModelOptions
 from msvit.options import ConfigError, unknown
 from msvit.recipes import TrainingOptions, list_recipes, load_recipe
@@ -67,7 +67,8 @@ def resolve_cell(raw: Mapping[str, Any], where: str) -> Cell:
     ``in_channels`` and ``image_size`` come from the data set unless they are given.
 
     Raises:
-        ConfigError: for unknown keys, names and options, and for values that cannot be.
+        ConfigError: for unknown keys, names and options, for values that cannot be, and for
+            options that are set without effect.
     """
     recipe = _recipe(raw, where)  # what is wrong with its file is said of its file alone
     try:
@@ -106,6 +107,22 @@ def option_names(section: str, name: Any, where: str) -> list[str]:
         return ["recipe", *TrainingOptions.model_fields]
     options = (model_options if section == "model" else data_options)(name, {}, where)
     return ["name", *(field for field in type(options).model_fields if field != "name")]
+
+
+def without_effect(section: str, values: Mapping[str, Any]) -> dict[str, str]:
+    """Options of ``section`` that do nothing beside ``values`` (as written by users), and why.
+
+    None where it takes a name that is not there, which is told where the cell is resolved.
+    """
+    options = {key: value for key, value in values.items() if key not in ("name", "recipe")}
+    if section == "training":
+        recipe = values.get("recipe")
+        own = load_recipe(recipe) if recipe in list_recipes() else {}
+        return TrainingOptions.without_effect({**own, **options})
+    name = values.get("name")
+    if section == "model" and isinstance(name, str) and name in zoo():
+        return options_without_effect(name, options)
+    return {}
 
 
 def section_of(raw: Mapping[str, Any], section: str, where: str) -> dict[str, Any]:
@@ -155,7 +172,10 @@ def _recipe(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 def _training(values: dict[str, Any], recipe: Mapping[str, Any]) -> dict[str, Any]:
     values.pop("recipe", None)
-    return TrainingOptions.parse({**recipe, **values}, "training").model_dump(mode="json")
+    # What a recipe says, but means nothing beside what is set here, does not make another cell.
+    vain = TrainingOptions.without_effect({**recipe, **values})
+    inherited = {key: value for key, value in recipe.items() if key not in vain}
+    return TrainingOptions.parse({**inherited, **values}, "training").model_dump(mode="json")
 
 
 def _seed(seed: Any) -> int:

@@ -26,6 +26,11 @@ OPTIONS_READ: dict[NeuronName, tuple[str, ...]] = {
 }
 """What a kind of neuron reads of the options in :class:`msvit.models.options.SpikingOptions`.
 
-An attention's threshold counts as ``threshold``. GLIF and PSN have parameters for every time step
-as well, so that ``timesteps`` is theirs.
+An attention's threshold counts as ``threshold``.
 """
+
+PER_TIMESTEP: tuple[NeuronName, ...] = ("glif", "psn")
+"""The kinds with parameters for every time step, which take sequences of that length only."""
+
+GLIF_HIGHEST_THRESHOLD = 1.9
+"""GLIF keeps its threshold inside (0, 1): half of what is asked for."""

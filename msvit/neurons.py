@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from msvit import kernels
 from msvit.kernels import NeuronSpec
 from msvit.kernels.reference import surrogate_function
-from msvit.neuron_kinds import NeuronName
+from msvit.neuron_kinds import PER_TIMESTEP, NeuronName
 
 
 def _common(spec: NeuronSpec) -> dict[str, Any]:
@@ -37,7 +37,7 @@ def _leak(spec: NeuronSpec) -> dict[str, Any]:
 def _glif(spec: NeuronSpec) -> nn.Module:
     # One set of gates per layer. GLIF keeps its threshold inside (0, 1): half of ours, so
     # that the usual threshold 1 becomes its usual 0.5.
-    half = min(spec.threshold / 2, 0.95)
+    half = spec.threshold / 2
     node = sj.GatedLIFNode(
         T=spec.timesteps,
         init_tau=1 / spec.tau,
@@ -105,6 +105,9 @@ class Neuron(nn.Module):
     Source: spikingjelly's multi-step neurons; the defaults (tau 2, decaying input,
     threshold 1, hard reset to 0, detached reset, sigmoid surrogate with alpha 4) are those
     of the released Spikformer family.
+
+    Raises:
+        ValueError: for another number of time steps than a neuron has parameters for.
     """
 
     def __init__(self, spec: NeuronSpec, parts: tuple[str, ...] = ()) -> None:
@@ -115,6 +118,11 @@ class Neuron(nn.Module):
         self.spikes = Spikes(parts)
 
     def forward(self, current: Tensor) -> Tensor:
+        if self.spec.kind in PER_TIMESTEP and len(current) != self.spec.timesteps:
+            raise ValueError(
+                f"a {self.spec.kind!r} neuron of {self.spec.timesteps} time steps has parameters "
+                f"for so many and no others, and was given {len(current)}"
+            )
         if self.in_kernels:
             return self.spikes(kernels.neuron(current, self.spec, self.time_constant))
         # bf16 would round the potential itself: 3e-4 of the spikes would differ.

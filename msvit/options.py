@@ -92,14 +92,66 @@ class Options(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @classmethod
-    def parse(cls, values: Mapping[str, Any], where: str) -> Self:
+    def lacking(cls, values: Mapping[str, Any]) -> dict[str, str]:
+        """Options that are not there beside ``values`` (a value of every option), and why.
+
+        They may not be set, and no configuration that is written down has them.
+        """
+        return {}
+
+    @classmethod
+    def idle(cls, values: Mapping[str, Any]) -> dict[str, str]:
+        """Options that change nothing beside ``values`` (a value of every option), and why.
+
+        They keep their defaults: with other values, the same run would have a second name.
+        """
+        return {}
+
+    @classmethod
+    def without_effect(cls, values: Mapping[str, Any]) -> dict[str, str]:
+        """Options that are :meth:`lacking` or :meth:`idle` beside ``values``, and why.
+
+        ``values`` may be unchecked, and need not name every option.
+        """
+        whole = {**cls._defaults(), **values}
+        try:
+            return {**cls.idle(whole), **cls.lacking(whole)}
+        except TypeError:  # of a wrong type, which is told where the values are checked
+            return {}
+
+    @classmethod
+    def _defaults(cls) -> dict[str, Any]:
+        return {name: field.get_default() for name, field in cls.model_fields.items()}
+
+    @classmethod
+    def parse(
+        cls, values: Mapping[str, Any], where: str, defaults: Mapping[str, Any] | None = None
+    ) -> Self:
         """Validate ``values`` as they come from YAML, JSON or keywords.
 
-        ``where`` opens every error message, such as ``"scales.yaml: base.model"``.
+        ``where`` opens every error message, such as ``"scales.yaml: base.model"``; ``defaults``
+        replace those of the class.
 
         Raises:
-            ConfigError: for an unknown key, a wrong type or an impossible value.
+            ConfigError: for an unknown key, a wrong type or an impossible value, and for an option
+                that is set without effect.
         """
+        usual = {**cls._defaults(), **(defaults or {})}
+        vain = cls.without_effect({**usual, **values})
+        lacking = cls.lacking({**usual, **values}) if vain else {}
+        inherited = {key: value for key, value in (defaults or {}).items() if key not in lacking}
+        parsed = cls._checked({**inherited, **values}, where)
+        refused = [
+            Problem(where, key, why)
+            for key, why in vain.items()
+            if key in values and (key in lacking or values[key] != usual[key])
+        ]
+        if refused:
+            raise ConfigError.of(refused)
+        return parsed
+
+    @classmethod
+    def _checked(cls, values: Mapping[str, Any], where: str) -> Self:
         try:
             # Through JSON, strict validation still takes lists for tuples.
             return cls.model_validate_json(json.dumps(dict(values)), strict=True)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from msvit.cells import MAX_SEED, SECTIONS, option_names, section_of
+from msvit.cells import MAX_SEED, SECTIONS, option_names, section_of, without_effect
 from msvit.options import ConfigError, below, unknown
 
 _FOLDER = Path(__file__).resolve().parent
@@ -93,19 +93,57 @@ def split_key(key: str, where: str) -> tuple[str, str]:
     return section, option
 
 
+def nested(values: Mapping[str, Any], where: str) -> Raw:
+    """``{"model.scales": [1]}`` as a configuration."""
+    result: Raw = {}
+    for key, value in values.items():
+        section, option = split_key(key, where)
+        result.setdefault(section, {})[option] = value
+    return result
+
+
 def merged(
     base: Mapping[str, Mapping[str, Any]], own: Mapping[str, Mapping[str, Any]], where: str
 ) -> Raw:
-    """``own`` over ``base``; another model or data set inherits the options that it also has."""
+    """``own`` over ``base``; inherited is what has its meaning beside ``own`` as well.
+
+    Another model or data set inherits the options that it also has, another neuron those that it
+    reads, and so on. What had no effect in the base itself stays, to be refused.
+    """
     result = {}
     for section in SECTIONS:
         inherited = dict(base[section])
         options = own.get(section, {})
         name = options.get("name", inherited.get("name"))
-        if section != "training" and "name" in inherited and name != inherited["name"]:
+        other = isinstance(name, str) and name != inherited.get("name", name)
+        if section != "training" and other:
             known = option_names(section, name, below(where, section))
             inherited = {key: value for key, value in inherited.items() if key in known}
-        result[section] = {**inherited, **options}
+        in_vain = without_effect(section, {**inherited, **options})
+        before = without_effect(section, {"name": name, **base[section]}) if in_vain else {}
+        result[section] = {
+            key: value
+            for key, value in {**inherited, **options}.items()
+            if key in options or key in before or key not in in_vain
+        }
+    return result
+
+
+def varied(
+    base: Mapping[str, Mapping[str, Any]], own: Mapping[str, Mapping[str, Any]], where: str
+) -> Raw:
+    """``own``, chosen from a product of options, without those that its combination does not have.
+
+    ``[lif, psn]`` times three values of ``tau`` are four configurations: a PSN has no tau.
+    """
+    whole = merged(base, own, where)
+    result = {}
+    for section, options in own.items():
+        in_vain = without_effect(section, whole[section])
+        name = whole[section].get("name")
+        named = section == "training" or isinstance(name, str)  # else told when it is resolved
+        known = option_names(section, name, below(where, section)) if named else options
+        result[section] = {k: v for k, v in options.items() if k in known and k not in in_vain}
     return result
 
 

@@ -17,8 +17,10 @@
 Without ``axes`` the base is itself a configuration, unless it leaves the model's name to what
 it includes. A configuration's own options replace the base's one by one. Where it names another
 model (or data set) than the base, the base's options that the other one also has are inherited,
-and those that it does not have are left out; what a configuration sets itself is never left
-out, but checked.
+and those that it does not have are left out; so it is with a neuron (a PSN has no ``tau``), and
+with whatever else a choice leaves without effect (``fusion`` beside a single scale). A combination
+of the axes is left without those of them that it does not have. What else a configuration sets
+itself is never left out, but checked: an option that does nothing is refused.
 
 Two configurations that resolve to the same cell are run once. Nothing here imports torch.
 """
@@ -31,7 +33,7 @@ import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 from msvit.cells import SECTIONS, Cell, option_names, resolve_cell, section_of
 from msvit.options import ConfigError, unknown
@@ -43,10 +45,12 @@ from studies.configurations import (
     find_file,
     list_files,
     merged,
+    nested,
     question_of,
     seeds_of,
     shown_path,
     split_key,
+    varied,
 )
 from studies.study import Study, StudyCell, show_value
 
@@ -94,8 +98,7 @@ def load_study(grid: str, overrides: Sequence[str] = (), seeds: int | None = Non
     cells = [_resolved(configuration, base, where) for configuration in configurations]
     if overrides:  # the file is right as it is: what is wrong from here on is in them
         _check_once(overrides)
-        for override in overrides:
-            _override(configurations, override)
+        _override(configurations, overrides)
         with _blamed_on(overrides):
             cells = [resolve_cell(configuration.raw, "") for configuration in configurations]
     groups, notes = _groups(configurations, cells)
@@ -159,17 +162,26 @@ def _crossed(
     base: dict[str, dict[str, Any]], axes: dict[str, list[Any]], where: str
 ) -> list[_Configuration]:
     """The product of the axes over the base; the first axis varies slowest."""
-    configurations = []
     place = f"{where}: axes" if axes else f"{where}: base"
-    for values in itertools.product(*axes.values()):
-        own: dict[str, dict[str, Any]] = {}
-        for key, value in zip(axes, values, strict=True):
-            section, option = split_key(key, place)
-            own.setdefault(section, {})[option] = value
-        configurations.append(_Configuration(merged(base, own, place), place, list(axes)))
-        if len(configurations) > MAX_CELLS:
-            raise ConfigError(where, "axes", f"more than {MAX_CELLS} combinations", ": ")
+    combinations = [
+        dict(zip(axes, values, strict=True))
+        for values in itertools.islice(itertools.product(*axes.values()), MAX_CELLS + 1)
+    ]
+    if len(combinations) > MAX_CELLS:
+        raise ConfigError(where, "axes", f"more than {MAX_CELLS} combinations", ": ")
+    had = [_keys(varied(base, nested(own, place), place)) for own in combinations]
+    somewhere = set().union(*had)
+    configurations = []
+    for own, here in zip(combinations, had, strict=True):
+        # An axis that no combination has is left in, to be refused.
+        own = {key: value for key, value in own.items() if key in here or key not in somewhere}
+        raw = merged(base, nested(own, place), place)
+        configurations.append(_Configuration(raw, place, list(axes)))
     return configurations
+
+
+def _keys(raw: Mapping[str, Mapping[str, Any]]) -> set[str]:
+    return {f"{section}.{option}" for section, options in raw.items() for option in options}
 
 
 def _included(
@@ -191,40 +203,58 @@ def _included(
     return configurations
 
 
-def _override(configurations: list[_Configuration], text: str) -> None:
-    """Set one ``section.option=value`` in every configuration that has the option."""
-    place = f"{_SET} {text}"
-    key, equals, value_text = text.partition("=")
-    if not equals:
-        raise ConfigError(place, "", "write it as section.option=value")
-    key = key.strip()
-    names = {id(c): _option_keys(c) for c in configurations}
-    if not any(key in keys for keys in names.values()):
-        valid = set().union(*names.values())
-        if key == "seed":
-            raise ConfigError(place, "", "seeds are set by --seeds")
-        # A bare option is most likely meant as the dotted key that ends in it.
-        dotted = sorted(k for k in valid if k.partition(".")[2] == key)
-        if dotted:
-            message = f"unknown option {key!r}; did you mean {dotted[0]!r}?"
-            raise ConfigError(place, "", message)
-        raise ConfigError(place, "", unknown(key, valid, f"unknown option {key!r}"))
-    value = parse_yaml(value_text, place)
-    section, option = split_key(key, place)
-    for configuration in configurations:
-        if key in names[id(configuration)]:
-            with _blamed_on([text]):
-                own = {section: {option: value}}
-                configuration.raw = merged(configuration.raw, own, "")
+def _override(configurations: list[_Configuration], overrides: Sequence[str]) -> None:
+    """Set what ``overrides`` say in every configuration that has the option, all of it at once.
+
+    What only one of them gives a meaning (``model.tau`` beside ``model.neuron``) has it in any
+    order.
+    """
+    own = {}
+    for text in overrides:
+        place = f"{_SET} {text}"
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise ConfigError(place, "", "write it as section.option=value")
+        own[key.strip()] = (parse_yaml(value, place), place)
+    names = {key: value for key, (value, _) in own.items() if key.endswith(".name")}
+    with _blamed_on(overrides):
+        renamed = [merged(c.raw, nested(names, ""), "") for c in configurations]
+    known = [_option_keys(raw, c.where) for raw, c in zip(renamed, configurations, strict=True)]
+    for key, (_, place) in own.items():
+        if not any(key in keys for keys in known):
+            _refuse(key, set().union(*known), place)
+    values = {key: value for key, (value, _) in own.items()}
+    with _blamed_on(overrides):
+        had = []
+        for keys, c in zip(known, configurations, strict=True):
+            here = {key: value for key, value in values.items() if key in keys}
+            had.append(_keys(varied(c.raw, nested(here, ""), "")))
+        somewhere = set().union(*had)
+        for keys, here, c in zip(known, had, configurations, strict=True):
+            taken = {k: v for k, v in values.items() if k in here or k in keys - somewhere}
+            c.raw = merged(c.raw, nested(taken, ""), "")
 
 
-def _option_keys(configuration: _Configuration) -> set[str]:
+def _refuse(key: str, valid: set[str], place: str) -> NoReturn:
+    """An option that no configuration has."""
+    if key == "seed":
+        raise ConfigError(place, "", "seeds are set by --seeds")
+    # A bare option is most likely meant as the dotted key that ends in it.
+    dotted = sorted(k for k in valid if k.partition(".")[2] == key)
+    if dotted:
+        message = f"unknown option {key!r}; did you mean {dotted[0]!r}?"
+        raise ConfigError(place, "", message)
+    raise ConfigError(place, "", unknown(key, valid, f"unknown option {key!r}"))
+
+
+def _option_keys(raw: Mapping[str, Mapping[str, Any]], where: str) -> set[str]:
     keys: set[str] = set()
     for section in SECTIONS:
-        name = configuration.raw[section].get("name")
+        name = raw[section].get("name")
         if section != "training" and not isinstance(name, str):
-            continue  # reported when the cell is resolved
-        names = option_names(section, name, f"{configuration.where}.{section}")
+            keys.add(f"{section}.name")  # of which more is said when the cell is resolved
+            continue
+        names = option_names(section, name, f"{where}.{section}")
         keys.update(f"{section}.{option}" for option in names)
     return keys
 

@@ -35,7 +35,7 @@ from typing import Any, NamedTuple, Protocol, get_args
 import torch
 from torch import Tensor
 
-from msvit.neuron_kinds import SURROGATES, NeuronName, SurrogateName
+from msvit.neuron_kinds import GLIF_HIGHEST_THRESHOLD, SURROGATES, NeuronName, SurrogateName
 
 EQUATIONS: tuple[NeuronName, ...] = ("if", "lif", "plif")
 """The kinds of neuron that are told here, and that kernels know."""
@@ -84,6 +84,8 @@ class NeuronSpec:
             raise ValueError(f"surrogate {self.surrogate!r}: one of {', '.join(SURROGATES)}")
         if not self.tau >= 1:
             raise ValueError(f"tau {self.tau!r}: at least 1 time step")
+        if self.kind == "glif" and self.threshold > GLIF_HIGHEST_THRESHOLD:
+            raise ValueError(f"threshold {self.threshold!r}: of a glif {GLIF_HIGHEST_THRESHOLD}")
 
     def with_(self, **changes: Any) -> NeuronSpec:
         """A copy for one layer."""

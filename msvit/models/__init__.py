@@ -38,13 +38,21 @@ def model_options(name: str, options: Mapping[str, Any], where: str = "model") -
     """The options of model ``name``: its own, overridden by ``options``, all defaults filled in.
 
     Raises:
-        ConfigError: for an unknown name or option, a bad value, or impossible geometry.
+        ConfigError: for an unknown name or option, a bad value, impossible geometry, or an option
+            that is set without effect.
     """
     if name not in zoo():
         raise ConfigError(where, "name", unknown(name, zoo(), f"unknown model {name!r}"))
     entry = zoo()[name]
-    merged = {**entry.get("options", {}), **options}
-    return OPTIONS[entry["architecture"]].parse(merged, where=f"{where} ({name})")
+    usual = entry.get("options", {})
+    return OPTIONS[entry["architecture"]].parse(options, f"{where} ({name})", defaults=usual)
+
+
+def options_without_effect(name: str, options: Mapping[str, Any]) -> dict[str, str]:
+    """Options of model ``name`` that do nothing beside ``options`` (unchecked), and why."""
+    entry = zoo()[name]
+    values = {**entry.get("options", {}), **options}
+    return OPTIONS[entry["architecture"]].without_effect(values)
 
 
 def create_model(name: str, **options: Any) -> Model:

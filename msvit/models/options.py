@@ -5,12 +5,19 @@ Torch-free, so that a grid is checked before anything expensive starts.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import prod
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from msvit.neuron_kinds import NeuronName, SurrogateName
+from msvit.neuron_kinds import (
+    GLIF_HIGHEST_THRESHOLD,
+    OPTIONS_READ,
+    PER_TIMESTEP,
+    NeuronName,
+    SurrogateName,
+)
 from msvit.options import Options
 
 Count = Annotated[int, Field(ge=1, le=65536)]
@@ -32,11 +39,22 @@ class ModelOptions(Options):
     mlp_ratio: Positive = 4.0
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
+    @classmethod
+    def idle(cls, values: Mapping[str, Any]) -> dict[str, str]:
+        if sum(values["depths"]) == 1:
+            return {"drop_path": "the first block is never left out, and there is no other"}
+        return {}
+
+
+_NEURON_OPTIONS = ("tau", "threshold", "attn_threshold", "surrogate", "surrogate_alpha")
+_NEURON_OPTIONS += ("hard_reset", "detach_reset")
+
 
 class SpikingOptions(ModelOptions):
     """Options of the neurons: names are spikingjelly's, ``tau`` counts time steps.
 
-    ``surrogate_alpha`` is the slope of the surrogate; unset, spikingjelly's default.
+    ``surrogate_alpha`` is the slope of the surrogate; unset, spikingjelly's default. Which of them
+    a kind of neuron has, :mod:`msvit.neuron_kinds` tells; the others are lacking.
     """
 
     neuron: NeuronName = "lif"
@@ -47,6 +65,29 @@ class SpikingOptions(ModelOptions):
     surrogate_alpha: Positive | None = None
     hard_reset: bool = True
     detach_reset: bool = True
+
+    @classmethod
+    def lacking(cls, values: Mapping[str, Any]) -> dict[str, str]:
+        neuron = values["neuron"]
+        read = OPTIONS_READ.get(neuron, _NEURON_OPTIONS)
+        has = [o for o in _NEURON_OPTIONS if o.removeprefix("attn_") in read]
+        why = f"the neuron {neuron!r} has no such option; it has {', '.join(has)}"
+        return {option: why for option in _NEURON_OPTIONS if option not in has}
+
+    @model_serializer(mode="wrap")
+    def _without_lacking(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        lacking = self.lacking(self.__dict__)
+        return {key: value for key, value in write(self).items() if key not in lacking}
+
+    @model_validator(mode="after")
+    def _check_neuron(self) -> SpikingOptions:
+        for option in ("threshold", "attn_threshold"):
+            value = getattr(self, option)
+            if self.neuron == "glif" and value > GLIF_HIGHEST_THRESHOLD:
+                raise ValueError(
+                    f"{option}: that of a 'glif' is at most {GLIF_HIGHEST_THRESHOLD} (got {value})"
+                )
+        return self
 
 
 def check_heads(dim: int, heads: int, what: str = "dim") -> None:
@@ -110,6 +151,15 @@ class HierarchicalOptions(StagedOptions):
 
     batch_coupled: bool = False
 
+    @model_validator(mode="after")
+    def _check_coupling(self) -> HierarchicalOptions:
+        if self.batch_coupled and self.neuron in PER_TIMESTEP:
+            raise ValueError(
+                f"batch_coupled: a {self.neuron!r} has parameters for {self.timesteps} time steps, "
+                "and potential that passes through a batch takes more of them"
+            )
+        return self
+
 
 class QKFormerOptions(HierarchicalOptions):
     pass
@@ -128,6 +178,25 @@ class MSVITOptions(HierarchicalOptions):
     branch_kernel: Literal["1d", "2d"] = "1d"
     projections: Literal["separate", "shared"] = "separate"
     stages: tuple[Count, ...] = (1, 2)
+
+    @classmethod
+    def idle(cls, values: Mapping[str, Any]) -> dict[str, str]:
+        last, stages, scales = len(values["depths"]), values["stages"], values["scales"]
+        found = super().idle(values)
+        if last in stages:
+            found["batch_coupled"] = "there is no self-attention, whose neuron it couples"
+        if not stages:
+            scales = scales[:1]
+        if last == 1 and not stages:
+            why = "there is no token attention"
+            return found | dict.fromkeys(("scales", "fusion", "branch_kernel", "projections"), why)
+        if len(scales) == 1:
+            found["fusion"] = "one scale is all there is, and nothing to be joined"
+        if all(scale == 1 for scale in scales):
+            found["branch_kernel"] = "a kernel of 1 sees the same in one dimension and in two"
+        if tuple(scales) == (1,):
+            found["projections"] = "there is one projection, whoever shares it"
+        return found
 
     @model_validator(mode="after")
     def _check_scales(self) -> MSVITOptions:
@@ -260,6 +329,13 @@ class MaxFormerOptions(StagedOptions):
         "dwc3",
         "attention",
     )
+
+    @classmethod
+    def idle(cls, values: Mapping[str, Any]) -> dict[str, str]:
+        found = super().idle(values)
+        if "attention" not in values["mixers"]:
+            found |= dict.fromkeys(("heads", "attn_threshold"), "no stage has attention")
+        return found
 
     @property
     def headed_dims(self) -> list[int]:

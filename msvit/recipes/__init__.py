@@ -6,6 +6,7 @@ A recipe is a YAML file in this folder: ``about`` (what it is for, and its sourc
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -56,6 +57,15 @@ class TrainingOptions(Options):
     replays CUDA graphs on a GPU. The first step takes minutes, which count as training (the
     ``seconds`` of the first epoch hold them). Cells without it do not name it."""
     eval_batch_size: int = Field(128, ge=1, le=65_536)
+
+    @classmethod
+    def idle(cls, values: Mapping[str, Any]) -> dict[str, str]:
+        found = {}
+        if values["schedule"] == "constant":
+            found["min_lr"] = "a constant schedule stays at lr"
+        if values["warmup_epochs"] == 0:
+            found["warmup_lr"] = "there is no warm-up (warmup_epochs 0)"
+        return found
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

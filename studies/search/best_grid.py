@@ -16,9 +16,8 @@ import yaml
 from analysis.search import Search
 from msvit.cells import SECTIONS
 from msvit.options import ConfigError
-from studies.configurations import Raw, check_name, merged, split_key
+from studies.configurations import check_name, merged
 from studies.grids import load_study
-from studies.search.parameters import decode
 from studies.search.space import Space
 
 SEEDS = 3
@@ -82,10 +81,7 @@ def _fresh(used: Sequence[int]) -> list[int]:
 
 def _entry(space: Space, search: Search, number: int) -> dict[str, Any]:
     """One configuration; its model is written out, since a base of another would be inherited."""
-    own: Raw = {}
-    for key, value in search.study.get_trials(deepcopy=False)[number].params.items():
-        section, option = split_key(key, space.file)
-        own.setdefault(section, {})[option] = decode(value)
+    own = space.own(search.study.get_trials(deepcopy=False)[number].params)
     whole = merged(space.base, own, space.file)
     entry: dict[str, Any] = {"label": f"trial {number}", "model": whole["model"]}
     for section in SECTIONS:

@@ -35,7 +35,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
-from msvit.cells import Cell, option_names, resolve_cell
+from msvit.cells import Cell, option_names, resolve_cell, without_effect
 from msvit.models import model_options, zoo
 from msvit.options import ConfigError, Problem, unknown
 from msvit.records.measures import Direction, all_measures
@@ -49,10 +49,12 @@ from studies.configurations import (
     find_file,
     list_files,
     merged,
+    nested,
     question_of,
     seeds_of,
     shown_path,
     split_key,
+    varied,
 )
 from studies.search.objectives import Constraint, constraints_of, objectives_of
 from studies.search.parameters import Parameter, Scalar, decode, encode, parameters_of
@@ -110,15 +112,16 @@ class Space:
         Raises:
             ConfigError: where the chosen values do not fit together.
         """
-        own: Raw = {}
-        for key, value in chosen.items():
-            section, option = split_key(key, self.file)
-            own.setdefault(section, {})[option] = decode(value)
         try:
-            cell = resolve_cell(merged(self.base, own, ""), "")
+            cell = resolve_cell(merged(self.base, self.own(chosen), ""), "")
         except ConfigError as error:
             raise error.within(self.file) from None
         return [Cell(cell.model, cell.data, cell.training, seed) for seed in self.seeds]
+
+    def own(self, chosen: Mapping[str, Scalar]) -> Raw:
+        """What a trial sets over the base: the ``chosen`` values that have an effect together."""
+        values = {key: decode(value) for key, value in chosen.items()}
+        return varied(self.base, nested(values, self.file), "")
 
     def draw(self, source: random.Random, fixed: Mapping[str, Scalar]) -> dict[str, Scalar]:
         """Random values for all parameters that apply, but for the ``fixed`` ones."""
@@ -240,11 +243,14 @@ def _check_possible(space: Space, where: str) -> None:
                 fixed = {parameter.key: value}
                 for key, allowed in parameter.when:
                     fixed[key] = source.choice(allowed)
-                found = _possible(space, space.draw(source, fixed))
+                chosen = space.draw(source, fixed)
+                found = _possible(space, chosen)
                 if isinstance(found, Cell):
-                    problem = None
+                    problem = _in_vain(space, chosen, parameter.key)
+                else:
+                    problem = found
+                if problem is None:
                     break
-                problem = found
             if problem is not None:
                 # What is wrong with the base is said of the base.
                 raw = merged(space.base, {}, where)
@@ -283,6 +289,15 @@ def _possible(space: Space, chosen: Mapping[str, Scalar]) -> Cell | ConfigError:
         return space.cells(chosen)[0]
     except ConfigError as error:
         return error
+
+
+def _in_vain(space: Space, chosen: Mapping[str, Scalar], key: str) -> ConfigError | None:
+    """What is wrong with a parameter that has no effect in this trial."""
+    section, option = split_key(key, space.file)
+    values = {key: decode(value) for key, value in chosen.items()}
+    whole = merged(space.base, nested(values, space.file), "")
+    why = without_effect(section, whole[section]).get(option)
+    return None if why is None else ConfigError("", key, why)
 
 
 def _check_countable(space: Space, where: str) -> None:
