@@ -122,9 +122,9 @@ def load_official(
         CheckpointError: if the checkpoint cannot be read or does not fit; naming the file and the
             first tensors that are missing, unexpected or of another shape.
     """
-    given = isinstance(source, Mapping)
-    content = source if given else read_checkpoint(Path(source))
-    name = "the given mapping" if given else str(source)
+    content, name = source, "the given mapping"
+    if not isinstance(source, Mapping):
+        content, name = read_checkpoint(Path(source)), str(source)
     found = _best_fit(model, content, name, head)
     report = found.report
     if report.mismatched or (strict and report.problems):
@@ -161,8 +161,9 @@ class _Conversion:
 def _best_fit(model: nn.Module, content: Any, name: str, head: bool) -> _Conversion:
     targets = model.state_dict()
     fits = []
+    official: OfficialMap = model.official_map()  # type: ignore[operator]
     own = OfficialMap(tensors={target: target for target in targets})
-    for names in (model.official_map(), own):
+    for names in (official, own):
         known = {key for target in targets for key in names.sources(target) or ()}
         for found in find_state_dicts(content, known):
             fits.append(_convert(model, names, known, found, name, head))

@@ -36,7 +36,8 @@ class CheckpointError(ValueError):
 def _harmless() -> list[Any]:
     """Globals, by name, that only hold or make plain values: those of arguments and scores."""
     old, new = "numpy.core.multiarray", "numpy._core.multiarray"
-    multiarray = np._core.multiarray if hasattr(np, "_core") else np.core.multiarray
+    core: Any = np._core if hasattr(np, "_core") else np.core
+    multiarray = core.multiarray
     numbers = [
         dtype
         for name, dtype in vars(np.dtypes).items()

@@ -225,13 +225,13 @@ def _override(configurations: list[_Configuration], overrides: Sequence[str]) ->
             _refuse(key, set().union(*known), place)
     values = {key: value for key, (value, _) in own.items()}
     with _blamed_on(overrides):
-        had = []
+        had: list[set[str]] = []
         for keys, c in zip(known, configurations, strict=True):
             here = {key: value for key, value in values.items() if key in keys}
             had.append(_keys(varied(c.raw, nested(here, ""), "")))
         somewhere = set().union(*had)
-        for keys, here, c in zip(known, had, configurations, strict=True):
-            taken = {k: v for k, v in values.items() if k in here or k in keys - somewhere}
+        for keys, own_keys, c in zip(known, had, configurations, strict=True):
+            taken = {k: v for k, v in values.items() if k in own_keys or k in keys - somewhere}
             c.raw = merged(c.raw, nested(taken, ""), "")
 
 

@@ -13,7 +13,7 @@ This file alone chooses what runs. ``MSVIT_KERNELS`` in the environment tells wh
     triton            Triton alone; CPU tensors then need its interpreter, ``TRITON_INTERPRET=1``
 
 The reference, torch and spikingjelly, does the rest: what the others cannot, what they may not, and
-what ``torch.compile`` traces. Results are the same.
+what ``torch.compile``, ``torch.export`` and ``torch.jit.trace`` record. Results are the same.
 """
 
 from __future__ import annotations
@@ -239,9 +239,14 @@ def _allowed() -> str:
     return value
 
 
+def _recorded() -> bool:
+    """Whether torch records operations instead of computing: ours have no memory to read then."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
 def _cpp_on(device: torch.device) -> bool:
     """Whether tensors of ``device`` may go through C++."""
-    if device.type != "cpu" or torch.compiler.is_compiling():
+    if device.type != "cpu" or _recorded():
         return False
     return _allowed() in ("", "cpu")
 
@@ -250,7 +255,7 @@ def _backend(device: torch.device, dtype: torch.dtype) -> Backend | None:
     """The passes for tensors of this kind, None where the reference has to do."""
     if _cpp_on(device):
         return cpu_passes.backend(dtype)
-    if torch.compiler.is_compiling():
+    if _recorded():
         return None
     allowed = _allowed()
     # Triton starts kernels on the current device only.

@@ -133,7 +133,7 @@ def load_trained(source: str | Path, cell_id: str | None = None) -> nn.Module:
         check_state(model, str(trained.file), "it cannot be used")
     except (RuntimeError, TrainingDiverged) as error:
         raise CheckpointError(f"{trained.file}: {error}") from None
-    model.prepare = trained.prepare
+    model.prepare = trained.prepare  # type: ignore[assignment]  # no part of the network
     return model.eval()
 
 
