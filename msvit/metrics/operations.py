@@ -34,6 +34,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -150,7 +151,7 @@ def _see_input(layer: _Layer) -> Callable:
 
 
 def _count(name: str, layer: _Layer, reached: dict[str, _Layer], look: bool = True) -> Callable:
-    def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def count(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         reached.setdefault(name, layer)
         first = inputs[0]
         if look:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 import torch
 
@@ -36,7 +37,7 @@ def dense_macs_per_step(model: Model) -> int:
     """Multiply-accumulates of one image in one time step if no zero were skipped."""
     counts: list[int] = []
 
-    def count(module: torch.nn.Module, inputs: tuple, output: torch.Tensor) -> None:
+    def count(module: Any, inputs: tuple, output: torch.Tensor) -> None:
         operands = inputs if len(inputs) == 2 else (*inputs, output)
         counts.append(module.dense_macs(*operands))
 

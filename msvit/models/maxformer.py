@@ -8,6 +8,9 @@ Membrane potential is added at shortcuts; one more neuron stands in front of the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import cast
+
 from torch import Tensor, nn
 
 from msvit.checkpoints import OfficialMap
@@ -36,7 +39,7 @@ class PatchEmbedding(nn.Module):
     ) -> None:
         super().__init__()
         self.encode = encode
-        self.units = nn.ModuleList(units)
+        self.units = cast(Sequence[NeuronConvNorm], nn.ModuleList(units))
         self.shortcut = shortcut
         self.shortcut_from = shortcut_from
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from msvit.checkpoints import OfficialMap
 from msvit.kernels import NeuronSpec
-from msvit.layers.attention import SelfAttention, TokenAttention
+from msvit.layers.attention import SelfAttention, SeparateBranches, TokenAttention
 from msvit.layers.blocks import MLP, Block, Classifier, PatchEmbedding, as_sequence, drop_rates
 from msvit.models.base import Model, neuron_spec
 from msvit.models.options import HierarchicalOptions, QKFormerOptions
@@ -149,9 +149,10 @@ def _place_attention(
         letters = dict(zip(attention.names, ("q", "p"), strict=False)) | {"k": "k"}
         # Branches beyond the published two have no official name of their own.
         official = {n: f"{theirs}.{letters.get(n, n)}" for n in (*attention.names, "k")}
-        point = attention.branches.point.neuron.spikes.parts
+        branches = cast(SeparateBranches, attention.branches)  # the only ones that are published
+        point = branches.point.neuron.spikes.parts
         _place(names, f"{ours}.branches.point", [official[n] for n in point])
-        for name in attention.branches.wide:
+        for name in branches.wide:
             _place(names, f"{ours}.branches.wide.{name}", [official[name]])
         names.neurons[f"{ours}.attn_neuron"] = [f"{theirs}.attn_lif"]
     _place(names, f"{ours}.proj", [f"{theirs}.proj"])
