@@ -5,8 +5,8 @@ python studies/hpo.py --space scales --best 3 --grid-out best.yaml
 
 A trial is a cell, or one per seed, of the same store as the grids': what has a record is not
 trained again. Killed and started again, a search goes on with its trials. Exit code: 0 the
-budget is used up, 2 something in the command, a file or the machine is not as it must be, 130
-interrupted.
+budget is used up, 1 some trial has to be tried again, 2 something in the command, a file or the
+machine is not as it must be, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ from typing import Any
 
 from msvit.cells import SCHEMA
 from msvit.commands import Parser, command
-from msvit.options import ConfigError
+from msvit.data import check_data
+from msvit.options import ConfigError, DataError
 from msvit.records.schema import RecordError
 from msvit.records.store import read_search, search_folder, write_search
 from studies.cluster import Place, RayLost
@@ -71,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.best is not None:
             return _best(space, options)
         return _run(space, options)
-    except (ConfigError, RecordError, RayLost) as error:
+    except (ConfigError, DataError, RecordError, RayLost) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
@@ -90,11 +91,14 @@ def _run(space: Space, options: argparse.Namespace) -> int:
         ledger = Ledger.open(space, place, options.seed)
         write_search(options.results, manifest(space, storage))
         left = ledger.left()
+        if left:
+            check_data(({"name": name} for name in space.data), options.data_dir)
         print(f"{space.name}: {space.question}")
         share, problem = possible_share(space)
         if share < 0.9:
             print(f"note: about {1 - share:.0%} of the space cannot be built, such as: {problem}")
         print(f"{ledger.budget} trials, {ledger.budget - left} over; {_aims(space)}; in {folder}")
+        hindered = 0
         if left:
             from studies.search.tuner import search
 
@@ -102,12 +106,15 @@ def _run(space: Space, options: argparse.Namespace) -> int:
             where = "on this machine" if machines.address is None else f"at {machines.address}"
             print(f"running up to {left} trials with Ray {where} ...", flush=True)
             try:
-                search(space, ledger, options.results, machines, options.data_dir, _say)
+                given = (options.results, machines, options.data_dir, _say)
+                hindered = search(space, ledger, *given)
             except KeyboardInterrupt:
                 _report(space, options.results)
                 raise
         _report(space, options.results)
-    return 0
+    if hindered:
+        print(f"{hindered} trials failed by their surroundings; the same command runs them again")
+    return 1 if hindered else 0
 
 
 def _storage(options: argparse.Namespace, name: str) -> str:
@@ -167,7 +174,7 @@ def manifest(space: Space, storage: str) -> dict[str, Any]:
         "trials": space.trials,
         "sampler": space.sampler,
         "pruner": asdict(space.pruner),
-        "data": space.data,
+        "data": ", ".join(space.data),
         **space.meaning(),
     }
 
@@ -230,7 +237,8 @@ def _say(text: str) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         description="Search a space of configurations: Optuna proposes, Ray Tune runs.",
-        epilog="Exit code: 0 budget used up, 2 wrong input, 130 interrupted.",
+        epilog="Exit code: 0 budget used up, 1 some trial is to be tried again, 2 wrong input, "
+        "130 interrupted.",
         allow_abbrev=False,
     )
     add = parser.add_argument
