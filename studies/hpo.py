@@ -5,33 +5,40 @@ python studies/hpo.py --space scales --best 3 --grid-out best.yaml
 
 A trial is a cell, or one per seed, of the same store as the grids': what has a record is not
 trained again. Killed and started again, a search goes on with its trials. Exit code: 0 the
-budget is used up, 2 something in the command, a file or the machine is not as it must be, 130
-interrupted.
+budget is used up, 1 some trial has to be tried again, 2 something in the command, a file or the
+machine is not as it must be, 130 interrupted.
 """
 
 from __future__ import annotations
+
+import os
+import signal
+import sys
+
+if not __package__:
+    # As a script: this folder's modules are found as studies.*, wherever it is started.
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    # Ctrl-C while modules load: there is nothing to save, and nothing to say.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, lambda *_: os._exit(130))
 
 import argparse
 import contextlib
 import fcntl
 import shlex
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-if not __package__:
-    # As a script: this folder's modules are found as studies.*, wherever it is started.
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
-
 from msvit.cells import SCHEMA
-from msvit.options import ConfigError
-from msvit.printing import for_reading
+from msvit.commands import Parser, command
+from msvit.data import check_data
+from msvit.options import ConfigError, DataError
 from msvit.records.schema import RecordError
 from msvit.records.store import read_search, search_folder, write_search
 from studies.cluster import Place, RayLost
-from studies.command_line import DEFAULT_RESULTS, Parser, add_place, positive
+from studies.command_line import DEFAULT_RESULTS, add_place, positive
 from studies.search.space import (
     PRUNERS,
     SAMPLERS,
@@ -42,13 +49,13 @@ from studies.search.space import (
 )
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     options = _parser().parse_args(arguments)
     try:
         if options.list:
-            with for_reading():
-                _list()
+            _list()
             return 0
         if options.space is None:
             message = "which space? --space NAME or FILE.yaml; --list shows the names"
@@ -60,17 +67,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.data_dir is not None and not options.data_dir.is_dir():
             raise ConfigError(f"--data-dir {options.data_dir}", "", "no such folder")
         if options.dry_run:
-            with for_reading():
-                _dry_run(space)
+            _dry_run(space)
             return 0
         if options.best is not None:
             return _best(space, options)
         return _run(space, options)
-    except (ConfigError, RecordError, RayLost) as error:
+    except (ConfigError, DataError, RecordError, RayLost) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        return 130
 
 
 def _run(space: Space, options: argparse.Namespace) -> int:
@@ -87,11 +91,14 @@ def _run(space: Space, options: argparse.Namespace) -> int:
         ledger = Ledger.open(space, place, options.seed)
         write_search(options.results, manifest(space, storage))
         left = ledger.left()
+        if left:
+            check_data(({"name": name} for name in space.data), options.data_dir)
         print(f"{space.name}: {space.question}")
         share, problem = possible_share(space)
         if share < 0.9:
             print(f"note: about {1 - share:.0%} of the space cannot be built, such as: {problem}")
         print(f"{ledger.budget} trials, {ledger.budget - left} over; {_aims(space)}; in {folder}")
+        hindered = 0
         if left:
             from studies.search.tuner import search
 
@@ -99,12 +106,15 @@ def _run(space: Space, options: argparse.Namespace) -> int:
             where = "on this machine" if machines.address is None else f"at {machines.address}"
             print(f"running up to {left} trials with Ray {where} ...", flush=True)
             try:
-                search(space, ledger, options.results, machines, options.data_dir, _say)
+                given = (options.results, machines, options.data_dir, _say)
+                hindered = search(space, ledger, *given)
             except KeyboardInterrupt:
                 _report(space, options.results)
                 raise
         _report(space, options.results)
-    return 0
+    if hindered:
+        print(f"{hindered} trials failed by their surroundings; the same command runs them again")
+    return 1 if hindered else 0
 
 
 def _storage(options: argparse.Namespace, name: str) -> str:
@@ -144,13 +154,12 @@ def _best(space: Space, options: argparse.Namespace) -> int:
     numbers = best_trials(search, options.best)
     if options.grid_out is not None:
         write_grid(space, search, numbers, options.grid_out)
-    with for_reading():
-        print_trials(search, numbers)
-        if (path := options.grid_out) is not None:
-            command = ["python", "studies/run.py", "--grid", str(path)]
-            if options.results != DEFAULT_RESULTS:
-                command += ["--results", str(options.results)]
-            print(f"written: {path}. To run it: {shlex.join(command)}")
+    print_trials(search, numbers)
+    if (path := options.grid_out) is not None:
+        run = ["python", "studies/run.py", "--grid", str(path)]
+        if options.results != DEFAULT_RESULTS:
+            run += ["--results", str(options.results)]
+        print(f"written: {path}. To run it: {shlex.join(run)}")
     return 0
 
 
@@ -165,7 +174,7 @@ def manifest(space: Space, storage: str) -> dict[str, Any]:
         "trials": space.trials,
         "sampler": space.sampler,
         "pruner": asdict(space.pruner),
-        "data": space.data,
+        "data": ", ".join(space.data),
         **space.meaning(),
     }
 
@@ -228,7 +237,8 @@ def _say(text: str) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         description="Search a space of configurations: Optuna proposes, Ray Tune runs.",
-        epilog="Exit code: 0 budget used up, 2 wrong input, 130 interrupted.",
+        epilog="Exit code: 0 budget used up, 1 some trial is to be tried again, 2 wrong input, "
+        "130 interrupted.",
         allow_abbrev=False,
     )
     add = parser.add_argument

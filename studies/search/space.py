@@ -100,11 +100,11 @@ class Space:
         return next(iter(self.objectives))
 
     @property
-    def data(self) -> str:
+    def data(self) -> tuple[str, ...]:
         """Names of the data sets that are trained on."""
         searched = (p for p in self.parameters if p.key == "data.name")
         names = [str(name) for p in searched for name in p.choices]
-        return ", ".join(names) or self.base["data"]["name"]
+        return tuple(names) or (self.base["data"]["name"],)
 
     def cells(self, chosen: Mapping[str, Scalar]) -> list[Cell]:
         """The cells of one trial, a cell per seed.
