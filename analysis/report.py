@@ -7,17 +7,24 @@ Works at any moment of a study: what is not finished is shown as missing.
 
 from __future__ import annotations
 
-import argparse
+import os
+import signal
 import sys
-from pathlib import Path
 
 if not __package__:
     # As a script, this folder would come first on the path and hide the standard `statistics`.
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    # Ctrl-C while modules load: there is nothing to save, and nothing to say.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+
+from collections.abc import Sequence
+from pathlib import Path
 
 from analysis.collect import StudyResults, collect
 from analysis.formats import console, terminal, write_table
 from analysis.tables import compare
+from msvit.commands import Parser, command
 from msvit.records.schema import RecordError
 
 DEFAULT_RESULTS = Path("results")
@@ -70,9 +77,10 @@ def _unfinished_lines(study: StudyResults) -> list[str]:
     return lines
 
 
-def main(arguments: list[str] | None = None) -> int:
+@command
+def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser = Parser(description=__doc__.split("\n", 1)[0], allow_abbrev=False)
     parser.add_argument("--grid", required=True, help="name of the study")
     parser.add_argument(
         "--results",

@@ -5,21 +5,27 @@ python analysis/search_report.py --space scales [--results DIR]
 
 from __future__ import annotations
 
-import argparse
+import os
+import signal
 import sys
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 if not __package__:
     # As a script, this folder would come first on the path and hide the standard `statistics`.
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    # Ctrl-C while modules load: there is nothing to save, and nothing to say.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from analysis.formats import console, terminal, write_table
 from analysis.search import Search, collect_search
 from analysis.tables import NOTHING, Entry, Table, entries
+from msvit.commands import Parser, command
 from msvit.records.measures import all_measures
 from msvit.records.schema import RecordError
 
@@ -155,9 +161,10 @@ def _value(value: object) -> str:
     return str(value)
 
 
-def main(arguments: list[str] | None = None) -> int:
+@command
+def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0], allow_abbrev=False)
+    parser = Parser(description=__doc__.split("\n", 1)[0], allow_abbrev=False)
     parser.add_argument("--space", required=True, help="name of the search")
     parser.add_argument(
         "--results",

@@ -68,5 +68,5 @@ def read_yaml(path: Path) -> Any:
     except OSError as error:
         raise ConfigError(str(path), "", f"cannot be read ({error.strerror})") from None
     except UnicodeDecodeError:
-        raise ConfigError(str(path), "", "not a text file") from None
+        raise ConfigError(str(path), "", "not UTF-8 text; save it as UTF-8") from None
     return parse_yaml(text, str(path))

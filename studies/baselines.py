@@ -9,20 +9,26 @@ chosen on the validation images. Exit code: 0, or 2 where an argument or the dat
 
 from __future__ import annotations
 
-import argparse
+import os
+import signal
 import sys
+
+if not __package__:
+    # As a script: this folder's modules are found as studies.*, wherever it is started.
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    # Ctrl-C while modules load: there is nothing to save, and nothing to say.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+
+import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if not __package__:
-    # As a script: this folder's modules are found as studies.*, wherever it is started.
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
-
+from msvit.commands import Parser, command
 from msvit.data import data_options, list_datasets
 from msvit.options import ConfigError, DataError
 from msvit.yaml_files import parse_yaml
-from studies.command_line import Parser
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,6 +39,7 @@ NEIGHBOURS = (1, 3, 5)
 PENALTIES = (0.01, 0.1, 1.0, 10.0)  # sklearn's C: the inverse of the regularisation
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     options = _parser().parse_args(arguments)
@@ -41,8 +48,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ConfigError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        return 130
     return 0
 
 

@@ -10,24 +10,32 @@ hours.
 
 from __future__ import annotations
 
-import argparse
-import subprocess
+import os
+import signal
 import sys
-from collections.abc import Sequence
-from pathlib import Path
 
 if not __package__:
     # As a script: this folder's modules are found as studies.*, wherever it is started.
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    # Ctrl-C while modules load: there is nothing to save, and nothing to say.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, lambda *_: os._exit(130))
 
+import argparse
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from msvit.commands import Parser, command
 from msvit.options import ConfigError
 from msvit.records.schema import RecordError
-from studies.command_line import DEFAULT_RESULTS, Parser, positive
+from studies.command_line import DEFAULT_RESULTS, positive
 from studies.search.space import Space, load_space
 
 CHANCE = "random"
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     options = _parser().parse_args(arguments)
@@ -44,8 +52,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ConfigError, RecordError, subprocess.CalledProcessError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        return 130
 
 
 def _run(space: Space, options: argparse.Namespace) -> None:
@@ -53,13 +59,13 @@ def _run(space: Space, options: argparse.Namespace) -> None:
         # In turn: whatever changes on the machine meets both.
         for sampler in (space.sampler, CHANCE):
             print(f"--- {sampler}, repetition {repeat + 1} of {options.repeats}", flush=True)
-            command = [sys.executable, str(Path(__file__).with_name("hpo.py"))]
-            command += ["--space", options.space, "--name", _name(space, sampler, repeat)]
-            command += ["--sampler", sampler, "--trials", str(space.trials)]
-            command += ["--seed", str(repeat), "--results", str(options.results)]
+            search = [sys.executable, str(Path(__file__).with_name("hpo.py"))]
+            search += ["--space", options.space, "--name", _name(space, sampler, repeat)]
+            search += ["--sampler", sampler, "--trials", str(space.trials)]
+            search += ["--seed", str(repeat), "--results", str(options.results)]
             if options.data_dir is not None:
-                command += ["--data-dir", str(options.data_dir)]
-            subprocess.run(command, check=True)
+                search += ["--data-dir", str(options.data_dir)]
+            subprocess.run(search, check=True)
     from studies.search.comparison import report
 
     names = {

@@ -11,27 +11,33 @@ interrupted.
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
+
+if not __package__:
+    # As a script: this folder's modules are found as studies.*, wherever it is started.
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    # Ctrl-C while modules load: there is nothing to save, and nothing to say.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+
 import argparse
 import contextlib
 import fcntl
 import shlex
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-if not __package__:
-    # As a script: this folder's modules are found as studies.*, wherever it is started.
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
-
 from msvit.cells import SCHEMA
+from msvit.commands import Parser, command
 from msvit.options import ConfigError
-from msvit.printing import for_reading
 from msvit.records.schema import RecordError
 from msvit.records.store import read_search, search_folder, write_search
 from studies.cluster import Place, RayLost
-from studies.command_line import DEFAULT_RESULTS, Parser, add_place, positive
+from studies.command_line import DEFAULT_RESULTS, add_place, positive
 from studies.search.space import (
     PRUNERS,
     SAMPLERS,
@@ -42,13 +48,13 @@ from studies.search.space import (
 )
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     options = _parser().parse_args(arguments)
     try:
         if options.list:
-            with for_reading():
-                _list()
+            _list()
             return 0
         if options.space is None:
             message = "which space? --space NAME or FILE.yaml; --list shows the names"
@@ -60,8 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.data_dir is not None and not options.data_dir.is_dir():
             raise ConfigError(f"--data-dir {options.data_dir}", "", "no such folder")
         if options.dry_run:
-            with for_reading():
-                _dry_run(space)
+            _dry_run(space)
             return 0
         if options.best is not None:
             return _best(space, options)
@@ -69,8 +74,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ConfigError, RecordError, RayLost) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        return 130
 
 
 def _run(space: Space, options: argparse.Namespace) -> int:
@@ -144,13 +147,12 @@ def _best(space: Space, options: argparse.Namespace) -> int:
     numbers = best_trials(search, options.best)
     if options.grid_out is not None:
         write_grid(space, search, numbers, options.grid_out)
-    with for_reading():
-        print_trials(search, numbers)
-        if (path := options.grid_out) is not None:
-            command = ["python", "studies/run.py", "--grid", str(path)]
-            if options.results != DEFAULT_RESULTS:
-                command += ["--results", str(options.results)]
-            print(f"written: {path}. To run it: {shlex.join(command)}")
+    print_trials(search, numbers)
+    if (path := options.grid_out) is not None:
+        run = ["python", "studies/run.py", "--grid", str(path)]
+        if options.results != DEFAULT_RESULTS:
+            run += ["--results", str(options.results)]
+        print(f"written: {path}. To run it: {shlex.join(run)}")
     return 0
 
 

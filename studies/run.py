@@ -9,21 +9,29 @@ A cell that has a record is not run again. Exit code: 0 all cells done, 1 some c
 
 from __future__ import annotations
 
-import argparse
+import os
+import signal
 import sys
+
+if not __package__:
+    # As a script: this folder's modules are found as studies.*, wherever it is started.
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    # Ctrl-C while modules load: there is nothing to save, and nothing to say.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+
+import argparse
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-if not __package__:
-    # As a script: this folder's modules are found as studies.*, wherever it is started.
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
-
 from analysis.observations import Observations, observe
 from msvit.cells import SECTIONS
-from msvit.options import ConfigError
-from msvit.printing import for_reading
+from msvit.commands import Parser, command
+from msvit.data import check_data
+from msvit.options import ConfigError, DataError
+from msvit.records.faults import is_of_surroundings
 from msvit.records.schema import RecordError
 from msvit.records.store import (
     Records,
@@ -34,18 +42,18 @@ from msvit.records.store import (
     write_study,
 )
 from studies.cluster import Place, RayLost
-from studies.command_line import Parser, add_place, positive
+from studies.command_line import add_place, positive
 from studies.grids import list_grids, load_study
 from studies.study import Study, show_value
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     options = _parser().parse_args(arguments)
     try:
         if options.list:
-            with for_reading():
-                _list()
+            _list()
             return 0
         if options.grid is None:
             message = "which grid? --grid NAME or --grid FILE.yaml; --list shows the names"
@@ -54,25 +62,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.data_dir is not None and not options.data_dir.is_dir():
             raise ConfigError(f"--data-dir {options.data_dir}", "", "no such folder")
         if options.dry_run:
-            with for_reading():
-                _dry_run(study, options.results)
+            _dry_run(study, options.results)
             return 0
         return _run(study, options)
-    except (ConfigError, RecordError, RayLost) as error:
+    except (ConfigError, DataError, RecordError, RayLost) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        return 130
 
 
 def _run(study: Study, options: argparse.Namespace) -> int:
     results = options.results
     records = Records(results, observe)
     states = _states(study, records)
-    again = {"failed"} if options.retry_failed else set()
-    entries = [c for c in study.cells if states[c.cell.id] in {"to do", "started"} | again]
+    wanted = {"to do", "started", "hindered"} | ({"failed"} if options.retry_failed else set())
+    entries = [c for c in study.cells if states[c.cell.id] in wanted]
     entries.sort(key=lambda entry: entry.cell.seed)  # soon one seed of every configuration
     _check_same(study, results)
+    check_data((entry.cell.data for entry in entries), options.data_dir)
     write_study(results, study.manifest())
     print(f"{study.name}: {study.question}")
     print(f"{_size(study)}, {_counts(states)}; in {results}", flush=True)
@@ -119,9 +125,13 @@ def _report(study: Study, records: Records[Observations]) -> int:
         write_report(found)
     print()
     print_summary(found)
-    failed = sum(state == "failed" for state in states.values())
-    if failed:
-        print(f"{failed} of {len(study.cells)} cells failed; --retry-failed runs them again")
+    again = {
+        "failed": "failed; --retry-failed runs them again",
+        "hindered": "failed by their surroundings; the same command runs them again",
+    }
+    for state, text in again.items():
+        if count := list(states.values()).count(state):
+            print(f"{count} of {len(study.cells)} cells {text}")
     return 0 if set(states.values()) == {"done"} else 1
 
 
@@ -184,7 +194,7 @@ def _print_sections(sections: dict[str, dict[str, Any]]) -> None:
 
 
 def _states(study: Study, records: Records[Observations]) -> dict[str, str]:
-    """Cell id → done, failed, started (it has a checkpoint) or to do."""
+    """Cell id → done, failed, hindered (data, disk, memory, device), started or to do."""
     return {entry.cell.id: _state(entry.cell.id, records) for entry in study.cells}
 
 
@@ -192,8 +202,8 @@ def _state(cell_id: str, records: Records[Observations]) -> str:
     if records.get(cell_id) is not None:
         return "done"
     results = records.results
-    if read_failure(results, cell_id) is not None:
-        return "failed"
+    if (failure := read_failure(results, cell_id)) is not None:
+        return "hindered" if is_of_surroundings(failure) else "failed"
     return "started" if (cell_folder(results, cell_id) / "checkpoint.pt").exists() else "to do"
 
 
@@ -205,7 +215,7 @@ def _size(study: Study) -> str:
 
 def _counts(states: dict[str, str]) -> str:
     values = list(states.values())
-    failed = values.count("failed")
+    failed = values.count("failed") + values.count("hindered")
     return f"{values.count('done')} done" + (f", {failed} failed" if failed else "")
 
 

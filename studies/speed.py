@@ -17,12 +17,21 @@ Exit code: 0 done, 2 a wrong option or a failed measurement, 130 interrupted.
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
+
+if not __package__:
+    # As a script: this folder's modules are found as studies.*, wherever it is started.
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    # Ctrl-C while modules load: there is nothing to save, and nothing to say.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+
 import argparse
 import itertools
 import json
-import os
 import subprocess
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -31,12 +40,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-if not __package__:
-    # As a script: this folder's modules are found as studies.*, wherever it is started.
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
-
+from msvit.commands import Parser, command
 from msvit.options import ConfigError, unknown
-from studies.command_line import Parser
 from studies.timing.cases import (
     INPUT_RATE,
     MODELS,
@@ -61,12 +66,14 @@ from studies.timing.report import (
 DEFAULT_OUT = Path("results/speed")
 GPU_OUT = Path("results/speed-gpu")
 QUICK_OUT = Path("results/speed-quick")
+_TEXT: dict[str, Any] = {"encoding": "utf-8", "errors": "replace"}  # whatever the locale is
 
 
 class MeasurementError(RuntimeError):
     """A worker process ended without a result."""
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     options = _parser().parse_args(arguments)
@@ -83,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         print("\nInterrupted; step.csv holds the rounds that were complete.")
-        return 130
+        raise
     return 0
 
 
@@ -226,9 +233,9 @@ def _grow(options: argparse.Namespace, processor: str) -> None:
 
 def measure(task: dict[str, Any], threads: int) -> dict[str, Any]:
     """The result of a task, done by this script in a fresh process."""
-    command = [sys.executable, str(Path(__file__).resolve()), "--task", json.dumps(task)]
+    worker = [sys.executable, str(Path(__file__).resolve()), "--task", json.dumps(task)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    done = subprocess.run(worker, capture_output=True, env=environment, **_TEXT)
     lines = done.stdout.strip().splitlines()
     if done.returncode or not lines:
         what = " ".join(

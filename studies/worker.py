@@ -25,6 +25,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from msvit.cells import SCHEMA, Cell
+from msvit.printing import forgiving
+from msvit.records.faults import disk_told
 from msvit.records.schema import Failure, RecordError
 from msvit.records.store import (
     cell_folder,
@@ -57,20 +59,34 @@ def run_cell(
     that folder can be reached from here.
 
     Raises:
-        RecordError: where the results cannot be written.
+        RecordError: where the results cannot be written. That is not this cell's fault: no other
+            one could be written either.
     """
     resolved = Cell.from_dict(cell)
     store = _reachable(Path(results))
     folder = cell_folder(store, resolved.id)
-    folder.mkdir(parents=True, exist_ok=True)
+    with disk_told(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        return _run_locked(resolved, store, folder, data_dir, train, attempt, on_epoch)
+
+
+def _run_locked(
+    cell: Cell,
+    store: Path,
+    folder: Path,
+    data_dir: str | None,
+    train: Train | None,
+    attempt: int,
+    on_epoch: Callable[[Mapping[str, Any]], None] | None,
+) -> dict[str, Any]:
     with _lock(folder / "lock") as owner:
         if owner is not None:
             return {"busy": owner}
-        record = read_record(store, resolved.id)  # another driver may just have finished it
+        record = read_record(store, cell.id)  # another driver may just have finished it
         if record is not None:
             return {"record": record}
         with _output_to(folder / "log.txt"):
-            return _trained(resolved, store, data_dir, attempt, train, on_epoch)
+            return _trained(cell, store, data_dir, attempt, train, on_epoch)
 
 
 def is_locked(folder: Path) -> bool:
@@ -123,12 +139,14 @@ def _trained(
             from msvit.training import train_cell
 
             train = train_cell
-        record = train(cell, folder, data_dir=Path(data_dir) if data_dir else None, report=report)
+        place = Path(data_dir) if data_dir else None
+        with disk_told(folder):
+            record = train(cell, folder, data_dir=place, report=report)
         write_record(store, record)
         print(f"[{_now()}] done", flush=True)
         return {"record": dict(record)}
     except RecordError:
-        raise  # not this cell's fault: no other cell could be written either
+        raise
     except Exception as error:
         trace = traceback.format_exc()
         print(trace, flush=True)
@@ -174,13 +192,14 @@ def _output_to(path: Path) -> Iterator[None]:
             _flush()
             os.dup2(log.fileno(), 1)
             os.dup2(log.fileno(), 2)
-            with (
-                open(1, "w", buffering=1, closefd=False) as out,
-                contextlib.redirect_stdout(out),
-                contextlib.redirect_stderr(out),
-                _logged_to(out),
-            ):
-                yield
+            with open(1, "w", buffering=1, encoding="utf-8", closefd=False) as file:
+                out = forgiving(file)
+                with (
+                    contextlib.redirect_stdout(out),
+                    contextlib.redirect_stderr(out),
+                    _logged_to(out),
+                ):
+                    yield
     finally:
         _flush()
         for number, handle in enumerate(kept, start=1):
@@ -203,8 +222,8 @@ def _logged_to(stream: TextIO) -> Iterator[None]:
 
 
 def _flush() -> None:
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        forgiving(stream).flush()
 
 
 def _append(path: Path, value: Mapping[str, Any]) -> None:

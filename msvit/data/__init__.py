@@ -7,7 +7,7 @@ list it in :data:`DATASETS`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +42,20 @@ def data_options(name: str, options: Mapping[str, Any], where: str) -> DataOptio
     if name not in DATASETS:
         raise ConfigError(where, "name", unknown(name, DATASETS, f"unknown data set {name!r}"))
     return DATASETS[name].parse(options, where)
+
+
+def check_data(data: Iterable[Mapping[str, Any]], data_dir: Path | None) -> None:
+    """Whether the images of cells are there: their ``data`` sections, ``name`` among the options.
+
+    Raises:
+        DataError: where files are missing or cannot be opened; the message names them.
+    """
+    checked: list[Mapping[str, Any]] = []
+    for section in data:
+        if section not in checked:
+            checked.append(section)
+            options = {key: value for key, value in section.items() if key != "name"}
+            data_options(section["name"], options, "data").check(data_dir)
 
 
 def load_splits(options: DataOptions, data_dir: Path | None = None) -> Splits:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import logging
 import zlib
 from pathlib import Path
@@ -30,6 +31,7 @@ _FILES = {
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
 }
 _VALIDATION = 0.05
+_IDX_BYTES = b"\0\0\x08"
 
 
 class FashionMnistOptions(DataOptions):
@@ -43,6 +45,12 @@ class FashionMnistOptions(DataOptions):
     std: ClassVar[tuple[float, ...]] = (0.332,)
 
     train_per_class: int | None = Field(None, gt=0, le=5700)
+
+    def check(self, data_dir: Path | None) -> None:
+        """Whether the four files are there, or can be downloaded now, once for all cells."""
+        folder = _find(data_dir)
+        for name in itertools.chain.from_iterable(_FILES.values()):
+            _check_head(_file(folder, name) or folder / name)
 
     def load(self, data_dir: Path | None) -> Splits:
         from msvit.data.splits import Splits, split_train
@@ -106,6 +114,16 @@ def _read(folder: Path, split: str) -> Images:
     return Images(pad(images[:, None], (2, 2, 2, 2)), labels.long())
 
 
+def _check_head(file: Path) -> None:
+    try:
+        with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as opened:
+            head = opened.read(len(_IDX_BYTES))
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{file}: cannot be read ({error})") from error
+    if head != _IDX_BYTES:
+        raise DataError(f"{file}: not an idx file of bytes")
+
+
 def read_idx(file: Path) -> Tensor:
     """A uint8 idx file (plain or gzip): two zero bytes, type 8, rank, sizes, values.
 
@@ -119,7 +137,7 @@ def read_idx(file: Path) -> Tensor:
         content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{file}: cannot be read ({error})") from error
-    if len(content) < 4 or content[:3] != b"\0\0\x08":
+    if len(content) < 4 or content[:3] != _IDX_BYTES:
         raise DataError(f"{file}: not an idx file of bytes")
     rank = content[3]
     shape = [int(size) for size in np.frombuffer(content, ">u4", rank, 4)]

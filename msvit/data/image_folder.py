@@ -43,6 +43,10 @@ class Cifar10Options(DataOptions):
 
     train_per_class: int | None = Field(None, gt=0, le=4750)
 
+    def check(self, data_dir: Path | None) -> None:
+        """Whether train and test have the same class folders, with images in each."""
+        _listed(_find(data_dir), self.num_classes)
+
     def load(self, data_dir: Path | None) -> Splits:
         from msvit.data.splits import Images, Splits, split_train
 
@@ -78,11 +82,7 @@ def read_folders(root: Path, num_classes: int, size: int) -> dict[str, Tensor]:
         DataError: for a wrong number of classes, different classes in ``test``, or a file
             that is no image of this size.
     """
-    listing = {split: _list(root / split, num_classes) for split in ("train", "test")}
-    names = {split: sorted({file.parent.name for file, _ in listing[split]}) for split in listing}
-    if names["train"] != names["test"]:
-        raise DataError(f"{root}: train has the classes {names['train']}, test {names['test']}")
-
+    listing = _listed(root, num_classes)
     cache = f"images-{_signature(root, listing)}.pt"
     for folder in (root / ".msvit-cache", cache_folder()):
         try:
@@ -96,6 +96,18 @@ def read_folders(root: Path, num_classes: int, size: int) -> dict[str, Tensor]:
         except OSError:
             continue  # this folder cannot be written
     return _decode(listing, size)
+
+
+def _listed(root: Path, num_classes: int) -> dict[str, list[tuple[Path, int]]]:
+    """The image files of train and test, each with its label."""
+    try:
+        listing = {split: _list(root / split, num_classes) for split in ("train", "test")}
+    except OSError as error:
+        raise DataError(f"{error.filename or root}: cannot be read ({error.strerror})") from error
+    names = {split: sorted({file.parent.name for file, _ in listing[split]}) for split in listing}
+    if names["train"] != names["test"]:
+        raise DataError(f"{root}: train has the classes {names['train']}, test {names['test']}")
+    return listing
 
 
 def _list(folder: Path, num_classes: int) -> list[tuple[Path, int]]:

@@ -52,6 +52,15 @@ class DataOptions(Options):
                 f"data set {cls.__name__}: it states no {', '.join(missing)} of its own"
             )
 
+    def check(self, data_dir: Path | None) -> None:
+        """Whether the images are there, as far as a look at the files tells; nothing is decoded.
+
+        Studies ask before they start. A data set that is part of a package need not answer.
+
+        Raises:
+            DataError: where files are missing or cannot be opened.
+        """
+
     @abstractmethod
     def load(self, data_dir: Path | None) -> Splits:
         """Read the images; ``data_dir`` is where the user keeps data sets.

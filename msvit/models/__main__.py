@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
+import sys
+from collections.abc import Sequence
 
 import torch
 
+from msvit.commands import Parser, command
 from msvit.models import create_model, list_models, zoo
 from msvit.options import unknown
-from msvit.printing import for_reading
 
 
 def zoo_table(pattern: str = "*") -> str:
@@ -51,15 +52,17 @@ def dense_macs_per_step(model: torch.nn.Module) -> int:
     return sum(counts)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m msvit.models", description=__doc__)
+@command
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = Parser(prog="python -m msvit.models", description=__doc__, allow_abbrev=False)
     parser.add_argument("pattern", nargs="?", default="*", help="names to list, such as 'msvit*'")
-    pattern = parser.parse_args().pattern
+    pattern = parser.parse_args(arguments).pattern
     if not list_models(pattern):
         parser.exit(2, unknown(pattern, zoo(), f"error: no model is called {pattern!r}") + "\n")
-    with for_reading():
-        print(zoo_table(pattern))
+    print(zoo_table(pattern))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -49,6 +49,7 @@ _IN_THE_WAY = "A file stands where a folder is needed; choose another folder wit
 _HINTS = {
     errno.ENOSPC: _FULL,
     errno.EDQUOT: _FULL,
+    errno.EFBIG: "A limit on the size of files is in force here (ulimit -f); raise it.",
     errno.EACCES: _RIGHTS,
     errno.EPERM: _RIGHTS,
     errno.EROFS: _RIGHTS,
@@ -163,7 +164,7 @@ def clear_failure(results: Path, cell_id: str) -> None:
     try:
         path.unlink(missing_ok=True)
     except OSError as error:
-        raise _unwritable(path, error) from None
+        raise unwritable(path, error) from None
 
 
 def write_study(results: Path, manifest: Mapping[str, Any]) -> Path:
@@ -231,7 +232,7 @@ def write_json(path: Path, value: Any) -> None:
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
-        raise _unwritable(path, error) from None
+        raise unwritable(path, error) from None
 
 
 def _write_manifest(
@@ -250,7 +251,8 @@ def _read_manifest(path: Path, shape: TypeAdapter[Any], first: str, remedy: str)
     return manifest
 
 
-def _unwritable(path: Path, error: OSError) -> RecordError:
+def unwritable(path: Path, error: OSError) -> RecordError:
+    """What is said of a file or folder that cannot be written."""
     return RecordError(f"{path}: cannot be written {_reason(error)}")
 
 
@@ -289,7 +291,7 @@ def _read_json(path: Path, remedy: str) -> Any:
     except OSError as error:
         raise RecordError(f"{path}: cannot be read {_reason(error)}") from None
     except UnicodeDecodeError:
-        raise RecordError(f"{path}: not a text file. {remedy}") from None
+        raise RecordError(f"{path}: not UTF-8 text. {remedy}") from None
     try:
         return json.loads(text)
     except (json.JSONDecodeError, RecursionError) as error:
