@@ -162,7 +162,7 @@ class Options(BaseModel):
                     for e in error.errors()
                 ]
             ) from None
-        except TypeError as error:
+        except (TypeError, ValueError) as error:  # such as a list that holds itself
             raise ConfigError(where, "", f"not a plain value ({error})") from None
 
     @classmethod
@@ -177,6 +177,8 @@ class Options(BaseModel):
         message = str(error["ctx"]["error"]) if ours else f"{error['msg']} (got {given!r})"
         if error["type"] in ("tuple_type", "list_type") and isinstance(given, str | int | float):
             message += f"; write it as [{given}]"
+        if error["type"] == "bool_type" and isinstance(given, str):
+            message += "; write true or false"
         return message[0].lower() + message[1:]
 
     @classmethod

@@ -1,45 +1,73 @@
-"""YAML as people write it.
+"""YAML as people write it: version 1.2, whose words and numbers are what they look like.
 
-Plain PyYAML takes ``1e-3`` for a string and lets a repeated key silently overwrite the
-first one. Both turn into experiments that are not what their author wrote, so grids,
-recipes and command-line values are read through this loader.
+``010`` is ten and ``1:30`` a text, where YAML 1.1 reads 8 and 90; ``1e-3`` is a number; ``yes``,
+``no``, ``on`` and ``off`` are texts. A repeated key is an error instead of silently overwriting the
+first one. Grids, spaces, recipes, the zoo and command-line values are read here, and what is
+written here is read as it was.
 """
 
 from __future__ import annotations
 
+import io
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-import yaml
+from ruamel.yaml import YAML
+from ruamel.yaml.constructor import SafeConstructor
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.nodes import ScalarNode
+from ruamel.yaml.representer import SafeRepresenter
+from ruamel.yaml.resolver import VersionedResolver
 
 from msvit.options import ConfigError
 
-
-class _Loader(yaml.SafeLoader):
-    """Safe loader with YAML 1.2 numbers and without repeated keys."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
-    list("-+.0123456789"),
-)
-
-
-def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    seen = set()
-    for key, _ in node.value:
-        if isinstance(key, yaml.ScalarNode):
-            if key.value in seen:
-                raise yaml.MarkedYAMLError(
-                    problem=f"key {key.value!r} appears twice", problem_mark=key.start_mark
-                )
-            seen.add(key.value)
-    return loader.construct_mapping(node, deep=True)
+_DIGITS = "[0-9]+(?:_[0-9]+)*"
+_SCALARS = {  # the core schema; and 1_000, as in other languages
+    "null": r"~|null|Null|NULL|",
+    "bool": r"true|True|TRUE|false|False|FALSE",
+    "int": rf"[-+]?{_DIGITS}|0o[0-7]+|0x[0-9a-fA-F]+",
+    "float": rf"[-+]?(?:\.[0-9]+|{_DIGITS}(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?"
+    r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+    "merge": r"<<",
+}
 
 
-_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+class _Resolver(VersionedResolver):
+    """Which plain scalars are no texts; ruamel's own patterns miss ``.5e1`` and take dates."""
+
+    processing_version = (1, 2)  # whatever a file claims to be
+    versioned_resolver: ClassVar[dict[Any, Any]] = {
+        None: [
+            (f"tag:yaml.org,2002:{kind}", re.compile(f"(?:{pattern})$"))
+            for kind, pattern in _SCALARS.items()
+        ]
+    }
+
+
+class _Constructor(SafeConstructor):
+    def check_mapping_key(
+        self, node: Any, key_node: Any, mapping: Any, key: Any, value: Any
+    ) -> bool:
+        if not isinstance(key_node, ScalarNode):
+            problem = f"a key is one word, not {key!r}"
+        elif key in mapping:
+            problem = f"key {key!r} appears twice"
+        else:
+            return True
+        raise MarkedYAMLError(problem=problem, problem_mark=key_node.start_mark)
+
+
+class _Representer(SafeRepresenter):
+    def ignore_aliases(self, data: Any) -> bool:
+        return True  # what appears twice is written out twice
+
+
+def _yaml() -> YAML:
+    """A fresh one: it keeps state."""
+    yaml = YAML(typ="safe", pure=True)
+    yaml.Resolver, yaml.Constructor, yaml.Representer = _Resolver, _Constructor, _Representer
+    return yaml
 
 
 def parse_yaml(text: str, where: str) -> Any:
@@ -49,12 +77,17 @@ def parse_yaml(text: str, where: str) -> Any:
         ConfigError: where ``text`` is no YAML or repeats a key, with its line.
     """
     try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
+        return _yaml().load(text)
+    except YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f"line {mark.line + 1} " if mark and "\n" in text.strip() else ""
         problem = getattr(error, "problem", None) or str(error)
+        problem = " ".join(problem.split())
         raise ConfigError(where, "", f"{line}not valid YAML: {problem}") from None
+    except RecursionError:
+        raise ConfigError(where, "", "not usable YAML: nested too deeply") from None
+    except (AttributeError, LookupError, TypeError, ValueError) as error:  # such as !!int abc
+        raise ConfigError(where, "", f"not valid YAML: {error}") from None
 
 
 def read_yaml(path: Path) -> Any:
@@ -70,3 +103,13 @@ def read_yaml(path: Path) -> Any:
     except UnicodeDecodeError:
         raise ConfigError(str(path), "", "not UTF-8 text; save it as UTF-8") from None
     return parse_yaml(text, str(path))
+
+
+def write_yaml(value: Any) -> str:
+    """``value``, of plain types, as YAML: short lists and mappings on one line."""
+    yaml = _yaml()
+    yaml.default_flow_style, yaml.width = None, 96
+    yaml.sort_base_mapping_type_on_output = False
+    text = io.StringIO()
+    yaml.dump(value, text)
+    return text.getvalue()

@@ -4,13 +4,13 @@ import hashlib
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from msvit.cells import Cell, resolve_cell
 from msvit.options import ConfigError
 from msvit.recipes import load_recipe
-from msvit.yaml_files import parse_yaml
+from msvit.yaml_files import parse_yaml, write_yaml
 
 
 def raw(model=(), data=(), training=(), **rest):
@@ -31,6 +31,7 @@ def test_the_id_is_the_hash_of_the_canonical_text():
     assert cell.id == hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+@settings(deadline=None)  # the first one reads the zoo
 @given(st.permutations(["dim", "heads", "timesteps", "tau"]), st.permutations(["lr", "epochs"]))
 def test_the_order_of_keys_does_not_matter(model_keys, training_keys):
     model = {"dim": 48, "heads": 4, "timesteps": 2, "tau": 2.5}
@@ -101,6 +102,8 @@ def test_a_recipe_is_written_out_and_gives_way_to_what_is_set():
         (raw(seed=True), ("t.seed", "True")),
         (raw(seed=2**32), ("t.seed", "4294967296")),
         (raw(sed=1), ("t.sed", "'seed'")),
+        (raw(parse_yaml("scales: &s [*s]", "t")), ("t.model", "plain")),
+        (raw({"hard_reset": "no"}), ("t.model", "hard_reset", "true or false")),
         ({"data": {"name": "digits"}}, ("t.model.name", "needed")),
     ],
 )
@@ -113,7 +116,20 @@ def test_what_cannot_be_is_named(values, parts):
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("1e-3", 1e-3), ("-2E5", -2e5), (".5e1", 5.0), ("[1, 3]", [1, 3]), ("1e", "1e"), ("", None)],
+    [
+        ("1e-3", 1e-3),
+        ("-2E5", -2e5),
+        (".5e1", 5.0),
+        ("[1, 3]", [1, 3]),
+        ("1e", "1e"),
+        ("", None),
+        ("010", 10),
+        ("1_000", 1000),
+        ("1:30", "1:30"),
+        ("2026-01-02", "2026-01-02"),
+        ("no", "no"),
+        ("%YAML 1.1\n---\n010", 10),
+    ],
 )
 def test_numbers_are_read_as_people_write_them(text, value):
     parsed = parse_yaml(text, "t")
@@ -126,10 +142,23 @@ def test_numbers_are_read_as_people_write_them(text, value):
     [
         ("a: 1\nb: 2\na: 3", ("line 3", "'a'", "twice")),
         ("a: [1\nb: 2", ("line 2",)),
-        ("{[1]: 2}", ("unhashable",)),
+        ("{[1]: 2}", ("one word",)),
+        ("a: !!int x", ("'x'",)),
+        ("[" * 5000, ("nested too deeply",)),
     ],
 )
 def test_yaml_that_would_be_misread_is_refused(text, parts):
     with pytest.raises(ConfigError) as caught:
         parse_yaml(text, "grid.yaml")
     assert all(part in str(caught.value) for part in ("grid.yaml", *parts)), caught.value
+
+
+def test_what_is_written_is_read_as_it_was():
+    texts = ["yes", "010", "1:30", "1e-3", "2026-01-02", "null", "", "a: b", "1_000", "=", "é"]
+    value = {
+        "texts": texts,
+        "numbers": [10, 1e-5, 0.01, -3],
+        "others": [None, True],
+        "again": texts,
+    }
+    assert parse_yaml(write_yaml(value), "t") == value

@@ -250,7 +250,7 @@ def test_cifar10_is_read_from_folders_and_cached(cifar10):
     green = first.test.images[:, 1].float().mean((1, 2))
     assert torch.allclose(green, first.test.labels * 20.0, atol=4), "labels do not match folders"
 
-    (cache,) = cifar10.glob("cifar10/.msvit-cache/*.pt")
+    (cache,) = cifar10.glob("cifar10/.msvit-cache/*.npy")
     again = load("cifar10", cifar10 / "cifar10")
     assert torch.equal(first.train.images, again.train.images)
     cache.write_bytes(cache.read_bytes()[:1000])  # cut off by a full disk, say
@@ -282,7 +282,7 @@ def test_several_processes_may_decode_at_once(cifar10):
     for process in processes:
         process.join()
     assert sums == {int(load("cifar10", cifar10).train.images.sum(dtype=torch.int64))}
-    assert len(list(cifar10.glob("cifar10/.msvit-cache/*.pt"))) == 1
+    assert len(list(cifar10.glob("cifar10/.msvit-cache/*.npy"))) == 1
 
 
 def test_cifar10_says_what_is_wrong_with_the_folders(cifar10, tmp_path):

@@ -20,6 +20,7 @@ from msvit.records.energy import ENERGY_MODELS, sop_spikformer
 from msvit.records.measures import MEASURES, Measure, mean_measures
 from msvit.records.store import iter_records, search_folder, write_search, write_study
 from msvit.training import train_cell
+from msvit.yaml_files import parse_yaml
 from studies.hpo import manifest
 from studies.run import main as run
 from studies.search.ledger import Ledger
@@ -72,9 +73,7 @@ def results(tmp_path, trained) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> list[dict]:
-    import yaml
-
-    base = yaml.safe_load(GRID)["base"]
+    base = parse_yaml(GRID, "test")["base"]
     records = []
     for scales in ([1], [1, 3]):
         raw = {**base, "model": {**base["model"], "scales": scales}, "seed": 0}

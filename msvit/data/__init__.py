@@ -7,7 +7,7 @@ list it in :data:`DATASETS`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,12 +50,29 @@ def check_data(data: Iterable[Mapping[str, Any]], data_dir: Path | None) -> None
     Raises:
         DataError: where files are missing or cannot be opened; the message names them.
     """
-    checked: list[Mapping[str, Any]] = []
+    for options in _each(data):
+        options.check(data_dir)
+
+
+def notes_on_data(data: Iterable[Mapping[str, Any]], data_dir: Path | None) -> list[str]:
+    """What to know of the images of cells before they are used: are they what their name says?"""
+    found = []
+    for options in _each(data):
+        counts = options.counts(data_dir)
+        note = options.unlike_published(counts) if counts is not None else None
+        if note is not None and note not in found:
+            found.append(note)
+    return found
+
+
+def _each(data: Iterable[Mapping[str, Any]]) -> Iterator[DataOptions]:
+    """The options of every data set of some cells' ``data`` sections, each once."""
+    seen: list[Mapping[str, Any]] = []
     for section in data:
-        if section not in checked:
-            checked.append(section)
+        if section not in seen:
+            seen.append(section)
             options = {key: value for key, value in section.items() if key != "name"}
-            data_options(section["name"], options, "data").check(data_dir)
+            yield data_options(section["name"], options, "data")
 
 
 def load_splits(options: DataOptions, data_dir: Path | None = None) -> Splits:
@@ -64,4 +81,12 @@ def load_splits(options: DataOptions, data_dir: Path | None = None) -> Splits:
     Raises:
         DataError: where files are missing or broken; the message names them.
     """
-    return options.load(data_dir)
+    from dataclasses import replace
+
+    from msvit.data.fingerprint import fingerprint
+
+    splits = options.load(data_dir)
+    if splits.fingerprint is not None:
+        return splits
+    sets = {name: getattr(splits, name).arrays() for name in ("train", "validation", "test")}
+    return replace(splits, fingerprint=fingerprint(sets))

@@ -40,6 +40,7 @@ class DigitsOptions(DataOptions):
         import torch
         from torch.nn.functional import interpolate
 
+        from msvit.data.fingerprint import fingerprint
         from msvit.data.splits import Images, Splits, draw_per_class, split_train
 
         table = torch.from_numpy(_table())
@@ -53,7 +54,14 @@ class DigitsOptions(DataOptions):
         # Of all images that may be trained on: train_per_class does not change it.
         scaled = images.images[rest].float() / 255
         mean, std = float(scaled.mean()), float(scaled.std())
-        return Splits(train, validation, images[test], (mean,), (std,))
+        original = table[:, :-1].to(torch.uint8), images.labels  # the same at every size
+        found = fingerprint(
+            {
+                split: tuple(part[chosen].numpy() for part in original)
+                for split, chosen in (("train", rest), ("test", test))
+            }
+        )
+        return Splits(train, validation, images[test], (mean,), (std,), found)
 
 
 def _table() -> np.ndarray:

@@ -9,19 +9,21 @@ import gzip
 import itertools
 import logging
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
 from msvit.data.files import cache_folder, locked
+from msvit.data.fingerprint import Fingerprint, fingerprint
 from msvit.data.options import DataOptions
 from msvit.options import DataError
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    import numpy as np
 
-    from msvit.data.splits import Images, Splits
+    from msvit.data.splits import Splits
 
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 
@@ -44,29 +46,57 @@ class FashionMnistOptions(DataOptions):
     mean: ClassVar[tuple[float, ...]] = (0.219,)  # of 60,000 images with their padding
     std: ClassVar[tuple[float, ...]] = (0.332,)
 
+    published: ClassVar[Mapping[str, int]] = {"train": 6000, "test": 1000}
+
     train_per_class: int | None = Field(None, gt=0, le=5700)
 
     def check(self, data_dir: Path | None) -> None:
         """Whether the four files are there, or can be downloaded now, once for all cells."""
         folder = _find(data_dir)
         for name in itertools.chain.from_iterable(_FILES.values()):
-            _check_head(_file(folder, name) or folder / name)
+            _check_head(_file(folder, name))
+
+    def counts(self, data_dir: Path | None) -> dict[str, list[int]] | None:
+        import numpy as np
+
+        if (folder := _found(data_dir)) is None:
+            return None
+        labels = {split: read_idx(_file(folder, pair[1])) for split, pair in _FILES.items()}
+        return {split: np.bincount(values.ravel()).tolist() for split, values in labels.items()}
+
+    def fingerprint(self, data_dir: Path | None) -> Fingerprint | None:
+        folder = _found(data_dir)
+        return None if folder is None else fingerprint(_read(folder))
 
     def load(self, data_dir: Path | None) -> Splits:
-        from msvit.data.splits import Splits, split_train
+        import torch
+        from torch.nn.functional import pad
 
-        folder = _find(data_dir)
-        train, validation = split_train(_read(folder, "train"), _VALIDATION, self.train_per_class)
-        return Splits(train, validation, _read(folder, "test"), self.mean, self.std)
+        from msvit.data.splits import Images, Splits, split_train
+
+        arrays = _read(_find(data_dir))
+
+        def images(split: str) -> Images:
+            pixels, labels = (torch.from_numpy(array) for array in arrays[split])
+            return Images(pad(pixels[:, None], (2, 2, 2, 2)), labels.long())
+
+        train, validation = split_train(images("train"), _VALIDATION, self.train_per_class)
+        found = fingerprint(arrays)
+        return Splits(train, validation, images("test"), self.mean, self.std, found)
+
+
+def _found(data_dir: Path | None) -> Path | None:
+    """The folder that holds all four files, if there is one."""
+    names = ("", "fashion-mnist", "FashionMNIST", "FashionMNIST/raw")
+    given = [data_dir / name for name in names] if data_dir else []
+    own = (data_dir or cache_folder()) / "FashionMNIST" / "raw"  # where they are downloaded to
+    return next((f for f in (*given, DEBIAN_FOLDER, own) if _complete(f)), None)
 
 
 def _find(data_dir: Path | None) -> Path:
     """The folder that holds all four files, downloaded if need be."""
-    names = ("", "fashion-mnist", "FashionMNIST", "FashionMNIST/raw")
-    given = [data_dir / name for name in names] if data_dir else []
-    for folder in (*given, DEBIAN_FOLDER):
-        if _complete(folder):
-            return folder
+    if (folder := _found(data_dir)) is not None:
+        return folder
     target = data_dir or cache_folder()
     try:
         with locked(target / "FashionMNIST"):
@@ -91,27 +121,30 @@ def _download(target: Path) -> None:
 
 
 def _complete(folder: Path) -> bool:
-    return all(_file(folder, name) is not None for pair in _FILES.values() for name in pair)
+    return all(_file(folder, name).is_file() for pair in _FILES.values() for name in pair)
 
 
-def _file(folder: Path, name: str) -> Path | None:
-    return next((p for p in (folder / f"{name}.gz", folder / name) if p.is_file()), None)
+def _file(folder: Path, name: str) -> Path:
+    """The file of this name, packed or not; the packed one's name where there is neither."""
+    packed, plain = folder / f"{name}.gz", folder / name
+    return plain if plain.is_file() and not packed.is_file() else packed
 
 
-def _read(folder: Path, split: str) -> Images:
-    from torch.nn.functional import pad
-
-    from msvit.data.splits import Images
-
-    image_file, label_file = (_file(folder, name) or folder / name for name in _FILES[split])
-    images, labels = read_idx(image_file), read_idx(label_file)
-    if images.ndim != 3 or images.shape[1:] != (28, 28):
-        raise DataError(f"{image_file}: images of {tuple(images.shape[1:])}, expected (28, 28)")
-    if labels.ndim != 1 or len(labels) != len(images):
-        raise DataError(f"{label_file}: {len(labels)} labels for {len(images)} images")
-    if labels.max() > 9:
-        raise DataError(f"{label_file}: label {int(labels.max())}, expected 0 to 9")
-    return Images(pad(images[:, None], (2, 2, 2, 2)), labels.long())
+def _read(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Split → images uint8 ``[N, 28, 28]`` and their labels ``[N]``."""
+    arrays = {}
+    for split, names in _FILES.items():
+        image_file, label_file = (_file(folder, name) for name in names)
+        images, labels = read_idx(image_file), read_idx(label_file)
+        if images.ndim != 3 or images.shape[1:] != (28, 28):
+            raise DataError(f"{image_file}: images of {images.shape[1:]}, expected (28, 28)")
+        if labels.ndim != 1 or len(labels) != len(images):
+            raise DataError(f"{label_file}: {len(labels)} labels for {len(images)} images")
+        if not len(labels) or labels.max() > 9:
+            what = f"label {labels.max()}" if len(labels) else "no label"
+            raise DataError(f"{label_file}: {what}, expected 0 to 9")
+        arrays[split] = (images, labels)
+    return arrays
 
 
 def _check_head(file: Path) -> None:
@@ -124,14 +157,13 @@ def _check_head(file: Path) -> None:
         raise DataError(f"{file}: not an idx file of bytes")
 
 
-def read_idx(file: Path) -> Tensor:
+def read_idx(file: Path) -> np.ndarray:
     """A uint8 idx file (plain or gzip): two zero bytes, type 8, rank, sizes, values.
 
     Raises:
         DataError: if the file is cut short or no such file.
     """
     import numpy as np
-    import torch
 
     try:
         content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
@@ -144,4 +176,4 @@ def read_idx(file: Path) -> Tensor:
     values = np.frombuffer(content, np.uint8, offset=4 + 4 * rank)
     if len(values) != np.prod(shape, dtype=np.int64):
         raise DataError(f"{file}: {len(values)} bytes for the shape {tuple(shape)}; is it cut off?")
-    return torch.from_numpy(values.reshape(shape).copy())
+    return values.reshape(shape).copy()  # of bytes: could not be written to

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
+from msvit.data.fingerprint import Fingerprint, describe_counts
 from msvit.options import Options
 
 if TYPE_CHECKING:
@@ -37,12 +39,17 @@ class DataOptions(Options):
     """Of the training images' pixels in [0, 1], one per channel; ``None``: measured by ``load``."""
     std: ClassVar[tuple[float, ...] | None]
 
+    published: ClassVar[Mapping[str, int] | None] = None
+    """Split → images of each class that the data set of this name is known to have."""
+
     train_per_class: int | None = Field(None, gt=0)
     """Train on a stratified subset of this many images a class; ``None`` takes all."""
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
         super().__pydantic_init_subclass__(**kwargs)
+        if "published" not in vars(cls):  # another data set's
+            cls.published = None
         missing = [key for key in _OWN if key not in vars(cls)]
         missing += [k for k in _SIZES if not hasattr(cls, k) and k not in cls.model_fields]
         if cls.load is DataOptions.load:
@@ -61,6 +68,38 @@ class DataOptions(Options):
             DataError: where files are missing or cannot be opened.
         """
 
+    def counts(self, data_dir: Path | None) -> dict[str, list[int]] | None:
+        """Split → images of each class, as far as a look at the files tells; nothing is decoded.
+
+        None where the images are part of a package, or not there.
+        """
+        return None
+
+    def fingerprint(self, data_dir: Path | None) -> Fingerprint | None:
+        """Which images :meth:`load` would read now.
+
+        None where they are part of a package, or not there.
+
+        Raises:
+            DataError: where files are broken.
+        """
+        return None
+
+    @classmethod
+    def unlike_published(cls, counts: Mapping[str, Sequence[int]]) -> str | None:
+        """A sentence where ``counts`` are not those of the data set of this name."""
+        known = cls.published
+        if known is None:
+            return None
+        usual = {split: [number] * cls.num_classes for split, number in known.items()}
+        if {split: list(numbers) for split, numbers in counts.items()} == usual:
+            return None
+        return (
+            f"these are not all and only the images of {cls.name}: {describe_counts(counts)} "
+            f"were found ({_per_class(counts)}), it has {describe_counts(usual)} "
+            f"({_per_class(usual)})"
+        )
+
     @abstractmethod
     def load(self, data_dir: Path | None) -> Splits:
         """Read the images; ``data_dir`` is where the user keeps data sets.
@@ -68,3 +107,9 @@ class DataOptions(Options):
         Raises:
             DataError: where files are missing or broken.
         """
+
+
+def _per_class(counts: Mapping[str, Sequence[int]]) -> str:
+    """``90 to 100 and 20 a class``."""
+    ranges = [sorted({min(numbers), max(numbers)}) for numbers in counts.values() if numbers]
+    return " and ".join(" to ".join(f"{n:,}" for n in ends) for ends in ranges) + " a class"

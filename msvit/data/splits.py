@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from msvit.data.fingerprint import Fingerprint
 from msvit.options import DataError
 
 
@@ -25,6 +27,10 @@ class Images:
     def __getitem__(self, indices: Tensor | slice) -> Images:
         return Images(self.images[indices], self.labels[indices])
 
+    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """Images and labels, the same memory."""
+        return self.images.numpy(), self.labels.numpy()
+
     def to(self, device: torch.device) -> Images:
         return Images(self.images.to(device), self.labels.to(device))
 
@@ -33,7 +39,8 @@ class Images:
 class Splits:
     """Three disjoint sets: to train on, to select on, and to report.
 
-    ``mean`` and ``std`` normalise pixels in [0, 1], one value per channel.
+    ``mean`` and ``std`` normalise pixels in [0, 1], one value per channel. ``fingerprint`` is that
+    of all images that were found; records keep it.
 
     Raises:
         DataError: where they are not one finite value for each channel, ``std`` above 0.
@@ -44,6 +51,7 @@ class Splits:
     test: Images
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    fingerprint: Fingerprint | None = None
 
     def __post_init__(self) -> None:
         channels = self.train.images.shape[-3]
@@ -74,17 +82,34 @@ def draw_per_class(labels: Tensor, count: int, seed: int) -> tuple[Tensor, Tenso
 
 
 def split_train(
-    images: Images, validation: float, train_per_class: int | None
+    images: Images,
+    validation: float,
+    train_per_class: int | None,
+    classes: Sequence[str] | None = None,
 ) -> tuple[Images, Images]:
     """``(train, validation)``: a share ``validation`` of each class held out, balanced.
 
-    The held-out images are the same for every ``train_per_class``.
+    The held-out images are the same for every ``train_per_class``. Errors call the ``classes`` by
+    their names, or by their numbers.
 
     Raises:
         DataError: if a class has too few images.
     """
-    smallest = int(images.labels.bincount().min())
-    held_out, rest = draw_per_class(images.labels, max(1, int(smallest * validation)), seed=0)
+    counts = images.labels.bincount()
+    names = classes or [str(label) for label in range(len(counts))]
+    smallest = int(counts.min())
+    if smallest < 2:
+        raise DataError(
+            f"class {names[int(counts.argmin())]}: {smallest} images to train on and to hold out; "
+            "it takes at least 2"
+        )
+    held = max(1, int(smallest * validation))
+    if train_per_class is not None and train_per_class > smallest - held:
+        raise DataError(
+            f"class {names[int(counts.argmin())]}: train_per_class {train_per_class} of "
+            f"{smallest - held} images (and {held} held out)"
+        )
+    held_out, rest = draw_per_class(images.labels, held, seed=0)
     train = images[rest]
     if train_per_class is not None:
         drawn, _ = draw_per_class(train.labels, train_per_class, seed=1)

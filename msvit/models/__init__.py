@@ -14,10 +14,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from msvit.models.options import OPTIONS, ModelOptions
 from msvit.options import ConfigError, unknown
+from msvit.yaml_files import read_yaml
 
 if TYPE_CHECKING:
     from msvit.models.base import Model
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 @cache
 def zoo() -> dict[str, dict[str, Any]]:
     """Every registry entry: ``architecture``, ``options``, and published facts about it."""
-    return yaml.safe_load(Path(__file__).with_name("zoo.yaml").read_text(encoding="utf-8"))
+    return read_yaml(Path(__file__).with_name("zoo.yaml"))
 
 
 def list_models(pattern: str = "*") -> list[str]:

@@ -7,6 +7,7 @@ A recipe is a YAML file in this folder: ``about`` (what it is for, and its sourc
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -93,7 +94,11 @@ def load_recipe(name: str) -> dict[str, Any]:
     """
     if name not in list_recipes():
         raise ConfigError("", "", unknown(name, list_recipes(), f"unknown recipe {name!r}"))
-    path = _FOLDER / f"{name}.yaml"
+    return dict(_read(_FOLDER / f"{name}.yaml"))
+
+
+@cache  # every cell of a study asks
+def _read(path: Path) -> dict[str, Any]:
     content = read_yaml(path)
     if not isinstance(content, dict) or set(content) != {"about", "training"}:
         raise ConfigError(str(path), "", "a recipe has the keys about and training")

@@ -11,24 +11,16 @@ from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from analysis.search import Search
 from msvit.cells import SECTIONS
 from msvit.options import ConfigError
+from msvit.yaml_files import write_yaml
 from studies.configurations import check_name, merged
 from studies.grids import load_study
 from studies.search.space import Space
 
 SEEDS = 3
 HEAD = "# The best trials of the search"
-
-
-class _Dumper(yaml.SafeDumper):
-    """Writes what appears twice out twice."""
-
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
 
 
 def best_trials(search: Search, number: int) -> list[int]:
@@ -63,11 +55,9 @@ def write_grid(space: Space, search: Search, numbers: list[int], path: Path) -> 
         "seeds": _fresh(space.seeds),
     }
     head = f"{HEAD} {search.name}: {', '.join(map(str, numbers))}\n"
-    layout = {"sort_keys": False, "default_flow_style": None, "width": 96}
-    text = head + yaml.dump(content, Dumper=_Dumper, **layout)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        path.write_text(head + write_yaml(content), encoding="utf-8")
     except OSError as error:
         message = f"cannot be written ({error.strerror})"
         raise ConfigError(f"--grid-out {path}", "", message) from None
