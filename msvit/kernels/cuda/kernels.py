@@ -579,74 +579,97 @@ def token_attention(
     if decay is not None:
         decay = tl.load(decay)
     v = tl.zeros([HIGH, HEADS], REAL)
-    for first in tl.static_range(0, T, STEPS):
+    for first in range(0, T, STEPS):
         fed, selected = (), ()
-        for t in tl.static_range(first, min(first + STEPS, T)):
-            at = _far(rows, t) + row
-            own = joined + at[:, :, None] * PARTS * channels + channel
+        for i in tl.static_range(STEPS):
+            real = there if T % STEPS == 0 else there & (first + i < T)
+            at = (_far(rows, first + i) + row)[:, :, None]
+            own = joined + at * PARTS * channels + channel
             votes = tl.zeros([HIGH, HEADS, WIDE], REAL)
             for p in tl.static_range(PARTS - 1):
-                votes += tl.load(own + p * channels, there, other=0.0).to(REAL)
+                votes += tl.load(own + p * channels, real, other=0.0).to(REAL)
             for p in tl.static_range(len(wide)):
-                vote = tl.load(wide[p] + at[:, :, None] * channels + channel, there, other=0.0)
-                votes += vote.to(REAL)
+                votes += tl.load(wide[p] + at * channels + channel, real, other=0.0).to(REAL)
             fed = fed + (tl.sum(votes, 2),)
-            selected = selected + (tl.load(own + (PARTS - 1) * channels, there, other=0.0),)
-        for t in tl.static_range(first, min(first + STEPS, T)):
-            at = _far(rows, t) + row
-            score, key = fed[t - first], selected[t - first]
+            selected = selected + (tl.load(own + (PARTS - 1) * channels, real, other=0.0),)
+        for i in tl.static_range(STEPS):
+            real = there if T % STEPS == 0 else there & (first + i < T)
+            head_real = inside if T % STEPS == 0 else inside & (first + i < T)
+            at = _far(rows, first + i) + row
+            score, key = fed[i], selected[i]
             charged = _charge(v, score, decay, N)
             v = _after(charged, N)
             fired = charged >= N.threshold
             here = at[:, :, None] * channels + channel
-            tl.store(out + here, tl.where(fired[:, :, None], key, 0.0), there)
-            tl.store(mask + at * heads + h, tl.where(fired, 1.0, 0.0), inside)
+            tl.store(out + here, tl.where(fired[:, :, None], key, 0.0), real)
+            tl.store(mask + at * heads + h, tl.where(fired, 1.0, 0.0), head_real)
             if scores is not None:
-                tl.store(scores + at * heads + h, score, inside)
-                tl.store(keys + here, key.to(tl.uint8), there)
+                tl.store(scores + at * heads + h, score, head_real)
+                tl.store(keys + here, key.to(tl.uint8), real)
 
 
 @triton.jit
 def token_attention_backward(
-    grad, scores, keys, joined, wide, decay_slots, decay, rows, heads,
+    grad, scores, keys, joined, wide, borders, decay_slots, decay, rows, heads,
     T: tl.constexpr, STEPS: tl.constexpr, PARTS: tl.constexpr, N: tl.constexpr, HEAD: tl.constexpr,
     HIGH: tl.constexpr, HEADS: tl.constexpr, WIDE: tl.constexpr, REAL: tl.constexpr,
 ):  # fmt: skip
+    """``borders [chunks - 1, R, heads]``: as in :func:`backward`."""
+    CHUNKS: tl.constexpr = (T + STEPS - 1) // STEPS
     row, h, inside, channel, there = _head_tile(rows, heads, HEAD, HIGH, HEADS, WIDE)
     channels = heads * HEAD
     if decay is not None:
         decay = tl.load(decay)
-    v = tl.zeros([HIGH, HEADS], REAL)
-    charged, leaks = (), ()
-    for t in tl.static_range(T):
-        x = tl.load(scores + (_far(rows, t) + row) * heads + h, inside, other=0.0)
-        if decay_slots is not None:
-            leaks = leaks + (_decay_slope(v, x, N),)
-        c = _charge(v, x, decay, N)
-        charged = charged + (c,)
-        v = _after(c, N)
-    v = tl.zeros([HIGH, HEADS], REAL)
+    if CHUNKS > 1:
+        v = tl.zeros([HIGH, HEADS], REAL)
+        for chunk in range(CHUNKS - 1):
+            for i in tl.static_range(STEPS):
+                at = (_far(rows, chunk * STEPS + i) + row) * heads + h
+                v = _after(_charge(v, tl.load(scores + at, inside, other=0.0), decay, N), N)
+            tl.store(borders + (_far(rows, chunk) + row) * heads + h, v, inside)
+        tl.debug_barrier()  # another thread may read what this one has written
+    back = tl.zeros([HIGH, HEADS], REAL)
     decay_sum = tl.zeros([HIGH, HEADS], REAL)
-    for last in tl.static_range(T - 1, -1, -STEPS):
-        grads, selected = (), ()
-        for t in tl.static_range(last, max(last - STEPS, -1), -1):
-            at = (_far(rows, t) + row)[:, :, None] * channels + channel
-            grads = grads + (tl.load(grad + at, there, other=0.0),)
-            selected = selected + (tl.load(keys + at, there, other=0),)
-        for t in tl.static_range(last, max(last - STEPS, -1), -1):
-            at = (_far(rows, t) + row)[:, :, None]
-            own = joined + at * PARTS * channels + channel
-            g, key = grads[last - t], selected[last - t]
-            fired = (charged[t] >= N.threshold)[:, :, None]
-            tl.store(own + (PARTS - 1) * channels, tl.where(fired, g, 0.0), there)
-            vote = _back(charged[t], tl.sum(g.to(REAL) * key.to(REAL), 2), v, N)
+    for behind in range(CHUNKS):
+        chunk = CHUNKS - 1 - behind
+        first = chunk * STEPS
+        fed, grads, selected = (), (), ()
+        for i in tl.static_range(STEPS):
+            real = there if T % STEPS == 0 else there & (first + i < T)
+            head_real = inside if T % STEPS == 0 else inside & (first + i < T)
+            at = _far(rows, first + i) + row
+            here = at[:, :, None] * channels + channel
+            fed = fed + (tl.load(scores + at * heads + h, head_real, other=0.0),)
+            grads = grads + (tl.load(grad + here, real, other=0.0),)
+            selected = selected + (tl.load(keys + here, real, other=0),)
+        v = tl.zeros([HIGH, HEADS], REAL)
+        if CHUNKS > 1:
+            border = borders + (_far(rows, chunk - 1) + row) * heads + h
+            v = tl.load(border, inside & (chunk > 0), other=0.0)
+        charged, leaks = (), ()
+        for i in tl.static_range(STEPS):
             if decay_slots is not None:
-                decay_sum += vote * leaks[t]  # vote is 0 outside
-            v = _state_gain(vote, decay, N)
+                leaks = leaks + (_decay_slope(v, fed[i], N),)
+            c = _charge(v, fed[i], decay, N)
+            charged = charged + (c,)
+            v = _after(c, N)
+        for i in tl.static_range(STEPS - 1, -1, -1):
+            real = there if T % STEPS == 0 else there & (first + i < T)
+            at = (_far(rows, first + i) + row)[:, :, None]
+            own = joined + at * PARTS * channels + channel
+            g, key = grads[i], selected[i]
+            fired = (charged[i] >= N.threshold)[:, :, None]
+            tl.store(own + (PARTS - 1) * channels, tl.where(fired, g, 0.0), real)
+            vote = _back(charged[i], tl.sum(g.to(REAL) * key.to(REAL), 2), back, N)
+            if T % STEPS != 0:
+                vote = tl.where(first + i < T, vote, 0.0)
+            if decay_slots is not None:
+                decay_sum += vote * leaks[i]  # vote is 0 outside
+            back = _state_gain(vote, decay, N)
             spread = _input_gain(vote, decay, N)[:, :, None] + tl.zeros([HIGH, HEADS, WIDE], REAL)
             for p in tl.static_range(PARTS - 1):
-                tl.store(own + p * channels, spread, there)
+                tl.store(own + p * channels, spread, real)
             if wide is not None:
-                tl.store(wide + at * channels + channel, spread, there)
+                tl.store(wide + at * channels + channel, spread, real)
     if decay_slots is not None:
         tl.store(decay_slots + tl.program_id(0), tl.sum(tl.sum(decay_sum, 0), 0))

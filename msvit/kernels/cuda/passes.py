@@ -27,7 +27,8 @@ INTERPRETED = not isinstance(kernels.forward, triton.JITFunction)
 # What the sizes of a tile follow from; none of it is a property of one card.
 LANES = 128  # threads of a program, Triton's 4 warps
 LOAD_BYTES = 16  # the widest load of a thread
-STEPS = 8  # time steps at a time
+STEPS = 8  # so many time steps are held in registers all at once,
+CHUNK = 4  # more of them come in chunks of about so many
 HELD = 32  # values that a thread holds of a tile: channels × time steps; more of them spill
 PROGRAMS = 2048  # that share the rows where sums are taken: several for every multiprocessor
 
@@ -137,19 +138,12 @@ class TritonBackend:
         rows, channels = _sizes(y, folded)
         out = torch.empty_like(y) if write else None
         grid, tile, rounds, slots = _shares(rows, channels, y.itemsize, steps)
-        chunk = _chunk(steps)
-        borders = decay_slots = partial = None
-        if steps > chunk:
-            chunks = triton.cdiv(steps, chunk)
-            borders = y.new_empty(chunks - 1, *y.shape[1:], dtype=self.real)
-        if sums:
-            partial = y.new_empty(slots, 2, channels, dtype=self.real)
-        if neuron.spec.kind == "plif":
-            decay_slots = y.new_empty(grid, dtype=self.real)
+        partial = y.new_empty(slots, 2, channels, dtype=self.real) if sums else None
+        decay_slots = y.new_empty(grid, dtype=self.real) if neuron.spec.kind == "plif" else None
         kernels.backward[grid](
             *(y, _step(y), folded, grad, _step(grad), coefficients, out, _step(out)),
-            *(borders, rows * channels, partial, decay_slots, _decay(neuron)),
-            *(rows, channels, rounds, steps, chunk, len(y) == 1),
+            *(self._borders(y[0], steps), rows * channels, partial, decay_slots, _decay(neuron)),
+            *(rows, channels, rounds, steps, _chunk(steps), len(y) == 1),
             N=neuron.spec,
             **tile,
             REAL=self._real,
@@ -270,8 +264,8 @@ class TritonBackend:
         grid, tile = _head_tiles(rows, heads, head, grad.itemsize)
         slots = grad.new_empty(grid, dtype=self.real) if neuron.spec.kind == "plif" else None
         kernels.token_attention_backward[grid](
-            *(grad, scores, keys, joined, wide_grad, slots, _decay(neuron)),
-            *(rows, heads, steps, _chunk(steps), parts),
+            *(grad, scores, keys, joined, wide_grad, self._borders(scores[0], steps)),
+            *(slots, _decay(neuron), rows, heads, steps, _chunk(steps), parts),
             N=neuron.spec,
             HEAD=head,
             **tile,
@@ -287,6 +281,11 @@ class TritonBackend:
         kernels.moments[grid](y, partial, rows, channels, rounds, 4, **tile, REAL=self._real)
         return partial
 
+    def _borders(self, like: Tensor, steps: int) -> Tensor | None:
+        """Room for the potentials between chunks of time steps, None where there is one chunk."""
+        chunks = triton.cdiv(steps, _chunk(steps))
+        return None if chunks == 1 else like.new_empty(chunks - 1, *like.shape, dtype=self.real)
+
     def _plif_gradient(self, slots: Tensor | None, neuron: FixedNeuron) -> Tensor | None:
         if slots is None:
             return None
@@ -298,7 +297,7 @@ class TritonBackend:
 def _tiles(rows: int, channels: int, itemsize: int, steps: int = 1):
     """Grid and tile sizes of a pass that holds ``steps`` time steps of a tile in registers."""
     wide = _width(channels)
-    per_thread = max(1, min(LOAD_BYTES // itemsize, HELD // _chunk(steps)))
+    per_thread = max(1, min(LOAD_BYTES // itemsize, HELD // triton.next_power_of_2(min(steps, STEPS))))
     high = max(1, per_thread * LANES // wide)
     if rows == 1:  # nothing to tell channels apart by
         wide, high = wide * high, 1
@@ -323,7 +322,7 @@ def _shares(rows: int, channels: int, itemsize: int, steps: int = 1, at_once: in
 
 def _chunk(steps: int) -> int:
     """Time steps in registers at once: T, or an even share of it."""
-    return triton.cdiv(steps, triton.cdiv(steps, STEPS))
+    return steps if steps <= STEPS else triton.cdiv(steps, triton.cdiv(steps, CHUNK))
 
 
 def _folding(channels: int):
