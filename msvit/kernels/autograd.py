@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from .spec import Backend, Batch, FixedNeuron, NeuronSpec, Norm
+from .spec import Backend, Batch, NeuronSpec, Norm
 
 if TYPE_CHECKING:  # not every build of torch has it
     from torch.distributed import ProcessGroup
@@ -122,7 +122,7 @@ class _NormNeuron(Function):
             _, known = backend.fold_gradients(
                 folded, own=None, total=None, count=0, repeats=repeats
             )
-        g, own, decay_grad = backend.backward(
+        g, own, plif_grad = backend.backward(
             fed,
             time_major(grad_out),
             steps=steps,
@@ -151,7 +151,7 @@ class _NormNeuron(Function):
             spread(g, steps),
             grads[0] if needs_weight else None,
             grads[1] if needs_bias else None,
-            plif_gradient(decay_grad, neuron, folded.dtype),
+            plif_grad,
             grad_out if needs_shortcut else None,
             *(None,) * 5,
         )
@@ -173,7 +173,7 @@ class _Neuron(Function):
     def backward(ctx: Any, grad_out: Tensor) -> Gradients:
         (x,) = ctx.saved_tensors
         steps, backend, neuron = ctx.steps, ctx.backend, ctx.neuron
-        g, _, decay_grad = backend.backward(
+        g, _, plif_grad = backend.backward(
             x,
             time_major(grad_out),
             steps=steps,
@@ -185,7 +185,7 @@ class _Neuron(Function):
         )
         if len(x) != steps:
             g /= steps
-        return spread(g, steps), plif_gradient(decay_grad, neuron, backend.real), None, None
+        return spread(g, steps), plif_grad, None, None
 
 
 class _NormAdd(Function):
@@ -311,7 +311,7 @@ class _TokenAttention(Function):
     @once_differentiable
     def backward(ctx: Any, grad_out: Tensor, _: Tensor) -> Gradients:
         scores, keys = ctx.saved_tensors
-        joined, wide, decay_grad = ctx.backend.token_attention_backward(
+        joined, wide, plif_grad = ctx.backend.token_attention_backward(
             grad_out.contiguous(),
             scores,
             keys,
@@ -319,7 +319,6 @@ class _TokenAttention(Function):
             wide=ctx.wides > 0,
             neuron=ctx.neuron,
         )
-        plif_grad = plif_gradient(decay_grad, ctx.neuron, ctx.backend.real)
         # All votes count alike, so that one gradient serves them all.
         return (joined, plif_grad, *(None,) * 4, *(wide,) * ctx.wides)
 
@@ -367,26 +366,12 @@ def fold(
     """
     if not norm.training:
         return backend.fold(norm, offset, None), 0
-    moments = backend.moments(y)
-    count = steps * y[0].numel() // y.shape[-1]
-    moments, count = _moments_over_workers(moments, count, _workers(norm))
+    moments, count, group = None, steps * y[0].numel() // y.shape[-1], _workers(norm)
+    if group is not None:
+        moments, count = _moments_over_workers(backend.moments(y), count, group)
     if count == 1:
         raise ValueError("batch statistics need more than one value per channel")
-    norm.num_batches_tracked.add_(1)
-    momentum = norm.momentum
-    if momentum is None:
-        momentum = 1.0 / float(norm.num_batches_tracked)
-    return backend.fold(norm, offset, Batch(moments, count, momentum)), count
-
-
-def plif_gradient(
-    decay_grad: Tensor | None, neuron: FixedNeuron, dtype: torch.dtype
-) -> Tensor | None:
-    """From the gradient of ``sigmoid(w)`` to that of ``w``, a scalar."""
-    if decay_grad is None:
-        return None
-    decay = neuron.decay
-    return (decay_grad * (decay * (1.0 - decay))).to(dtype).reshape(())
+    return backend.fold(norm, offset, Batch(y, moments, count)), count
 
 
 def _workers(norm: Norm) -> ProcessGroup | None:
@@ -399,11 +384,7 @@ def _workers(norm: Norm) -> ProcessGroup | None:
     return norm.process_group or distributed.group.WORLD
 
 
-def _moments_over_workers(
-    moments: Tensor, count: int, group: ProcessGroup | None
-) -> tuple[Tensor, int]:
-    if group is None:
-        return moments, count
+def _moments_over_workers(moments: Tensor, count: int, group: ProcessGroup) -> tuple[Tensor, int]:
     mean, var = moments
     sums = torch.cat((mean * count, (var + mean * mean) * count, mean.new_tensor([count])))
     torch.distributed.all_reduce(sums, group=group)
@@ -413,8 +394,9 @@ def _moments_over_workers(
 
 
 def _over_workers(sums: Tensor, group: ProcessGroup | None) -> Tensor:
+    """All workers' share in ``sums [slots, 2, C]``, as one slot."""
     if group is None:
         return sums
-    total = sums.clone()
+    total = sums.sum(0, keepdim=True, dtype=torch.float64)
     torch.distributed.all_reduce(total, group=group)
     return total

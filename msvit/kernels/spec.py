@@ -141,14 +141,15 @@ class FixedNeuron(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Batch statistics: ``moments`` ``[2, C]`` (mean, biased variance) over ``size`` values.
+    """What a norm learns its statistics from: ``y`` of this process, ``size`` values per channel.
 
-    The running statistics move towards them by ``momentum``.
+    ``moments`` ``[2, C]`` (mean, biased variance) are those of all workers, over the ``size``
+    values of all of them; None: those of y, where a time step that y has once may count as several.
     """
 
-    moments: Tensor
+    y: Tensor
+    moments: Tensor | None
     size: int
-    momentum: float
 
 
 class Backend(Protocol):
@@ -158,8 +159,9 @@ class Backend(Protocol):
     same) and ``R`` any number of axes; the passes read memory as it is said to lie and check
     nothing. ``folded`` is ``[4, C]``: mean, 1/std, scale and shift of a norm. ``coefficients``
     ``[3, C]`` are the a, b and d of a·g + b·y + d, the gradient through a norm. Vectors and
-    potentials are of dtype ``real``, moments and sums over a batch float64. The same call gives
-    the same bits.
+    potentials are of dtype ``real``, moments float64. Sums over a batch come in *slots*,
+    ``[slots, 2, C]``, of any type, to be added up in float64. The same call gives the same bits,
+    and no call waits for a GPU.
     """
 
     real: torch.dtype
@@ -172,10 +174,10 @@ class Backend(Protocol):
         """``spec`` with its decay; ``plif_w`` is the w of a PLIF."""
 
     def moments(self, y: Tensor) -> Tensor:
-        """Mean and biased variance ``[2, C]`` over all but the last axis."""
+        """Mean and biased variance ``[2, C]`` over all but the last axis, for other workers."""
 
     def fold(self, norm: Norm, offset: Tensor | None, batch: Batch | None) -> Tensor:
-        """``folded`` of ``norm`` for a batch, towards which its running statistics move.
+        """``folded`` of ``norm`` for a batch, which its running statistics and count take in.
 
         From the running statistics where ``batch`` is None. ``offset`` ``[C]`` is what the layer in
         front has not added to y.
@@ -192,9 +194,9 @@ class Backend(Protocol):
     ) -> tuple[Tensor | None, Tensor]:
         """Gradients of (weight, bias) ``[2, C]``, and ``coefficients``.
 
-        ``own`` are the sums over g and g·(y - mean) ``[2, C]`` of this process (None: no gradients
-        wanted), ``total`` those of all, over ``count`` values; 0: the statistics are constants.
-        Each row of y stands for ``repeats`` time steps.
+        ``own`` are the sums over g and g·(y - mean) of this process (None: no gradients wanted),
+        ``total`` those of all, over ``count`` values; 0: the statistics are constants. Each row of
+        y stands for ``repeats`` time steps.
         """
 
     def forward(
@@ -223,8 +225,8 @@ class Backend(Protocol):
         """Gradient of the neuron's input, through the norm where ``coefficients`` are given.
 
         Returns it (None unless ``write``; summed over time where ``y`` has one step), the sums
-        over g and g·(y - mean) ``[2, C]`` (None unless ``sums``) and the gradient of the decay
-        (None unless PLIF).
+        over g and g·(y - mean) in slots (None unless ``sums``) and the gradient of a PLIF's w, a
+        scalar (None for other neurons).
         """
 
     def affine(
@@ -239,7 +241,7 @@ class Backend(Protocol):
         """``out = a·u + b·v + d`` per channel; ``b`` None: 1, ``v`` None: 0; ``out`` may be u."""
 
     def gradient_sums(self, grad: Tensor, y: Tensor, mean: Tensor) -> Tensor:
-        """Sums over g and g·(y - mean), ``[2, C]``."""
+        """Sums over g and g·(y - mean), in slots."""
 
     def max_pool(
         self,
@@ -293,4 +295,4 @@ class Backend(Protocol):
         wide: bool,
         neuron: FixedNeuron,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Gradients of ``joined``, of each wide vote (None unless ``wide``) and of the decay."""
+        """Gradients of ``joined``, of each wide vote (None unless ``wide``) and of a PLIF's w."""

@@ -86,7 +86,13 @@ class CppBackend:
         return out
 
     def fold(self, norm: Norm, offset: Tensor | None, batch: Batch | None) -> Tensor:
-        moments, count, momentum = batch or (None, 0, 0.0)
+        moments, count, momentum = None, 0, 0.0
+        if batch is not None:
+            moments = self.moments(batch.y) if batch.moments is None else batch.moments
+            count, momentum = batch.size, norm.momentum
+            norm.num_batches_tracked.add_(1)
+            if momentum is None:
+                momentum = 1.0 / float(norm.num_batches_tracked)
         mean, var = norm.running_mean, norm.running_var
         channels = mean.shape[-1]
         out = torch.empty(4, channels, dtype=self.real)
@@ -148,7 +154,7 @@ class CppBackend:
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         rows, channels = _sizes(y, folded)
         out = torch.empty_like(y) if write else None
-        totals = torch.empty(2, channels, dtype=torch.float64) if sums else None
+        totals = torch.empty(1, 2, channels, dtype=torch.float64) if sums else None
         decay_grad = _decay_gradient(neuron)
         mean, _, scale, shift = _rows(folded, 4)
         static = _step(y) if y.shape[0] == steps else 0
@@ -158,7 +164,7 @@ class CppBackend:
             *(steps, rows, channels, _neuron(neuron)),
             *(_pointer(totals), _pointer(decay_grad), _threads()),
         )
-        return out, totals, decay_grad
+        return out, totals, _plif_gradient(decay_grad, neuron, self.real)
 
     def affine(
         self,
@@ -176,7 +182,7 @@ class CppBackend:
 
     def gradient_sums(self, grad: Tensor, y: Tensor, mean: Tensor) -> Tensor:
         rows, channels = y.numel() // y.shape[-1], y.shape[-1]
-        out = torch.empty(2, channels, dtype=torch.float64)
+        out = torch.empty(1, 2, channels, dtype=torch.float64)
         pointers = (_pointer(p) for p in (grad, y, mean, out))
         self._gradient_sums(*pointers, rows, channels, _threads())
         return out
@@ -271,7 +277,7 @@ class CppBackend:
             *(steps, grad[0].numel() // channels, channels, heads),
             *(_neuron(neuron), _pointer(decay_grad), _threads()),
         )
-        return joined, wide_grad, decay_grad
+        return joined, wide_grad, _plif_gradient(decay_grad, neuron, self.real)
 
 
 def _threads() -> int:
@@ -304,6 +310,16 @@ def _sizes(y: Tensor, folded: Tensor | None) -> tuple[int, int]:
 
 def _decay_gradient(neuron: FixedNeuron) -> Tensor | None:
     return torch.empty(1, dtype=torch.float64) if neuron.spec.kind == "plif" else None
+
+
+def _plif_gradient(
+    decay_grad: Tensor | None, neuron: FixedNeuron, dtype: torch.dtype
+) -> Tensor | None:
+    """From the gradient of ``sigmoid(w)`` to that of ``w``, a scalar."""
+    if decay_grad is None:
+        return None
+    decay = neuron.decay
+    return (decay_grad * (decay * (1.0 - decay))).to(dtype).reshape(())
 
 
 @lru_cache(1024)  # the decay of a PLIF changes with every update

@@ -2,8 +2,16 @@
 
 Pointers are to contiguous ``[T, R, C]``; a pointer that is None switches its part off. Potentials,
 statistics and parameters have the type REAL. ``folded`` is ``[4, C]`` (mean, 1/std, scale, shift),
-``coefficients`` ``[3, C]`` (a, b, d), ``N`` a :class:`msvit.kernels.spec.NeuronSpec`,
-``HIGH × WIDE`` the tile of rows and channels of a program, of which it takes ROUNDS.
+``coefficients`` ``[3, C]`` (a, b, d), ``decay`` a scalar where a PLIF has learned it, else None,
+and ``N`` a :class:`msvit.kernels.spec.NeuronSpec`.
+
+A program works on a *tile*, HIGH rows of WIDE channels; the programs of one *band* of rows, a
+*block* of channels each, run side by side, so that they share what memory delivers. Where sums are
+taken a band is ``rounds`` tiles high: they stay in registers, one per lane, and are reduced once.
+
+T time steps run in registers, STEPS at a time. What is loaded for them is loaded before the first
+store: no load can be moved up past a store, and a program that waits for one load at a time gets
+a fraction of the bandwidth.
 """
 
 # Triton's language has no starred tuples and decides constants by nested ifs.
@@ -14,11 +22,17 @@ import triton.language as tl
 
 
 @triton.jit
+def _times_decay(x, decay, N: tl.constexpr):
+    # As a constant it is exact in float64; a scalar argument would be float32.
+    return x * decay if decay is not None else x * (1.0 / N.tau)
+
+
+@triton.jit
 def _charge(v, x, decay, N: tl.constexpr):
     if N.leaks:
         drive = x - v if N.decay_input else v
         if not N.divides:
-            drive = drive * decay
+            drive = _times_decay(drive, decay, N)
         elif drive.dtype == tl.float32:
             drive = tl.div_rn(drive, tl.full(drive.shape, N.tau, drive.dtype))
         else:
@@ -70,12 +84,17 @@ def _back(h, grad_spike, grad_v, N: tl.constexpr):
 
 @triton.jit
 def _input_gain(g, decay, N: tl.constexpr):
-    return g * decay if N.leaks and N.decay_input else g
+    if N.leaks:
+        if N.decay_input:
+            g = _times_decay(g, decay, N)
+    return g
 
 
 @triton.jit
 def _state_gain(g, decay, N: tl.constexpr):
-    return g * (1 - decay) if N.leaks else g
+    if N.leaks:
+        g = g * (1 - decay) if decay is not None else g * (1 - 1.0 / N.tau)
+    return g
 
 
 @triton.jit
@@ -84,294 +103,573 @@ def _decay_slope(v, x, N: tl.constexpr):
 
 
 @triton.jit
-def _tile(round, rows, channels, ROUNDS: tl.constexpr, HIGH: tl.constexpr, WIDE: tl.constexpr):
-    """Row, channel, whether inside, and offset of a tile."""
-    row = (tl.program_id(0) * ROUNDS + round) * HIGH + tl.arange(0, HIGH)[:, None]
-    row = row.to(tl.int64)
-    channel = tl.program_id(1) * WIDE + tl.arange(0, WIDE)[None, :]
-    return row, channel, (row < rows) & (channel < channels), row * channels + channel
+def _far(step, t):
+    """``t`` steps on; sizes are 32 bits wide, distances may be more."""
+    return tl.cast(step, tl.int64) * t
 
 
 @triton.jit
-def _vector(table, index, channel, channels, REAL: tl.constexpr):
+def _place(channels, WIDE: tl.constexpr):
+    """Band of rows and block of channels of this program."""
+    blocks = tl.cdiv(channels, WIDE)
+    return tl.program_id(0) // blocks, tl.program_id(0) % blocks
+
+
+@triton.jit
+def _tile(number, block, rows, channels, HIGH: tl.constexpr, WIDE: tl.constexpr):
+    """Whether inside, start and offsets from there of the tile ``number`` rows of tiles down."""
+    row, channel = tl.arange(0, HIGH)[:, None], tl.arange(0, WIDE)[None, :]
+    inside = (number * HIGH + row < rows) & (block * WIDE + channel < channels)
+    start = _far(channels, number * HIGH) + block * WIDE
+    return inside, start, row * channels + channel
+
+
+@triton.jit
+def _vector(table, index, block, channels, WIDE: tl.constexpr, REAL: tl.constexpr):
+    """Row ``index`` of a table, ``[1, WIDE]``."""
+    channel = block * WIDE + tl.arange(0, WIDE)[None, :]
     return tl.load(table + index * channels + channel, channel < channels, other=0.0).to(REAL)
 
 
 @triton.jit
-def _store_sums(partial, sum, product, channels, WIDE: tl.constexpr):
-    channel = tl.program_id(1) * WIDE + tl.arange(0, WIDE)
-    at = partial + tl.program_id(0) * 2 * channels + channel
-    tl.store(at, sum, channel < channels)
-    tl.store(at + channels, product, channel < channels)
+def _store_sums(partial, sum, product, band, block, channels, WIDE: tl.constexpr):
+    channel = block * WIDE + tl.arange(0, WIDE)
+    at = partial + band * 2 * channels + channel
+    tl.store(at, tl.sum(sum, 0), channel < channels)
+    tl.store(at + channels, tl.sum(product, 0), channel < channels)
+
+
+@triton.jit
+def _pivot(y, rows, channels, channel, REAL: tl.constexpr):
+    """The median of three rows of y, since one may be an outlier (a corner of an image)."""
+    there, rows = channel < channels, tl.cast(rows, tl.int64)
+    p = tl.load(y + rows // 4 * channels + channel, there, other=0.0).to(REAL)
+    q = tl.load(y + rows // 2 * channels + channel, there, other=0.0).to(REAL)
+    r = tl.load(y + rows * 3 // 4 * channels + channel, there, other=0.0).to(REAL)
+    return tl.maximum(tl.minimum(p, q), tl.minimum(tl.maximum(p, q), r))
 
 
 @triton.jit
 def moments(
-    y, pivots, partial, rows, channels,
-    ROUNDS: tl.constexpr, HIGH: tl.constexpr, WIDE: tl.constexpr, REAL: tl.constexpr,
+    y, partial, rows, channels, rounds,
+    AT_ONCE: tl.constexpr, HIGH: tl.constexpr, WIDE: tl.constexpr, REAL: tl.constexpr,
 ):  # fmt: skip
-    sum = tl.zeros([WIDE], REAL)
-    squares = tl.zeros([WIDE], REAL)
-    for round in range(ROUNDS):
-        _, channel, inside, at = _tile(round, rows, channels, ROUNDS, HIGH, WIDE)
-        pivot = tl.load(pivots + channel, channel < channels, other=0.0)
-        d = tl.where(inside, tl.load(y + at, inside, other=0.0).to(REAL) - pivot, 0.0)
-        sum += tl.sum(d, 0)
-        squares += tl.sum(d * d, 0)
-    _store_sums(partial, sum, squares, channels, WIDE)
+    """Sums of y - pivot and of its square, a slot per band."""
+    band, block = _place(channels, WIDE)
+    pivot = _pivot(y, rows, channels, block * WIDE + tl.arange(0, WIDE)[None, :], REAL)
+    sum = tl.zeros([HIGH, WIDE], REAL)
+    squares = tl.zeros([HIGH, WIDE], REAL)
+    for round in range(0, rounds, AT_ONCE):
+        loaded, there = (), ()
+        for i in tl.static_range(AT_ONCE):
+            inside, start, at = _tile(band * rounds + round + i, block, rows, channels, HIGH, WIDE)
+            loaded = loaded + (tl.load(y + start + at, inside, other=0.0),)
+            there = there + (inside,)
+        for i in tl.static_range(AT_ONCE):
+            d = tl.where(there[i], loaded[i].to(REAL) - pivot, 0.0)
+            sum += d
+            squares += d * d
+    _store_sums(partial, sum, squares, band, block, channels, WIDE)
 
 
 @triton.jit
 def gradient_sums(
-    grad, y, mean, partial, rows, channels,
-    ROUNDS: tl.constexpr, HIGH: tl.constexpr, WIDE: tl.constexpr, REAL: tl.constexpr,
+    grad, y, mean, partial, rows, channels, rounds,
+    AT_ONCE: tl.constexpr, HIGH: tl.constexpr, WIDE: tl.constexpr, REAL: tl.constexpr,
 ):  # fmt: skip
-    sum = tl.zeros([WIDE], REAL)
-    product = tl.zeros([WIDE], REAL)
-    for round in range(ROUNDS):
-        _, channel, inside, at = _tile(round, rows, channels, ROUNDS, HIGH, WIDE)
-        g = tl.load(grad + at, inside, other=0.0).to(REAL)
-        d = tl.load(y + at, inside, other=0.0).to(REAL)
-        sum += tl.sum(g, 0)
-        product += tl.sum(g * (d - _vector(mean, 0, channel, channels, REAL)), 0)
-    _store_sums(partial, sum, product, channels, WIDE)
+    """Sums of g and of g · (y - mean), a slot per band."""
+    band, block = _place(channels, WIDE)
+    centre = _vector(mean, 0, block, channels, WIDE, REAL)
+    sum = tl.zeros([HIGH, WIDE], REAL)
+    product = tl.zeros([HIGH, WIDE], REAL)
+    for round in range(0, rounds, AT_ONCE):
+        grads, fed = (), ()
+        for i in tl.static_range(AT_ONCE):
+            inside, start, at = _tile(band * rounds + round + i, block, rows, channels, HIGH, WIDE)
+            grads = grads + (tl.load(grad + start + at, inside, other=0.0),)
+            fed = fed + (tl.load(y + start + at, inside, other=0.0),)
+        for i in tl.static_range(AT_ONCE):
+            g = grads[i].to(REAL)  # 0 outside
+            sum += g
+            product += g * (fed[i].to(REAL) - centre)
+    _store_sums(partial, sum, product, band, block, channels, WIDE)
+
+
+@triton.jit
+def _over_slots(partial, slots, channels, channel, HIGH: tl.constexpr, WIDE: tl.constexpr):
+    """Both rows of ``partial [slots, 2, C]`` added up over slots in float64, ``[WIDE]`` each."""
+    first = tl.zeros([HIGH, WIDE], tl.float64)
+    second = tl.zeros([HIGH, WIDE], tl.float64)
+    for top in range(0, slots, HIGH):
+        slot = top + tl.arange(0, HIGH)[:, None]
+        there = (slot < slots) & (channel < channels)[None, :]
+        at = partial + slot * 2 * channels + channel[None, :]
+        first += tl.load(at, there, other=0.0).to(tl.float64)
+        second += tl.load(at + channels, there, other=0.0).to(tl.float64)
+    return tl.sum(first, 0), tl.sum(second, 0)
+
+
+@triton.jit
+def fold(
+    y, rows, partial, slots, moments, count, weight, bias, offset,
+    running_mean, running_var, batches, folded, channels,
+    EPS: tl.constexpr, MOMENTUM: tl.constexpr, HIGH: tl.constexpr, WIDE: tl.constexpr,
+    REAL: tl.constexpr,
+):  # fmt: skip
+    """``folded`` from ``partial`` (of y), from ``moments [2, C]`` or from the running statistics.
+
+    In the first two cases the running statistics move by MOMENTUM, or, where that is None, to the
+    mean over ``batches``, this one included; else ``batches`` is incremented here.
+    """
+    channel = tl.program_id(0) * WIDE + tl.arange(0, WIDE)
+    there = channel < channels
+    added = tl.zeros([WIDE], tl.float64)
+    if offset is not None:
+        added = tl.load(offset + channel, there, other=0.0).to(tl.float64)
+    old_mean = tl.load(running_mean + channel, there, other=0.0).to(tl.float64)
+    old_var = tl.load(running_var + channel, there, other=1.0).to(tl.float64)
+    if partial is not None:
+        first, second = _over_slots(partial, slots, channels, channel, HIGH, WIDE)
+        mean, square = first / tl.cast(rows, tl.float64), second / tl.cast(rows, tl.float64)
+        variance = square - mean * mean
+        variance = tl.where(variance < 0, 0.0, variance)  # NaN stays
+        mean += _pivot(y, rows, channels, channel, REAL).to(tl.float64)
+    elif moments is not None:
+        mean = tl.load(moments + channel, there, other=0.0).to(tl.float64)
+        variance = tl.load(moments + channels + channel, there, other=1.0).to(tl.float64)
+    else:
+        mean, variance = old_mean - added, old_var
+    if count is not None:
+        values = tl.cast(count, tl.float64)
+        unbiased = variance * (values / (values - 1))
+        if MOMENTUM is None:
+            step = 1.0 / tl.load(batches).to(tl.float64)
+            new_mean = old_mean + step * (mean + added - old_mean)
+            new_var = old_var + step * (unbiased - old_var)
+        else:
+            new_mean = old_mean + MOMENTUM * (mean + added - old_mean)
+            new_var = old_var + MOMENTUM * (unbiased - old_var)
+            if tl.program_id(0) == 0:
+                tl.store(batches, tl.load(batches) + 1)
+        tl.store(running_mean + channel, new_mean, there)
+        tl.store(running_var + channel, new_var, there)
+    invstd = 1.0 / tl.sqrt(variance + EPS)
+    scale = tl.load(weight + channel, there, other=0.0).to(tl.float64) * invstd
+    shift = tl.load(bias + channel, there, other=0.0).to(tl.float64) - mean * scale
+    tl.store(folded + channel, mean, there)
+    tl.store(folded + channels + channel, invstd, there)
+    tl.store(folded + 2 * channels + channel, scale, there)
+    tl.store(folded + 3 * channels + channel, shift, there)
+
+
+@triton.jit
+def fold_gradients(
+    own, own_slots, total, total_slots, folded, grads, coefficients, count, repeats, channels,
+    HIGH: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """``grads [2, C]`` of weight and bias and ``coefficients``; ``total`` None: it is ``own``."""
+    channel = tl.program_id(0) * WIDE + tl.arange(0, WIDE)
+    there = channel < channels
+    at = folded + channel
+    mean = tl.load(at, there, other=0.0).to(tl.float64)
+    invstd = tl.load(at + channels, there, other=0.0).to(tl.float64)
+    scale = tl.load(at + 2 * channels, there, other=0.0).to(tl.float64)
+    b = tl.zeros([WIDE], tl.float64)
+    d = tl.zeros([WIDE], tl.float64)
+    if own is not None:
+        sum, product = _over_slots(own, own_slots, channels, channel, HIGH, WIDE)
+        tl.store(grads + channel, product * invstd, there)
+        tl.store(grads + channels + channel, sum, there)
+        if count is not None:
+            if total is not None:
+                sum, product = _over_slots(total, total_slots, channels, channel, HIGH, WIDE)
+            b = -scale * invstd * invstd * product / tl.cast(count, tl.float64)
+            d = -scale * sum / tl.cast(count, tl.float64) - b * mean
+    tl.store(coefficients + channel, scale / tl.cast(repeats, tl.float64), there)
+    tl.store(coefficients + channels + channel, b, there)
+    tl.store(coefficients + 2 * channels + channel, d, there)
+
+
+@triton.jit
+def fold_decay(partial, slots, decay, grad, WIDE: tl.constexpr):
+    """Gradient of a PLIF's w from that of its decay, sigmoid(w), summed over slots."""
+    sum = tl.zeros([WIDE], tl.float64)
+    for first in range(0, slots, WIDE):
+        slot = first + tl.arange(0, WIDE)
+        sum += tl.load(partial + slot, slot < slots, other=0.0).to(tl.float64)
+    gain = tl.load(decay).to(tl.float64)
+    tl.store(grad, tl.sum(sum, 0) * (gain * (1.0 - gain)))
 
 
 @triton.jit
 def affine(
     u, a, v, b, d, out, rows, channels,
-    ROUNDS: tl.constexpr, HIGH: tl.constexpr, WIDE: tl.constexpr, REAL: tl.constexpr,
+    HIGH: tl.constexpr, WIDE: tl.constexpr, REAL: tl.constexpr,
 ):  # fmt: skip
-    _, channel, inside, at = _tile(0, rows, channels, ROUNDS, HIGH, WIDE)
-    x = tl.load(u + at, inside, other=0.0).to(REAL) * _vector(a, 0, channel, channels, REAL)
+    band, block = _place(channels, WIDE)
+    inside, start, at = _tile(band, block, rows, channels, HIGH, WIDE)
+    x = tl.load(u + start + at, inside, other=0.0).to(REAL)
+    x = x * _vector(a, 0, block, channels, WIDE, REAL)
     if v is not None:
-        other = tl.load(v + at, inside, other=0.0).to(REAL)
+        other = tl.load(v + start + at, inside, other=0.0).to(REAL)
         if b is not None:
-            other = other * _vector(b, 0, channel, channels, REAL)
+            other = other * _vector(b, 0, block, channels, WIDE, REAL)
         x += other
-    tl.store(out + at, x + _vector(d, 0, channel, channels, REAL), inside)
+    tl.store(out + start + at, x + _vector(d, 0, block, channels, WIDE, REAL), inside)
+
+
+@triton.jit
+def _steps(
+    x, step, at, first, inside,
+    T: tl.constexpr, STEPS: tl.constexpr, SHARED: tl.constexpr,
+):  # fmt: skip
+    """Tiles of STEPS time steps from ``first`` on, as a tuple; SHARED: all are one. 0 behind T."""
+    loaded = ()
+    for i in tl.static_range(STEPS):
+        if SHARED and i > 0:
+            loaded = loaded + (loaded[0],)
+        else:
+            there = inside if T % STEPS == 0 else inside & (first + i < T)
+            loaded = loaded + (tl.load(x + _far(step, first + i) + at, there, other=0.0),)
+    return loaded
 
 
 @triton.jit
 def forward(
-    y, y_step, folded, shortcut, shortcut_step, out, decay, rows, channels,
-    T: tl.constexpr, N: tl.constexpr,
-    ROUNDS: tl.constexpr, HIGH: tl.constexpr, WIDE: tl.constexpr, REAL: tl.constexpr,
+    y, y_step, folded, shortcut, shortcut_step, out, out_step, decay, rows, channels,
+    T: tl.constexpr, STEPS: tl.constexpr, SHARED: tl.constexpr, N: tl.constexpr,
+    HIGH: tl.constexpr, WIDE: tl.constexpr, REAL: tl.constexpr,
 ):  # fmt: skip
-    _, channel, inside, at = _tile(0, rows, channels, ROUNDS, HIGH, WIDE)
-    decay = tl.load(decay)
+    band, block = _place(channels, WIDE)
+    inside, start, at = _tile(band, block, rows, channels, HIGH, WIDE)
+    if decay is not None:
+        decay = tl.load(decay)
+    if folded is not None:
+        scale = _vector(folded, 2, block, channels, WIDE, REAL)
+        shift = _vector(folded, 3, block, channels, WIDE, REAL)
     v = tl.zeros([HIGH, WIDE], REAL)
-    for t in tl.static_range(T):
-        x = tl.load(y + t * y_step + at, inside, other=0.0).to(REAL)
-        if folded is not None:
-            scale = _vector(folded, 2, channel, channels, REAL)
-            x = x * scale + _vector(folded, 3, channel, channels, REAL)
-        h = _charge(v, x, decay, N)
-        v = _after(h, N)
-        fired = tl.where(h >= N.threshold, 1.0, 0.0).to(REAL)
+    for first in range(0, T, STEPS):
+        fed = _steps(y + start, y_step, at, first, inside, T, STEPS, SHARED)
         if shortcut is not None:
-            fired += tl.load(shortcut + t * shortcut_step + at, inside, other=0.0).to(REAL)
-        tl.store(out + t * rows.to(tl.int64) * channels + at, fired, inside)
+            added = _steps(shortcut + start, shortcut_step, at, first, inside, T, STEPS, False)
+        for i in tl.static_range(STEPS):
+            x = fed[i].to(REAL)
+            if folded is not None:
+                x = x * scale + shift
+            h = _charge(v, x, decay, N)
+            v = _after(h, N)
+            fired = tl.where(h >= N.threshold, 1.0, 0.0).to(REAL)
+            if shortcut is not None:
+                fired += added[i].to(REAL)
+            there = inside if T % STEPS == 0 else inside & (first + i < T)
+            tl.store(out + start + _far(out_step, first + i) + at, fired, there)
 
 
 @triton.jit
 def backward(
-    y, y_step, folded, grad, grad_step, coefficients, out, partial, decay_slots, decay,
-    rows, channels, T: tl.constexpr, SHARED: tl.constexpr, N: tl.constexpr,
-    ROUNDS: tl.constexpr, HIGH: tl.constexpr, WIDE: tl.constexpr, REAL: tl.constexpr,
+    y, y_step, folded, grad, grad_step, coefficients, out, out_step, borders, border_step,
+    partial, decay_slots, decay, rows, channels, rounds,
+    T: tl.constexpr, STEPS: tl.constexpr, SHARED: tl.constexpr, N: tl.constexpr,
+    HIGH: tl.constexpr, WIDE: tl.constexpr, REAL: tl.constexpr,
 ):  # fmt: skip
-    decay = tl.load(decay)
-    sum = tl.zeros([WIDE], REAL)
-    product = tl.zeros([WIDE], REAL)
-    decay_sum = tl.zeros([WIDE], REAL)
-    for round in range(ROUNDS):
-        _, channel, inside, at = _tile(round, rows, channels, ROUNDS, HIGH, WIDE)
-        v = tl.zeros([HIGH, WIDE], REAL)
-        fed, charged, leaks = (), (), ()
-        for t in tl.static_range(T):
-            x = tl.load(y + t * y_step + at, inside, other=0.0).to(REAL)
-            fed = fed + (x,)
-            if folded is not None:
-                scale = _vector(folded, 2, channel, channels, REAL)
-                x = x * scale + _vector(folded, 3, channel, channels, REAL)
-            leaks = leaks + (_decay_slope(v, x, N),)
-            h = _charge(v, x, decay, N)
-            charged = charged + (h,)
-            v = _after(h, N)
-        v = tl.zeros([HIGH, WIDE], REAL)
+    """Where T is more than STEPS, ``borders`` keeps the potentials in front of each further chunk.
+
+    ``[chunks - 1, R, C]``: the way back begins with the last chunk and recomputes each from there.
+    """
+    CHUNKS: tl.constexpr = (T + STEPS - 1) // STEPS
+    band, block = _place(channels, WIDE)
+    if decay is not None:
+        decay = tl.load(decay)
+    if folded is not None:
+        mean = _vector(folded, 0, block, channels, WIDE, REAL)
+        scale = _vector(folded, 2, block, channels, WIDE, REAL)
+        shift = _vector(folded, 3, block, channels, WIDE, REAL)
+    if coefficients is not None:
+        a = _vector(coefficients, 0, block, channels, WIDE, REAL)
+        b = _vector(coefficients, 1, block, channels, WIDE, REAL)
+        d = _vector(coefficients, 2, block, channels, WIDE, REAL)
+    sum = tl.zeros([HIGH, WIDE], REAL)
+    product = tl.zeros([HIGH, WIDE], REAL)
+    decay_sum = tl.zeros([HIGH, WIDE], REAL)
+    for round in range(rounds):
+        inside, start, at = _tile(band * rounds + round, block, rows, channels, HIGH, WIDE)
+        if CHUNKS > 1:
+            v = tl.zeros([HIGH, WIDE], REAL)
+            for chunk in range(CHUNKS - 1):
+                loaded = _steps(y + start, y_step, at, chunk * STEPS, inside, T, STEPS, SHARED)
+                for i in tl.static_range(STEPS):
+                    x = loaded[i].to(REAL)
+                    if folded is not None:
+                        x = x * scale + shift
+                    v = _after(_charge(v, x, decay, N), N)
+                tl.store(borders + start + _far(border_step, chunk) + at, v, inside)
+            tl.debug_barrier()  # another thread may read what this one has written
+        back = tl.zeros([HIGH, WIDE], REAL)
         total = tl.zeros([HIGH, WIDE], REAL)
-        for t in tl.static_range(T - 1, -1, -1):
-            g = tl.load(grad + t * grad_step + at, inside, other=0.0).to(REAL)
-            g = _back(charged[t], g, v, N)
-            if decay_slots is not None:
-                decay_sum += tl.sum(tl.where(inside, g * leaks[t], 0.0), 0)
-            v = _state_gain(g, decay, N)
-            g = _input_gain(g, decay, N)
-            if partial is not None:
-                d = fed[t] - _vector(folded, 0, channel, channels, REAL)
-                sum += tl.sum(tl.where(inside, g, 0.0), 0)
-                product += tl.sum(tl.where(inside, g * d, 0.0), 0)
-            total += g
-            if out is not None:
-                if not SHARED or t == 0:
-                    g = total if SHARED else g
+        for behind in range(CHUNKS):
+            chunk = CHUNKS - 1 - behind
+            first = chunk * STEPS
+            loaded = _steps(y + start, y_step, at, first, inside, T, STEPS, SHARED)
+            grads = _steps(grad + start, grad_step, at, first, inside, T, STEPS, False)
+            v = tl.zeros([HIGH, WIDE], REAL)
+            if CHUNKS > 1:
+                border = borders + start + _far(border_step, chunk - 1) + at
+                v = tl.load(border, inside & (chunk > 0), other=0.0)
+            charged, leaks = (), ()
+            for i in tl.static_range(STEPS):
+                x = loaded[i].to(REAL)
+                if folded is not None:
+                    x = x * scale + shift
+                if decay_slots is not None:
+                    leaks = leaks + (_decay_slope(v, x, N),)
+                h = _charge(v, x, decay, N)
+                charged = charged + (h,)
+                v = _after(h, N)
+            for i in tl.static_range(STEPS - 1, -1, -1):
+                g = _back(charged[i], grads[i].to(REAL), back, N)
+                if T % STEPS != 0:
+                    g = tl.where(first + i < T, g, 0.0)
+                if decay_slots is not None:
+                    decay_sum += g * leaks[i]  # g is 0 outside, here and below
+                back = _state_gain(g, decay, N)
+                g = _input_gain(g, decay, N)
+                if partial is not None:
+                    sum += g
+                    product += g * (loaded[i].to(REAL) - mean)
+                if SHARED:
+                    total += g
+                elif out is not None:
                     if coefficients is not None:
-                        b = _vector(coefficients, 1, channel, channels, REAL)
-                        d = _vector(coefficients, 2, channel, channels, REAL)
-                        g = _vector(coefficients, 0, channel, channels, REAL) * g + b * fed[t] + d
-                    step = 0 if SHARED else t * rows.to(tl.int64) * channels
-                    tl.store(out + step + at, g, inside)
+                        g = a * g + b * loaded[i].to(REAL) + d
+                    there = inside if T % STEPS == 0 else inside & (first + i < T)
+                    tl.store(out + start + _far(out_step, first + i) + at, g, there)
+        if SHARED:
+            if out is not None:
+                if coefficients is not None:
+                    fed = tl.load(y + start + at, inside, other=0.0).to(REAL)
+                    total = a * total + b * fed + d
+                tl.store(out + start + at, total, inside)
     if partial is not None:
-        _store_sums(partial, sum, product, channels, WIDE)
+        _store_sums(partial, sum, product, band, block, channels, WIDE)
     if decay_slots is not None:
-        slot = tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
-        tl.store(decay_slots + slot, tl.sum(decay_sum, 0))
+        tl.store(decay_slots + tl.program_id(0), tl.sum(tl.sum(decay_sum, 0), 0))
+
+
+@triton.jit
+def _largest(
+    y, corner, h, w, height, width, channels, inside, scale, shift,
+    HIGH: tl.constexpr, WIDE: tl.constexpr, REAL: tl.constexpr,
+):  # fmt: skip
+    """The largest of 3×3 values from (h, w) on, normalised; its y, and a code of where it is."""
+    best = tl.full([HIGH, WIDE], float("-inf"), REAL)
+    best_y = tl.zeros([HIGH, WIDE], REAL)
+    code = tl.full([HIGH, WIDE], -1, tl.int32)
+    for i in tl.static_range(9):
+        row, column = h + i // 3, w + i % 3
+        valid = inside & (row >= 0) & (row < height) & (column >= 0) & (column < width)
+        at = corner + (i // 3 * width + i % 3) * channels
+        fed = tl.load(y + at, valid, other=0.0).to(REAL)
+        x = fed
+        if scale is not None:
+            x = x * scale + shift
+        # As in torch: the first of equal values, NaN above all.
+        larger = valid & ((x > best) | (x != x) | (code < 0))
+        best = tl.where(larger, x, best)
+        best_y = tl.where(larger, fed, best_y)
+        code = tl.where(larger, i, code)
+    return best, best_y, code
 
 
 @triton.jit
 def max_pool(
-    y, y_step, folded, shortcut, shortcut_step, out, raw, codes, decay,
-    images, height, width, channels, T: tl.constexpr, FIRE: tl.constexpr, N: tl.constexpr,
-    ROUNDS: tl.constexpr, HIGH: tl.constexpr, WIDE: tl.constexpr, REAL: tl.constexpr,
+    y, y_step, folded, shortcut, shortcut_step, out, out_step, raw, codes, decay,
+    images, height, width, channels,
+    T: tl.constexpr, SHARED: tl.constexpr, FIRE: tl.constexpr, N: tl.constexpr,
+    HIGH: tl.constexpr, WIDE: tl.constexpr, REAL: tl.constexpr,
 ):  # fmt: skip
     high, wide = (height + 1) // 2, (width + 1) // 2
     rows = images * high * wide
-    row, channel, inside, at = _tile(0, rows, channels, ROUNDS, HIGH, WIDE)
-    oh, ow, image = row // wide % high, row % wide, row // (high * wide)
-    decay = tl.load(decay)
+    band, block = _place(channels, WIDE)
+    inside, start, at = _tile(band, block, rows, channels, HIGH, WIDE)
+    row = band * HIGH + tl.arange(0, HIGH)[:, None]
+    h, w = row // wide % high * 2 - 1, row % wide * 2 - 1
+    pixel = (row // (high * wide) * height + h) * width + w
+    corner = _far(channels, pixel) + block * WIDE + tl.arange(0, WIDE)[None, :]
+    scale, shift = None, None
+    if folded is not None:
+        scale = _vector(folded, 2, block, channels, WIDE, REAL)
+        shift = _vector(folded, 3, block, channels, WIDE, REAL)
+    if decay is not None:
+        decay = tl.load(decay)
+    plane = (h, w, height, width, channels, inside, scale, shift)
+    if SHARED:
+        shared, best_y, code = _largest(y, corner, *plane, HIGH, WIDE, REAL)
+        if raw is not None:
+            tl.store(raw + start + at, best_y, inside)
+            tl.store(codes + start + at, code.to(tl.uint8), inside)
     v = tl.zeros([HIGH, WIDE], REAL)
-    for t in tl.static_range(T):
-        best = tl.full([HIGH, WIDE], float("-inf"), REAL)
-        best_y = tl.zeros([HIGH, WIDE], REAL)
-        code = tl.full([HIGH, WIDE], -1, tl.int32)
-        for i in tl.static_range(9):
-            h, w = 2 * oh - 1 + i // 3, 2 * ow - 1 + i % 3
-            valid = inside & (h >= 0) & (h < height) & (w >= 0) & (w < width)
-            pixel = (image * height + h) * width + w
-            fed = tl.load(y + t * y_step + pixel * channels + channel, valid, other=0.0).to(REAL)
-            x = fed
-            if folded is not None:
-                scale = _vector(folded, 2, channel, channels, REAL)
-                x = x * scale + _vector(folded, 3, channel, channels, REAL)
-            # As in torch: the first of equal values, NaN above all.
-            larger = valid & ((x > best) | (x != x) | (code < 0))
-            best = tl.where(larger, x, best)
-            best_y = tl.where(larger, fed, best_y)
-            code = tl.where(larger, i, code)
-        here = t * rows.to(tl.int64) * channels + at
-        if t == 0 or y_step != 0:
+    for t in range(T):
+        here = start + _far(out_step, t)
+        if SHARED:
+            best = shared
+        else:
+            best, best_y, code = _largest(y + _far(y_step, t), corner, *plane, HIGH, WIDE, REAL)
             if raw is not None:
-                tl.store(raw + here, best_y, inside)
-                tl.store(codes + here, code.to(tl.uint8), inside)
+                tl.store(raw + here + at, best_y, inside)
+                tl.store(codes + here + at, code.to(tl.uint8), inside)
         if FIRE:
-            h = _charge(v, best, decay, N)
-            v = _after(h, N)
-            best = tl.where(h >= N.threshold, 1.0, 0.0).to(REAL)
+            charged = _charge(v, best, decay, N)
+            v = _after(charged, N)
+            best = tl.where(charged >= N.threshold, 1.0, 0.0).to(REAL)
         if shortcut is not None:
-            best += tl.load(shortcut + t * shortcut_step + at, inside, other=0.0).to(REAL)
-        tl.store(out + here, best, inside)
+            other = shortcut + start + _far(shortcut_step, t) + at
+            best += tl.load(other, inside, other=0.0).to(REAL)
+        tl.store(out + here + at, best, inside)
 
 
 @triton.jit
 def max_pool_backward(
     grad, codes, y, coefficients, out, images, height, width, channels,
-    ROUNDS: tl.constexpr, HIGH: tl.constexpr, WIDE: tl.constexpr, REAL: tl.constexpr,
+    HIGH: tl.constexpr, WIDE: tl.constexpr, REAL: tl.constexpr,
 ):  # fmt: skip
     high, wide = (height + 1) // 2, (width + 1) // 2
-    rows = images * height * width
-    row, channel, inside, at = _tile(0, rows, channels, ROUNDS, HIGH, WIDE)
+    band, block = _place(channels, WIDE)
+    inside, start, at = _tile(band, block, images * height * width, channels, HIGH, WIDE)
+    row = band * HIGH + tl.arange(0, HIGH)[:, None]
     h, w, image = row // width % height, row % width, row // (height * width)
+    channel = block * WIDE + tl.arange(0, WIDE)[None, :]
+    corner = _far(channels, (image * high + h // 2) * wide + w // 2) + channel
+    if coefficients is not None:
+        fed = tl.load(y + start + at, inside, other=0.0)
     g = tl.zeros([HIGH, WIDE], REAL)
     for i in tl.static_range(4):
         oh, ow = h // 2 + i // 2, w // 2 + i % 2
         valid = inside & (oh <= (h + 1) // 2) & (ow <= (w + 1) // 2) & (oh < high) & (ow < wide)
-        pooled = ((image * high + oh) * wide + ow) * channels + channel
+        pooled = corner + (i // 2 * wide + i % 2) * channels
         mine = tl.load(codes + pooled, valid, other=255) == (h - 2 * oh + 1) * 3 + w - 2 * ow + 1
-        g += tl.load(grad + pooled, valid & mine, other=0.0).to(REAL)
+        g += tl.where(mine, tl.load(grad + pooled, valid, other=0.0).to(REAL), 0.0)
     if coefficients is not None:
-        b = _vector(coefficients, 1, channel, channels, REAL)
-        d = _vector(coefficients, 2, channel, channels, REAL)
-        x = tl.load(y + at, inside, other=0.0).to(REAL)
-        g = _vector(coefficients, 0, channel, channels, REAL) * g + b * x + d
-    tl.store(out + at, g, inside)
+        a = _vector(coefficients, 0, block, channels, WIDE, REAL)
+        b = _vector(coefficients, 1, block, channels, WIDE, REAL)
+        g = a * g + b * fed.to(REAL) + _vector(coefficients, 2, block, channels, WIDE, REAL)
+    tl.store(out + start + at, g, inside)
 
 
 @triton.jit
-def _head_tile(rows, heads, head, HIGH: tl.constexpr, HEADS: tl.constexpr, HEAD: tl.constexpr):
+def _head_tile(
+    rows, heads, HEAD: tl.constexpr,
+    HIGH: tl.constexpr, HEADS: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
     """Row ``[HIGH, 1]``, head ``[1, HEADS]``, whether inside; and channel and the same in 3-D."""
-    row = (tl.program_id(0) * HIGH + tl.arange(0, HIGH))[:, None].to(tl.int64)
+    row = (tl.program_id(0) * HIGH + tl.arange(0, HIGH))[:, None]
     h = tl.arange(0, HEADS)[None, :]
     inside = (row < rows) & (h < heads)
-    c = tl.arange(0, HEAD)[None, None, :]
-    return row, h, inside, h[:, :, None] * head + c, inside[:, :, None] & (c < head)
+    c = tl.arange(0, WIDE)[None, None, :]
+    return row, h, inside, h[:, :, None] * HEAD + c, inside[:, :, None] & (c < HEAD)
 
 
 @triton.jit
 def token_attention(
-    joined, wide, out, mask, scores, keys, decay, rows, heads, head,
-    T: tl.constexpr, PARTS: tl.constexpr, N: tl.constexpr,
-    HIGH: tl.constexpr, HEADS: tl.constexpr, HEAD: tl.constexpr, REAL: tl.constexpr,
+    joined, wide, out, mask, scores, keys, decay, rows, heads,
+    T: tl.constexpr, STEPS: tl.constexpr, PARTS: tl.constexpr, N: tl.constexpr, HEAD: tl.constexpr,
+    HIGH: tl.constexpr, HEADS: tl.constexpr, WIDE: tl.constexpr, REAL: tl.constexpr,
 ):  # fmt: skip
-    row, h, inside, channel, there = _head_tile(rows, heads, head, HIGH, HEADS, HEAD)
-    channels = heads * head
-    decay = tl.load(decay)
+    row, h, inside, channel, there = _head_tile(rows, heads, HEAD, HIGH, HEADS, WIDE)
+    channels = heads * HEAD
+    if decay is not None:
+        decay = tl.load(decay)
     v = tl.zeros([HIGH, HEADS], REAL)
-    for t in tl.static_range(T):
-        at = t * rows.to(tl.int64) + row
-        own = at[:, :, None] * PARTS * channels + channel
-        votes = tl.zeros([HIGH, HEADS, HEAD], REAL)
-        for p in tl.static_range(PARTS - 1):
-            votes += tl.load(joined + own + p * channels, there, other=0.0).to(REAL)
-        for p in tl.static_range(len(wide)):
-            vote = tl.load(wide[p] + at[:, :, None] * channels + channel, there, other=0.0)
-            votes += vote.to(REAL)
-        score = tl.sum(votes, 2)
-        charged = _charge(v, score, decay, N)
-        v = _after(charged, N)
-        fired = charged >= N.threshold
-        key = tl.load(joined + own + (PARTS - 1) * channels, there, other=0.0)
-        selected = tl.where(fired[:, :, None], key, 0.0)
-        tl.store(out + at[:, :, None] * channels + channel, selected, there)
-        tl.store(mask + at * heads + h, tl.where(fired, 1.0, 0.0), inside)
-        if scores is not None:
-            tl.store(scores + at * heads + h, score, inside)
-            tl.store(keys + at[:, :, None] * channels + channel, key.to(tl.uint8), there)
+    for first in range(0, T, STEPS):
+        fed, selected = (), ()
+        for i in tl.static_range(STEPS):
+            real = there if T % STEPS == 0 else there & (first + i < T)
+            at = (_far(rows, first + i) + row)[:, :, None]
+            own = joined + at * PARTS * channels + channel
+            votes = tl.zeros([HIGH, HEADS, WIDE], REAL)
+            for p in tl.static_range(PARTS - 1):
+                votes += tl.load(own + p * channels, real, other=0.0).to(REAL)
+            for p in tl.static_range(len(wide)):
+                votes += tl.load(wide[p] + at * channels + channel, real, other=0.0).to(REAL)
+            fed = fed + (tl.sum(votes, 2),)
+            selected = selected + (tl.load(own + (PARTS - 1) * channels, real, other=0.0),)
+        for i in tl.static_range(STEPS):
+            real = there if T % STEPS == 0 else there & (first + i < T)
+            head_real = inside if T % STEPS == 0 else inside & (first + i < T)
+            at = _far(rows, first + i) + row
+            score, key = fed[i], selected[i]
+            charged = _charge(v, score, decay, N)
+            v = _after(charged, N)
+            fired = charged >= N.threshold
+            here = at[:, :, None] * channels + channel
+            tl.store(out + here, tl.where(fired[:, :, None], key, 0.0), real)
+            tl.store(mask + at * heads + h, tl.where(fired, 1.0, 0.0), head_real)
+            if scores is not None:
+                tl.store(scores + at * heads + h, score, head_real)
+                tl.store(keys + here, key.to(tl.uint8), real)
 
 
 @triton.jit
 def token_attention_backward(
-    grad, scores, keys, joined, wide, decay_slots, decay, rows, heads, head,
-    T: tl.constexpr, PARTS: tl.constexpr, N: tl.constexpr,
-    HIGH: tl.constexpr, HEADS: tl.constexpr, HEAD: tl.constexpr, REAL: tl.constexpr,
+    grad, scores, keys, joined, wide, borders, decay_slots, decay, rows, heads,
+    T: tl.constexpr, STEPS: tl.constexpr, PARTS: tl.constexpr, N: tl.constexpr, HEAD: tl.constexpr,
+    HIGH: tl.constexpr, HEADS: tl.constexpr, WIDE: tl.constexpr, REAL: tl.constexpr,
 ):  # fmt: skip
-    row, h, inside, channel, there = _head_tile(rows, heads, head, HIGH, HEADS, HEAD)
-    channels = heads * head
-    decay = tl.load(decay)
-    v = tl.zeros([HIGH, HEADS], REAL)
-    charged, leaks = (), ()
-    for t in tl.static_range(T):
-        x = tl.load(scores + (t * rows.to(tl.int64) + row) * heads + h, inside, other=0.0)
-        leaks = leaks + (_decay_slope(v, x, N),)
-        c = _charge(v, x, decay, N)
-        charged = charged + (c,)
-        v = _after(c, N)
-    v = tl.zeros([HIGH, HEADS], REAL)
-    decay_sum = tl.zeros([HIGH], REAL)
-    for t in tl.static_range(T - 1, -1, -1):
-        at = (t * rows.to(tl.int64) + row)[:, :, None]
-        own = at * PARTS * channels + channel
-        g = tl.load(grad + at * channels + channel, there, other=0.0)
-        key = tl.load(keys + at * channels + channel, there, other=0)
-        fired = (charged[t] >= N.threshold)[:, :, None]
-        tl.store(joined + own + (PARTS - 1) * channels, tl.where(fired, g, 0.0), there)
-        vote = _back(charged[t], tl.sum(g.to(REAL) * key.to(REAL), 2), v, N)
-        if decay_slots is not None:
-            decay_sum += tl.sum(tl.where(inside, vote * leaks[t], 0.0), 1)
-        v = _state_gain(vote, decay, N)
-        spread = _input_gain(vote, decay, N)[:, :, None] + tl.zeros([HIGH, HEADS, HEAD], REAL)
-        for p in tl.static_range(PARTS - 1):
-            tl.store(joined + own + p * channels, spread, there)
-        if wide is not None:
-            tl.store(wide + at * channels + channel, spread, there)
+    """``borders [chunks - 1, R, heads]``: as in :func:`backward`."""
+    CHUNKS: tl.constexpr = (T + STEPS - 1) // STEPS
+    row, h, inside, channel, there = _head_tile(rows, heads, HEAD, HIGH, HEADS, WIDE)
+    channels = heads * HEAD
+    if decay is not None:
+        decay = tl.load(decay)
+    if CHUNKS > 1:
+        v = tl.zeros([HIGH, HEADS], REAL)
+        for chunk in range(CHUNKS - 1):
+            for i in tl.static_range(STEPS):
+                at = (_far(rows, chunk * STEPS + i) + row) * heads + h
+                v = _after(_charge(v, tl.load(scores + at, inside, other=0.0), decay, N), N)
+            tl.store(borders + (_far(rows, chunk) + row) * heads + h, v, inside)
+        tl.debug_barrier()  # another thread may read what this one has written
+    back = tl.zeros([HIGH, HEADS], REAL)
+    decay_sum = tl.zeros([HIGH, HEADS], REAL)
+    for behind in range(CHUNKS):
+        chunk = CHUNKS - 1 - behind
+        first = chunk * STEPS
+        fed, grads, selected = (), (), ()
+        for i in tl.static_range(STEPS):
+            real = there if T % STEPS == 0 else there & (first + i < T)
+            head_real = inside if T % STEPS == 0 else inside & (first + i < T)
+            at = _far(rows, first + i) + row
+            here = at[:, :, None] * channels + channel
+            fed = fed + (tl.load(scores + at * heads + h, head_real, other=0.0),)
+            grads = grads + (tl.load(grad + here, real, other=0.0),)
+            selected = selected + (tl.load(keys + here, real, other=0),)
+        v = tl.zeros([HIGH, HEADS], REAL)
+        if CHUNKS > 1:
+            border = borders + (_far(rows, chunk - 1) + row) * heads + h
+            v = tl.load(border, inside & (chunk > 0), other=0.0)
+        charged, leaks = (), ()
+        for i in tl.static_range(STEPS):
+            if decay_slots is not None:
+                leaks = leaks + (_decay_slope(v, fed[i], N),)
+            c = _charge(v, fed[i], decay, N)
+            charged = charged + (c,)
+            v = _after(c, N)
+        for i in tl.static_range(STEPS - 1, -1, -1):
+            real = there if T % STEPS == 0 else there & (first + i < T)
+            at = (_far(rows, first + i) + row)[:, :, None]
+            own = joined + at * PARTS * channels + channel
+            g, key = grads[i], selected[i]
+            fired = (charged[i] >= N.threshold)[:, :, None]
+            tl.store(own + (PARTS - 1) * channels, tl.where(fired, g, 0.0), real)
+            vote = _back(charged[i], tl.sum(g.to(REAL) * key.to(REAL), 2), back, N)
+            if T % STEPS != 0:
+                vote = tl.where(first + i < T, vote, 0.0)
+            if decay_slots is not None:
+                decay_sum += vote * leaks[i]  # vote is 0 outside
+            back = _state_gain(vote, decay, N)
+            spread = _input_gain(vote, decay, N)[:, :, None] + tl.zeros([HIGH, HEADS, WIDE], REAL)
+            for p in tl.static_range(PARTS - 1):
+                tl.store(own + p * channels, spread, real)
+            if wide is not None:
+                tl.store(wide + at * channels + channel, spread, real)
     if decay_slots is not None:
-        tl.store(decay_slots + tl.program_id(0), tl.sum(decay_sum, 0))
+        tl.store(decay_slots + tl.program_id(0), tl.sum(tl.sum(decay_sum, 0), 0))
