@@ -14,7 +14,7 @@ from msvit.printing import safe_output
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells count."""
 
-Main = Callable[[Sequence[str] | None], int]
+Main = Callable[..., int]
 
 
 def command(main: Main) -> Main:
