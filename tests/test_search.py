@@ -584,7 +584,7 @@ def test_importance_asks_what_makes_a_trial_good(tiny, tmp_path):
     }
     names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert names == ["scales", "lr"]  # barh counts from below: the more important one on top
-    assert widths["accuracy", "lr"] > 0.7
+    assert widths["validation accuracy", "lr"] > 0.7
     assert widths["energy", "scales"] > 0.7
 
 

@@ -54,10 +54,10 @@ class DigitsOptions(DataOptions):
         # Of all images that may be trained on: train_per_class does not change it.
         scaled = images.images[rest].float() / 255
         mean, std = float(scaled.mean()), float(scaled.std())
-        original = table[:, :-1].to(torch.uint8), images.labels  # the same at every size
+        original, labels = table[:, :-1].to(torch.uint8), images.labels  # the same at every size
         found = fingerprint(
             {
-                split: tuple(part[chosen].numpy() for part in original)
+                split: (original[chosen].numpy(), labels[chosen].numpy())
                 for split, chosen in (("train", rest), ("test", test))
             }
         )

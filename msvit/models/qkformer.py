@@ -149,11 +149,14 @@ def _place_attention(
         letters = dict(zip(attention.names, ("q", "p"), strict=False)) | {"k": "k"}
         # Branches beyond the published two have no official name of their own.
         official = {n: f"{theirs}.{letters.get(n, n)}" for n in (*attention.names, "k")}
-        branches = cast(SeparateBranches, attention.branches)  # the only ones that are published
-        point = branches.point.neuron.spikes.parts
-        _place(names, f"{ours}.branches.point", [official[n] for n in point])
-        for name in branches.wide:
-            _place(names, f"{ours}.branches.wide.{name}", [official[name]])
+        branches = attention.branches
+        if isinstance(branches, SeparateBranches):
+            point = branches.point.neuron.spikes.parts
+            _place(names, f"{ours}.branches.point", [official[n] for n in point])
+            for name in branches.wide:
+                _place(names, f"{ours}.branches.wide.{name}", [official[name]])
+        else:  # shared projections were never published; the keys are as ever
+            _place(names, f"{ours}.branches.key", [official["k"]])
         names.neurons[f"{ours}.attn_neuron"] = [f"{theirs}.attn_lif"]
     _place(names, f"{ours}.proj", [f"{theirs}.proj"])
 

@@ -86,7 +86,8 @@ class CppBackend:
         return out
 
     def fold(self, norm: Norm, offset: Tensor | None, batch: Batch | None) -> Tensor:
-        moments, count, momentum = None, 0, 0.0
+        moments, count = None, 0
+        momentum: float | None = 0.0
         if batch is not None:
             moments = self.moments(batch.y) if batch.moments is None else batch.moments
             count, momentum = batch.size, norm.momentum
