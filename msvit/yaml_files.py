@@ -108,9 +108,9 @@ def read_yaml(path: Path) -> Any:
 def write_yaml(value: Any) -> str:
     """``value``, of plain types, as YAML: short lists and mappings on one line."""
     yaml = _yaml()
-    yaml.default_flow_style = None  # type: ignore[assignment]  # the stubs know no third way
+    yaml.default_flow_style = None
     yaml.width = 96
-    yaml.sort_base_mapping_type_on_output = False
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]  # declared None
     text = io.StringIO()
     yaml.dump(value, text)
     return text.getvalue()

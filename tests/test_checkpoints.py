@@ -235,7 +235,7 @@ def test_weights_under_our_own_names_are_taken_too(trained, tmp_path):
 
 def test_branches_that_nobody_published_are_missing_in_words(state, tmp_path):
     shared = model("msvit_cifar10", projections="shared")
-    with pytest.raises(CheckpointError, match="branches.query"):
+    with pytest.raises(CheckpointError, match=r"branches\.query"):
         load_official(shared, state)
     torch.save(shared.state_dict(), tmp_path / "ours.pt")
     load_official(model("msvit_cifar10", projections="shared"), tmp_path / "ours.pt")
