@@ -33,11 +33,12 @@ from typing import Any
 
 from msvit.cells import SCHEMA
 from msvit.commands import Parser, command
-from msvit.options import ConfigError
+from msvit.options import ConfigError, DataError
 from msvit.records.schema import RecordError
 from msvit.records.store import read_search, search_folder, write_search
 from studies.cluster import Place, RayLost
 from studies.command_line import DEFAULT_RESULTS, add_place, positive
+from studies.images import check_images, trained_in
 from studies.search.space import (
     PRUNERS,
     SAMPLERS,
@@ -71,13 +72,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.best is not None:
             return _best(space, options)
         return _run(space, options)
-    except (ConfigError, RecordError, RayLost) as error:
+    except (ConfigError, DataError, RecordError, RayLost) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
 
 def _run(space: Space, options: argparse.Namespace) -> int:
     folder = search_folder(options.results, space.name)
+    check_images(trained_in(options.results, space.data.split(", ")), options.data_dir)
     with _alone(folder / "lock", space.name):
         # Optuna takes half a second to load, Ray two: not for a wrong command.
         from msvit.records.optuna_storage import locate, mend_journal
