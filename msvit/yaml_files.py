@@ -22,6 +22,7 @@ from ruamel.yaml.resolver import VersionedResolver
 
 from msvit.options import ConfigError
 
+_LONGEST = 1_000_000  # characters: seconds to read, and more than anybody writes
 _DIGITS = "[0-9]+(?:_[0-9]+)*"
 _SCALARS = {  # the core schema; and 1_000, as in other languages
     "null": r"~|null|Null|NULL|",
@@ -74,8 +75,11 @@ def parse_yaml(text: str, where: str) -> Any:
     """The plain value in ``text``; ``where`` (a file name, an option) opens error messages.
 
     Raises:
-        ConfigError: where ``text`` is no YAML or repeats a key, with its line.
+        ConfigError: where ``text`` is no YAML or repeats a key, with its line, or is too large.
     """
+    if len(text) > _LONGEST:
+        message = f"{len(text):,} characters of YAML; {_LONGEST:,} at most are read"
+        raise ConfigError(where, "", message)
     try:
         return _yaml().load(text)
     except YAMLError as error:

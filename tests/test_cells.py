@@ -144,7 +144,8 @@ def test_numbers_are_read_as_people_write_them(text, value):
         ("a: [1\nb: 2", ("line 2",)),
         ("{[1]: 2}", ("one word",)),
         ("a: !!int x", ("'x'",)),
-        ("[" * 5000, ("nested too deeply",)),
+        ("[" * 1000, ("nested too deeply",)),
+        ("a: 1\n" * 250_000, ("1,250,000 characters", "at most")),
     ],
 )
 def test_yaml_that_would_be_misread_is_refused(text, parts):
