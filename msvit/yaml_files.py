@@ -15,6 +15,9 @@ import yaml
 
 from msvit.options import ConfigError
 
+_MAX_BYTES = 1_000_000
+_MAX_VALUES = 200_000
+
 
 class _Loader(yaml.SafeLoader):
     """Safe loader with YAML 1.2 numbers and without repeated keys."""
@@ -49,12 +52,28 @@ def parse_yaml(text: str, where: str) -> Any:
         ConfigError: where ``text`` is no YAML or repeats a key, with its line.
     """
     try:
-        return yaml.load(text, Loader=_Loader)
+        value = yaml.load(text, Loader=_Loader)
+        _check_finite(value, where)
+        return value
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f"line {mark.line + 1} " if mark and "\n" in text.strip() else ""
         problem = getattr(error, "problem", None) or str(error)
         raise ConfigError(where, "", f"{line}not valid YAML: {problem}") from None
+    except RecursionError:
+        raise ConfigError(where, "", "brackets or blocks nested too deeply") from None
+
+
+def _check_finite(value: Any, where: str) -> None:
+    """Refuse anchors that hold themselves, or repeat each other until no memory is left."""
+    rest, seen = [value], 0
+    while rest:
+        value = rest.pop()
+        if isinstance(value, list | dict):
+            rest += value if isinstance(value, list) else value.values()
+        seen += 1
+        if seen + len(rest) > _MAX_VALUES:
+            raise ConfigError(where, "", f"more than {_MAX_VALUES} values, anchors written out")
 
 
 def read_yaml(path: Path) -> Any:
@@ -64,6 +83,8 @@ def read_yaml(path: Path) -> Any:
         ConfigError: where the file cannot be read or is no YAML.
     """
     try:
+        if (size := path.stat().st_size) > _MAX_BYTES:
+            raise ConfigError(str(path), "", f"{size / 1e6:.1f} MB, more than a configuration has")
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(str(path), "", f"cannot be read ({error.strerror})") from None

@@ -38,7 +38,7 @@ from msvit.options import ConfigError, DataError
 from msvit.records.schema import RecordError
 from msvit.records.store import read_search, search_folder, write_search
 from studies.cluster import Place, RayLost
-from studies.command_line import DEFAULT_RESULTS, add_place, positive
+from studies.command_line import DEFAULT_RESULTS, add_place, notes_on_precision, positive
 from studies.search.space import (
     PRUNERS,
     SAMPLERS,
@@ -97,6 +97,8 @@ def _run(space: Space, options: argparse.Namespace) -> int:
         share, problem = possible_share(space)
         if share < 0.9:
             print(f"note: about {1 - share:.0%} of the space cannot be built, such as: {problem}")
+        for note in notes_on_precision(space.precisions, options):
+            print(f"note: {note}")
         print(f"{ledger.budget} trials, {ledger.budget - left} over; {_aims(space)}; in {folder}")
         hindered = 0
         if left:

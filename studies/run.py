@@ -42,7 +42,7 @@ from msvit.records.store import (
     write_study,
 )
 from studies.cluster import Place, RayLost
-from studies.command_line import add_place, positive
+from studies.command_line import add_place, notes_on_precision, positive
 from studies.grids import list_grids, load_study
 from studies.study import Study, show_value
 
@@ -82,7 +82,8 @@ def _run(study: Study, options: argparse.Namespace) -> int:
     write_study(results, study.manifest())
     print(f"{study.name}: {study.question}")
     print(f"{_size(study)}, {_counts(states)}; in {results}", flush=True)
-    for note in study.notes:
+    asked = {str(entry.cell.training["precision"]) for entry in entries}
+    for note in (*study.notes, *notes_on_precision(asked, options)):
         print(f"note: {note}")
     if entries:
         # Neither Ray nor the worker's modules are loaded where there is nothing to train.
