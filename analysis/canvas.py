@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from analysis.collect import StudyResults
 from analysis.statistics import summarize
 
+_LONGEST_SLUG = 80  # file systems take 255 bytes for the whole name
 STYLE = Path(__file__).with_name("paper.mplstyle")
 
 
@@ -73,5 +74,5 @@ def say(axes: Axes, study: StudyResults, title: str, *remarks: str) -> None:
 
 
 def slug(text: str) -> str:
-    """``text`` as a part of a file name."""
-    return re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-").lower()
+    """``text`` as a part of a file name, or as much of it as a name has room for."""
+    return re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-").lower()[:_LONGEST_SLUG]

@@ -7,15 +7,18 @@ harness imports Ray at module level. Where Ray was imported before us, its setti
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import secrets
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from msvit.allotment import usable_cpus
 from msvit.options import ConfigError
@@ -23,11 +26,20 @@ from msvit.options import ConfigError
 ROOT = Path(__file__).resolve().parent.parent
 
 PROBE_SECONDS = 3.0
+WATCH_SECONDS = 1.0  # between two looks at the head of Ray
+WATCH_MISSES = 3  # in a row mean that it is dead
+LAST_SECONDS = 3.0  # to notice it oneself
+SOCKET_BYTES = 107  # of a socket's path, on Linux
+_SETTINGS = b"\0\0\0\4\0\0\0\0\0"  # an empty frame of HTTP/2
+LONGEST_SOCKET = "/session_2026-01-31_23-59-59_999999_4194304/sockets/plasma_store"
 OBJECT_STORE_BYTES = 100 << 20  # cells exchange a few kilobytes
 
 
 class RayLost(RuntimeError):
-    """Ray itself, not a cell, has died."""
+    """Ray itself, not a cell, has died, or does not start."""
+
+
+LOST = "Ray has died under the study; the same command goes on where this one stopped"
 
 
 @dataclass(frozen=True)
@@ -54,8 +66,10 @@ def connected(place: Place) -> Iterator[None]:
             f"this process may use {most} here; --address names a cluster with larger machines",
         )
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no reports over the network
-    # Ray would print a paragraph on each; the study says itself what became of the cell.
-    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "worker died|killed due to memory pressure")
+    # Ray would print paragraphs on each lost process and node, with lines of their logs; the study
+    # says itself what became of the cell.
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "^")
+    watch = None
     try:
         if place.address is None:
             _start()
@@ -63,6 +77,8 @@ def connected(place: Place) -> Iterator[None]:
             _join(place.address)
         # A scheduler's SIGTERM ends a study as Ctrl-C does; Ray would print a stack and abort.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
+        watch = _Watch()
+        watch.start()
         yield
     except KeyboardInterrupt:
         print(
@@ -74,6 +90,8 @@ def connected(place: Place) -> Iterator[None]:
     finally:
         if "ray" in sys.modules:
             sys.modules["ray"].shutdown()
+        if watch is not None:
+            watch.over.set()
 
 
 def gpus_per_cell(place: Place) -> float:
@@ -100,6 +118,57 @@ def resources() -> str:
     return "; ".join(nodes) or "no machine"
 
 
+class _Watch(threading.Thread):
+    """Notices that the head of Ray has died.
+
+    Ray would try to reach it for a minute and then end this process.
+    """
+
+    def __init__(self) -> None:
+        import ray
+
+        super().__init__(daemon=True)
+        host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
+        self._address = (host, int(port))
+        self.over = threading.Event()
+        signal.signal(signal.SIGUSR1, _raise_lost)
+
+    def run(self) -> None:
+        missed = 0
+        while missed < WATCH_MISSES:
+            if self.over.wait(WATCH_SECONDS):
+                return
+            missed = missed + 1 if _refusal(self._address, WATCH_SECONDS) else 0
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+        if not self.over.wait(LAST_SECONDS):  # it waits within Ray
+            from rich.console import Console
+
+            Console().show_cursor()  # bars have hidden it
+            print(f"error: {LOST}", file=sys.stderr, flush=True)
+            os._exit(2)
+
+
+def _raise_lost(*_: object) -> NoReturn:
+    raise RayLost(LOST)
+
+
+def _refusal(address: tuple[str, int], seconds: float, greet: bool = False) -> OSError | None:
+    """Why nobody is at a host and port, None where somebody is.
+
+    Where they are greeted as gRPC does (RFC 9113, section 3.4), they have to answer likewise.
+    """
+    try:
+        with socket.create_connection(address, seconds) as connection:
+            if greet:
+                connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _SETTINGS)
+                connection.settimeout(seconds)
+                if connection.recv(4)[3:] != _SETTINGS[3:4]:
+                    return OSError(errno.EPROTO, "another service answers")
+    except OSError as error:
+        return error
+    return None
+
+
 def _start() -> None:
     if "ray" not in sys.modules:  # what is set later would reach its processes, and not this one
         # A token for this run only: Ray would else want to keep one in the home folder.
@@ -107,9 +176,10 @@ def _start() -> None:
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     import ray
 
+    folder = _socket_folder()
     # Ray puts the folder it is started from first on its workers' path. Another checkout
     # that the user happens to be in must not take the place of this one.
-    with contextlib.chdir(ROOT):
+    with contextlib.chdir(ROOT), _one_line("Ray does not start"):
         # "local" and not the default, which would try to join what a dead cluster left behind.
         ray.init(
             address="local",
@@ -118,7 +188,45 @@ def _start() -> None:
             object_store_memory=OBJECT_STORE_BYTES,
             logging_level=logging.ERROR,
             log_to_driver=False,
+            _temp_dir=folder,
         )
+
+
+def _socket_folder() -> str:
+    """Where Ray puts its files: sockets among them, whose paths the system keeps short.
+
+    Where Ray itself would (``TMPDIR`` in front of ``/tmp``), unless that is too long a path or
+    another user's.
+
+    Raises:
+        ConfigError: where no such folder can be used.
+    """
+    own = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+    others = ("/tmp", "/var/tmp", os.environ.get("XDG_RUNTIME_DIR", ""), "/dev/shm")
+    for folder in (own, *filter(None, others)):
+        path = Path(folder).resolve() / "ray"
+        writable = path if path.is_dir() else path.parent
+        short = len(os.fsencode(f"{path}{LONGEST_SOCKET}")) <= SOCKET_BYTES
+        if short and writable.is_dir() and os.access(writable, os.W_OK | os.X_OK):
+            return str(path)
+    message = "a folder that can be written and has a short path is needed for Ray's sockets"
+    raise ConfigError("RAY_TMPDIR", "", message, ": ")
+
+
+@contextlib.contextmanager
+def _one_line(what: str) -> Iterator[None]:
+    """Have whatever Ray raises while it starts said in one line, without those of its own."""
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    except Exception as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise RayLost(f"{what}: {reason}") from None
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _join(address: str) -> None:
@@ -126,20 +234,21 @@ def _join(address: str) -> None:
         _probe(address)
 
     import ray
+    from ray._private.services import canonicalize_bootstrap_address
+
+    if address == "auto" and (found := canonicalize_bootstrap_address(address)):
+        _probe(found)  # it may be one that a dead cluster has left behind
 
     # Only the packages travel: a working folder would take data and results along.
     packages = [str(ROOT / name) for name in ("msvit", "studies")]
-    try:
-        with contextlib.chdir("/"):  # where no package hides those that travel
-            ray.init(
-                address=address,
-                runtime_env={"py_modules": packages},
-                logging_level=logging.ERROR,
-                log_to_driver=False,
-            )
-    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ConfigError(f"--address {address}", "", reason) from None
+    # The folder is one where no package hides those that travel.
+    with contextlib.chdir("/"), _one_line(f"--address {address}"):
+        ray.init(
+            address=address,
+            runtime_env={"py_modules": packages},
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+        )
 
 
 def _probe(address: str) -> None:
@@ -148,11 +257,9 @@ def _probe(address: str) -> None:
     if not host or "/" in host or not port.isdigit() or not 0 < int(port) < 65536:
         message = "on a machine of the cluster, 'auto' or HOST:PORT is needed"
         raise ConfigError(f"--address {address}", "", message)
-    try:
-        socket.create_connection((host, int(port)), PROBE_SECONDS).close()
-    except OSError as error:
+    if (error := _refusal((host, int(port)), PROBE_SECONDS, greet=True)) is not None:
         message = f"no Ray cluster there ({error.strerror or 'no answer'})"
-        raise ConfigError(f"--address {address}", "", message) from None
+        raise ConfigError(f"--address {address}", "", message)
 
 
 def _nodes() -> list[dict[str, float]]:

@@ -25,7 +25,7 @@ from msvit.records.store import (
     write_failure,
     write_record,
 )
-from studies.cluster import Place, RayLost, connected, gpus_per_cell, resources, slots
+from studies.cluster import LOST, Place, RayLost, connected, gpus_per_cell, resources, slots
 from studies.progress import Display, Tail
 from studies.study import StudyCell
 from studies.worker import Train, failure_of, is_locked, run_cell
@@ -151,10 +151,7 @@ class _Loop:
         except RecordError as error:
             raise getattr(error, "cause", error) from None  # Ray's copy drags a traceback along
         except exceptions.LocalRayletDiedError:
-            raise RayLost(
-                "Ray has died under the study (its logs: /tmp/ray/session_latest/logs); "
-                "the same command goes on where this one stopped"
-            ) from None
+            raise RayLost(LOST) from None
         except (
             exceptions.WorkerCrashedError,
             exceptions.NodeDiedError,

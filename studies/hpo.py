@@ -5,8 +5,8 @@ python studies/hpo.py --space scales --best 3 --grid-out best.yaml
 
 A trial is a cell, or one per seed, of the same store as the grids': what has a record is not
 trained again. Killed and started again, a search goes on with its trials. Exit code: 0 the
-budget is used up, 2 something in the command, a file or the machine is not as it must be, 130
-interrupted.
+budget is used up, 1 some trial has to be tried again, 2 something in the command, a file or the
+machine is not as it must be, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -33,11 +33,12 @@ from typing import Any
 
 from msvit.cells import SCHEMA
 from msvit.commands import Parser, command
+from msvit.data import check_data, notes_on_data
 from msvit.options import ConfigError, DataError
 from msvit.records.schema import RecordError
 from msvit.records.store import read_search, search_folder, write_search
 from studies.cluster import Place, RayLost
-from studies.command_line import DEFAULT_RESULTS, add_place, positive
+from studies.command_line import DEFAULT_RESULTS, add_place, notes_on_precision, positive
 from studies.images import check_images, trained_in
 from studies.search.space import (
     PRUNERS,
@@ -79,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(space: Space, options: argparse.Namespace) -> int:
     folder = search_folder(options.results, space.name)
-    check_images(trained_in(options.results, space.data.split(", ")), options.data_dir)
+    check_images(trained_in(options.results, space.data), options.data_dir)
     with _alone(folder / "lock", space.name):
         # Optuna takes half a second to load, Ray two: not for a wrong command.
         from msvit.records.optuna_storage import locate, mend_journal
@@ -92,11 +93,18 @@ def _run(space: Space, options: argparse.Namespace) -> int:
         ledger = Ledger.open(space, place, options.seed)
         write_search(options.results, manifest(space, storage))
         left = ledger.left()
+        if left:
+            check_data(({"name": name} for name in space.data), options.data_dir)
         print(f"{space.name}: {space.question}")
         share, problem = possible_share(space)
         if share < 0.9:
             print(f"note: about {1 - share:.0%} of the space cannot be built, such as: {problem}")
+        sections = [{"name": name} for name in space.data] if left else []
+        more = notes_on_data(sections, options.data_dir)
+        for note in (*more, *notes_on_precision(space.precisions, options)):
+            print(f"note: {note}")
         print(f"{ledger.budget} trials, {ledger.budget - left} over; {_aims(space)}; in {folder}")
+        hindered = 0
         if left:
             from studies.search.tuner import search
 
@@ -104,12 +112,15 @@ def _run(space: Space, options: argparse.Namespace) -> int:
             where = "on this machine" if machines.address is None else f"at {machines.address}"
             print(f"running up to {left} trials with Ray {where} ...", flush=True)
             try:
-                search(space, ledger, options.results, machines, options.data_dir, _say)
+                given = (options.results, machines, options.data_dir, _say)
+                hindered = search(space, ledger, *given)
             except KeyboardInterrupt:
                 _report(space, options.results)
                 raise
         _report(space, options.results)
-    return 0
+    if hindered:
+        print(f"{hindered} trials failed by their surroundings; the same command runs them again")
+    return 1 if hindered else 0
 
 
 def _storage(options: argparse.Namespace, name: str) -> str:
@@ -169,7 +180,7 @@ def manifest(space: Space, storage: str) -> dict[str, Any]:
         "trials": space.trials,
         "sampler": space.sampler,
         "pruner": asdict(space.pruner),
-        "data": space.data,
+        "data": ", ".join(space.data),
         **space.meaning(),
     }
 
@@ -232,7 +243,8 @@ def _say(text: str) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         description="Search a space of configurations: Optuna proposes, Ray Tune runs.",
-        epilog="Exit code: 0 budget used up, 2 wrong input, 130 interrupted.",
+        epilog="Exit code: 0 budget used up, 1 some trial is to be tried again, 2 wrong input, "
+        "130 interrupted.",
         allow_abbrev=False,
     )
     add = parser.add_argument

@@ -42,7 +42,7 @@ from msvit.records.store import (
     write_study,
 )
 from studies.cluster import Place, RayLost
-from studies.command_line import add_place, positive
+from studies.command_line import add_place, notes_on_precision, positive
 from studies.grids import list_grids, load_study
 from studies.images import Trained, check_images
 from studies.study import Study, show_value
@@ -80,11 +80,14 @@ def _run(study: Study, options: argparse.Namespace) -> int:
     entries.sort(key=lambda entry: entry.cell.seed)  # soon one seed of every configuration
     _check_same(study, results)
     check_images(_trained_on(study, records), options.data_dir)
-    check_data((entry.cell.data for entry in entries), options.data_dir)
+    data = [entry.cell.data for entry in entries]
+    check_data(data, options.data_dir)
     write_study(results, study.manifest())
     print(f"{study.name}: {study.question}")
     print(f"{_size(study)}, {_counts(states)}; in {results}", flush=True)
-    for note in (*study.notes, *notes_on_data((e.cell.data for e in entries), options.data_dir)):
+    asked = {str(entry.cell.training["precision"]) for entry in entries}
+    more = (*notes_on_data(data, options.data_dir), *notes_on_precision(asked, options))
+    for note in (*study.notes, *more):
         print(f"note: {note}", flush=True)
     if entries:
         # Neither Ray nor the worker's modules are loaded where there is nothing to train.

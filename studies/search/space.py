@@ -100,11 +100,20 @@ class Space:
         return next(iter(self.objectives))
 
     @property
-    def data(self) -> str:
+    def data(self) -> tuple[str, ...]:
         """Names of the data sets that are trained on."""
-        searched = (p for p in self.parameters if p.key == "data.name")
-        names = [str(name) for p in searched for name in p.choices]
-        return ", ".join(names) or self.base["data"]["name"]
+        return self._values("data", "name")
+
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """What ``training.precision`` may be, as far as the space says."""
+        return self._values("training", "precision")
+
+    def _values(self, section: str, option: str) -> tuple[str, ...]:
+        searched = [p for p in self.parameters if p.key == f"{section}.{option}"]
+        if searched:
+            return tuple(str(choice) for p in searched for choice in p.choices)
+        return tuple(filter(None, [self.base[section].get(option)]))
 
     def cells(self, chosen: Mapping[str, Scalar]) -> list[Cell]:
         """The cells of one trial, a cell per seed.

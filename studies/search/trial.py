@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from msvit.cells import Cell
+from msvit.records.faults import is_of_surroundings
+from msvit.records.schema import RecordError
 from msvit.records.store import cell_folder, has_record
 from studies.worker import run_cell
 
@@ -19,8 +21,9 @@ def run_trial(config: Mapping[str, Any]) -> None:
     """Tune's trainable: run the cells of ``config["task"]``, JSON, one after the other.
 
     Reports ``{"epoch", "value"}`` after each epoch of the first cell but the last, and at the end
-    ``{"epoch", "value", "records"}``, or ``{"epoch", "failure"}``. Epochs that an earlier process
-    has trained are reported first. Where Tune stops the trial, ``report`` does not return.
+    ``{"epoch", "value", "records"}``, or ``{"epoch", "failure", "hindered"}``, or
+    ``{"epoch", "broken"}`` where the results cannot be written. Epochs that an earlier process has
+    trained are reported first. Where Tune stops the trial, ``report`` does not return.
     """
     from ray import tune
 
@@ -41,11 +44,16 @@ def run_trial(config: Mapping[str, Any]) -> None:
             report(progress)
     records = []
     for cell in (first, *others):
-        outcome = _run(cell, task, None if cell is not first else report)
+        try:
+            outcome = _run(cell, task, None if cell is not first else report)
+        except RecordError as error:
+            tune.report({"epoch": epochs, "broken": str(error)})
+            return
         if "failure" in outcome:
             failure = outcome["failure"]
             message = f"{failure['error']}: {failure['message']}"
-            tune.report({"epoch": epochs, "failure": message})
+            hindered = is_of_surroundings(failure)
+            tune.report({"epoch": epochs, "failure": message, "hindered": hindered})
             return
         records.append(outcome["record"])
     last = {} if key is None else {"value": records[0]["history"][-1][key]}

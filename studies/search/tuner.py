@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from msvit.options import ConfigError
+from msvit.records.faults import disk_error
 from msvit.records.measures import all_measures, mean_measures
+from msvit.records.schema import RecordError
 from msvit.records.store import has_record, write_record
 from studies.cluster import Place, RayLost, connected, gpus_per_cell, resources, slots
 from studies.search.ledger import Ledger, Proposal
@@ -31,11 +33,14 @@ Say = Callable[[str], None]
 
 def search(
     space: Space, ledger: Ledger, results: Path, place: Place, data_dir: Path | None, say: Say
-) -> None:
+) -> int:
     """Run trials until the budget of the study, or its time, is used up.
+
+    Returns how many failed by their surroundings (data, memory, device) and go on next time.
 
     Raises:
         ConfigError: where Ray cannot be reached or no machine is large enough for a trial.
+        RecordError: where the results or the study cannot be written.
         RayLost: where Ray dies.
         KeyboardInterrupt: on Ctrl-C; the trials that were running go on next time.
     """
@@ -50,13 +55,20 @@ def search(
                 f"no machine has the {place.cpus_per_cell:g} CPUs and {gpus:g} GPUs that one "
                 f"trial is to get; Ray sees {resources()}",
             )
-        for restart in range(RESTARTS + 1):
+        deaths = 0
+        while True:
             proposer = make_proposer(space, ledger, results, data_dir, deadline, say)
             try:
                 _fit(space, ledger, proposer, place, gpus)
+            except RayLost:
+                raise
             except Exception as error:
+                for folder in (results, Path(tempfile.gettempdir())):  # Tune keeps files, too
+                    if full := disk_error(error, folder):
+                        raise full from None
                 # A process killed for want of memory can take Tune's loop with it.
-                if restart == RESTARTS:
+                deaths += 1
+                if deaths > RESTARTS:
                     reason = str(error).strip().splitlines() or [type(error).__name__]
                     raise RayLost(
                         f"Ray Tune has died {1 + RESTARTS} times ({reason[-1].strip()}); "
@@ -66,8 +78,8 @@ def search(
                 ledger = ledger.reopened()
                 continue
             if proposer.broken:
-                raise proposer.broken
-            return
+                raise disk_error(proposer.broken, results) or proposer.broken
+            return proposer.hindered
 
 
 def make_proposer(
@@ -86,6 +98,7 @@ def make_proposer(
             super().__init__(metric="value", mode=_mode(space))
             self.running: dict[str, Proposal] = {}
             self.broken: Exception | None = None
+            self.hindered = 0
             self.late = False
 
         def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
@@ -110,7 +123,10 @@ def make_proposer(
             return {"task": json.dumps(task)}
 
         def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> None:
-            self._note(self.running[trial_id].number, result)
+            try:
+                self._note(self.running[trial_id].number, result)
+            except Exception as problem:
+                self.broken = self.broken or problem
 
         def on_trial_complete(
             self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False
@@ -118,8 +134,15 @@ def make_proposer(
             proposal, result = self.running.pop(trial_id), result or {}
             number = proposal.number
             try:
-                if "records" in result:
+                if self.broken:
+                    pass  # it is left running in the study, and so goes on next time
+                elif "broken" in result:
+                    self.broken = RecordError(result["broken"])
+                elif "records" in result:
                     self._complete(proposal, result)
+                elif result.get("hindered"):
+                    self.hindered += 1
+                    self._tell(number, f"hindered, {result['failure'].splitlines()[0]}")
                 elif "failure" in result:
                     ledger.fail(number, result["failure"])
                     self._tell(number, f"FAILED, {result['failure'].splitlines()[0]}")
@@ -194,6 +217,7 @@ def _fit(space: Space, ledger: Ledger, proposer: Any, place: Place, gpus: float)
                 name=space.name,
                 storage_path=folder,
                 failure_config=tune.FailureConfig(max_failures=RESTARTS),
+                stop=lambda trial_id, result: proposer.broken is not None,
                 verbose=0,
             ),
         ).fit()
