@@ -126,7 +126,7 @@ def read_yaml(path: Path) -> Any:
 
 def write_yaml(value: Any) -> str:
     """``value``, of plain types, as YAML: short lists and mappings on one line."""
-    yaml = _yaml()
+    yaml: Any = _yaml()
     yaml.default_flow_style, yaml.width = None, 96
     yaml.sort_base_mapping_type_on_output = False
     text = io.StringIO()

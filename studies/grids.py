@@ -228,8 +228,8 @@ def _override(configurations: list[_Configuration], overrides: Sequence[str]) ->
     with _blamed_on(overrides):
         had = []
         for keys, c in zip(known, configurations, strict=True):
-            here = {key: value for key, value in values.items() if key in keys}
-            had.append(_keys(varied(c.raw, nested(here, ""), "")))
+            known_here = {key: value for key, value in values.items() if key in keys}
+            had.append(_keys(varied(c.raw, nested(known_here, ""), "")))
         somewhere = set().union(*had)
         for keys, here, c in zip(known, had, configurations, strict=True):
             taken = {k: v for k, v in values.items() if k in here or k in keys - somewhere}

@@ -46,8 +46,10 @@ class ModelOptions(Options):
         return {}
 
 
-_NEURON_OPTIONS = ("tau", "threshold", "attn_threshold", "surrogate", "surrogate_alpha")
-_NEURON_OPTIONS += ("hard_reset", "detach_reset")
+_NEURON_OPTIONS = (
+    *("tau", "threshold", "attn_threshold"),
+    *("surrogate", "surrogate_alpha", "hard_reset", "detach_reset"),
+)
 
 
 class SpikingOptions(ModelOptions):

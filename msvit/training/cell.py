@@ -220,8 +220,12 @@ def _load_data(cell: Cell, data_dir: Path | None, device: torch.device) -> Split
     def resident(images: Images) -> Images:
         return images.to(device)
 
-    sets = {name: resident(getattr(splits, name)) for name in ("train", "validation", "test")}
-    return replace(splits, **sets)
+    return replace(
+        splits,
+        train=resident(splits.train),
+        validation=resident(splits.validation),
+        test=resident(splits.test),
+    )
 
 
 def _check_same_images(known: Fingerprint | None, found: Fingerprint | None, path: Path) -> None:
