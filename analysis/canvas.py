@@ -19,6 +19,7 @@ from matplotlib.font_manager import fontManager
 from analysis.collect import StudyResults
 from analysis.statistics import summarize
 
+_LONGEST_SLUG = 60  # letters, of up to four bytes each; file systems take 255 bytes for a name
 STYLE = Path(__file__).with_name("paper.mplstyle")
 SCRIPTS = (
     *("Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans CJK KR", "Noto Sans CJK TC"),
@@ -118,5 +119,5 @@ def say(axes: Axes, study: StudyResults, title: str, *remarks: str) -> None:
 
 
 def slug(text: str) -> str:
-    """``text`` as a part of a file name."""
-    return re.sub(r"[\W_]+", "-", text).strip("-").lower()
+    """``text`` as a part of a file name, or as much of it as a name has room for."""
+    return re.sub(r"[\W_]+", "-", text).strip("-").lower()[:_LONGEST_SLUG]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 
@@ -9,6 +10,7 @@ import pandas as pd
 
 from analysis.collect import StudyResults
 from analysis.statistics import CONFIDENCE, POWER, compare_with_best, image_error, summarize
+from msvit.data import DATASETS
 from msvit.records.energy import DEFAULT_ENERGY_MODEL
 
 
@@ -43,6 +45,7 @@ def notes(study: StudyResults, sources: Mapping[str, str]) -> list[str]:
         "Firing rate: spikes per neuron and time step. Energy: computed from operation counts "
         f"by the model {DEFAULT_ENERGY_MODEL}, not measured on hardware."
     )
+    found += _which_images(finished)
     found += _at_chance(finished)
     found += _mixed_precisions(finished)
     found += _origin(finished)
@@ -65,6 +68,27 @@ def _at_chance(finished: pd.DataFrame) -> list[str]:
         f"No better than chance, so that nothing follows from their other figures: "
         f"{'; '.join(guessing.index[guessing])}."
     ]
+
+
+def _which_images(finished: pd.DataFrame) -> list[str]:
+    """What was found under the name of a data set, where that is not what the name says."""
+    if "images.counts" not in finished:
+        return []
+    found = []
+    told = finished.dropna(subset=["images.counts"])
+    for counts, rows in told.groupby("images.counts", sort=False):
+        for name in rows["data"].unique():
+            options = DATASETS.get(name)
+            note = options.unlike_published(json.loads(counts)) if options else None
+            found += [f"{note[0].upper()}{note[1:]}."] if note else []
+    chosen = ["data", *(column for column in told if column.startswith("data."))]
+    for _, rows in told.groupby(chosen, sort=False, dropna=False):
+        if rows["images.digest"].nunique() > 1:
+            found.append(
+                f"Not all cells have seen the same images of {rows['data'].iloc[0]}: digests "
+                f"{', '.join(sorted(rows['images.digest'].unique()))}. They cannot be compared."
+            )
+    return found
 
 
 def _mixed_precisions(finished: pd.DataFrame) -> list[str]:

@@ -9,6 +9,7 @@ from operator import itemgetter
 from typing import Any
 
 from msvit.cells import SECTIONS
+from msvit.data.fingerprint import Fingerprint
 from msvit.records.measures import measured
 from msvit.records.schema import Epoch, Firing, Operations, Record
 
@@ -25,10 +26,12 @@ class Observations:
 
     Attributes:
         scores: columns of ``cells`` that come from its record.
+        images: which images it was trained on; None where an earlier version did not tell.
         history, firing, operations: rows, in the order of the columns above.
     """
 
     scores: dict[str, Any]
+    images: Fingerprint | None
     history: list[Row]
     firing: list[Row]
     operations: list[Row]
@@ -47,8 +50,10 @@ def observe(record: Record) -> Observations:
             "selected_epoch": record["selected_epoch"],
             "test_images": record["test"]["images"],
             "precision": record["precision"],
+            **_images(record.get("data")),
             **{f"environment.{key}": value for key, value in record["environment"].items()},
         },
+        images=record.get("data"),
         history=list(map(itemgetter(*HISTORY_COLUMNS), record["history"])),
         firing=_with_position(record["firing"], FIRING_COLUMNS),
         operations=_with_position(record["operations"], OPERATION_COLUMNS),
@@ -62,6 +67,12 @@ def options(cell: Mapping[str, Any]) -> dict[str, Any]:
         for part in SECTIONS
         for key, value in cell[part].items()
     }
+
+
+def _images(found: Fingerprint | None) -> dict[str, Any]:
+    if found is None:
+        return {}
+    return {"images.counts": json.dumps(found["counts"]), "images.digest": found["digest"]}
 
 
 def _hashable(value: Any) -> Any:

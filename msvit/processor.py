@@ -25,6 +25,18 @@ def multiplies_matrices() -> bool:
     return has_any("amx_bf16")
 
 
+def multiplies_bf16() -> bool:
+    """Whether torch has vector code for products in bfloat16 here.
+
+    It needs instructions for them, or AVX-512 to do without. Elsewhere they are computed number by
+    number, on one thread: a training step takes minutes. Where the system tells nothing, they
+    are taken to be there.
+    """
+    if not description():
+        return True
+    return multiplies_matrices() or has_any("avx512bw", "avx_ne_convert", "bf16")
+
+
 def multiplies_bf16_faster() -> bool:
     """Whether products in bfloat16 take less time than those in float32.
 

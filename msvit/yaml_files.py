@@ -22,6 +22,9 @@ from ruamel.yaml.resolver import VersionedResolver
 
 from msvit.options import ConfigError
 
+_MAX_BYTES = 1_000_000
+_MAX_VALUES = 200_000
+
 _DIGITS = "[0-9]+(?:_[0-9]+)*"
 _SCALARS = {  # the core schema; and 1_000, as in other languages
     "null": r"~|null|Null|NULL|",
@@ -74,10 +77,10 @@ def parse_yaml(text: str, where: str) -> Any:
     """The plain value in ``text``; ``where`` (a file name, an option) opens error messages.
 
     Raises:
-        ConfigError: where ``text`` is no YAML or repeats a key, with its line.
+        ConfigError: where ``text`` is no YAML or repeats a key, with its line, or holds too much.
     """
     try:
-        return _yaml().load(text)
+        value = _yaml().load(text)
     except YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f"line {mark.line + 1} " if mark and "\n" in text.strip() else ""
@@ -85,9 +88,23 @@ def parse_yaml(text: str, where: str) -> Any:
         problem = " ".join(problem.split())
         raise ConfigError(where, "", f"{line}not valid YAML: {problem}") from None
     except RecursionError:
-        raise ConfigError(where, "", "not usable YAML: nested too deeply") from None
+        raise ConfigError(where, "", "brackets or blocks nested too deeply") from None
     except (AttributeError, LookupError, TypeError, ValueError) as error:  # such as !!int abc
         raise ConfigError(where, "", f"not valid YAML: {error}") from None
+    _check_finite(value, where)
+    return value
+
+
+def _check_finite(value: Any, where: str) -> None:
+    """Refuse anchors that hold themselves, or repeat each other until no memory is left."""
+    rest, seen = [value], 0
+    while rest:
+        value = rest.pop()
+        if isinstance(value, list | dict):
+            rest += value if isinstance(value, list) else value.values()
+        seen += 1
+        if seen + len(rest) > _MAX_VALUES:
+            raise ConfigError(where, "", f"more than {_MAX_VALUES} values, anchors written out")
 
 
 def read_yaml(path: Path) -> Any:
@@ -97,6 +114,8 @@ def read_yaml(path: Path) -> Any:
         ConfigError: where the file cannot be read or is no YAML.
     """
     try:
+        if (size := path.stat().st_size) > _MAX_BYTES:
+            raise ConfigError(str(path), "", f"{size / 1e6:.1f} MB, more than a configuration has")
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(str(path), "", f"cannot be read ({error.strerror})") from None
@@ -107,10 +126,9 @@ def read_yaml(path: Path) -> Any:
 
 def write_yaml(value: Any) -> str:
     """``value``, of plain types, as YAML: short lists and mappings on one line."""
-    yaml = _yaml()
-    yaml.default_flow_style = None
-    yaml.width = 96
-    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]  # declared None
+    yaml: Any = _yaml()
+    yaml.default_flow_style, yaml.width = None, 96
+    yaml.sort_base_mapping_type_on_output = False
     text = io.StringIO()
     yaml.dump(value, text)
     return text.getvalue()

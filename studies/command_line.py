@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from msvit import processor
 
 DEFAULT_RESULTS = Path("results")
 
@@ -35,6 +38,16 @@ def add_place(parser: argparse.ArgumentParser, what: str) -> None:
         metavar="N",
         help=f"GPUs of each {what}; 0.5 lets two share one (default: 1 where there are any)",
     )
+
+
+def notes_on_precision(asked: Iterable[str], options: argparse.Namespace) -> list[str]:
+    """What a person should know before waiting for cells of the precisions ``asked`` for."""
+    if "bf16" not in asked or options.address is not None or processor.multiplies_bf16():
+        return []
+    return [
+        "this processor has no instructions for bf16: unless a GPU trains, products are computed "
+        "number by number and a step takes minutes; with training.precision=fp32 it takes seconds"
+    ]
 
 
 def positive(kind: type) -> Any:

@@ -13,6 +13,8 @@ from msvit.options import ConfigError, below, unknown
 
 _FOLDER = Path(__file__).resolve().parent
 MAX_CELLS = 100_000  # beyond this a study is a typing error
+LONGEST_NAME = 100  # of a folder, where file systems take 255 bytes; and of a row of a table
+_LONGEST_QUESTION = 500
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 Raw = dict[str, dict[str, Any]]
@@ -43,6 +45,16 @@ def check_name(name: str, where: str) -> None:
     """Names become folders."""
     if not _NAME.fullmatch(name):
         raise ConfigError(where, "", "letters, digits, '.', '_', '-' only")
+    if len(name) > LONGEST_NAME:
+        raise ConfigError(where, "", f"more than {LONGEST_NAME} characters")
+
+
+def check_text(text: str, where: str, longest: int) -> None:
+    """What is shown in terminals, tables and figures fits there and moves no cursor."""
+    if not text.isprintable():
+        raise ConfigError(where, "", f"control characters cannot be shown (got {text[:40]!r})")
+    if len(text) > longest:
+        raise ConfigError(where, "", f"{len(text)} characters, more than {longest}")
 
 
 def shown_path(path: Path) -> str:
@@ -56,7 +68,9 @@ def question_of(values: Mapping[str, Any], where: str) -> str:
     question = values.get("question")
     if not isinstance(question, str) or not question.strip():
         raise ConfigError(where, "question", f"a sentence is needed (got {question!r})", ": ")
-    return " ".join(question.split())
+    question = " ".join(question.split())
+    check_text(question, f"{where}: question", _LONGEST_QUESTION)
+    return question
 
 
 def checked_keys(values: Any, valid: Iterable[str], where: str) -> dict[str, Any]:

@@ -39,8 +39,10 @@ from msvit.cells import SECTIONS, Cell, option_names, resolve_cell, section_of
 from msvit.options import ConfigError, unknown
 from msvit.yaml_files import parse_yaml, read_yaml
 from studies.configurations import (
+    LONGEST_NAME,
     MAX_CELLS,
     base_of,
+    check_text,
     checked_keys,
     find_file,
     list_files,
@@ -119,20 +121,17 @@ def load_study(grid: str, overrides: Sequence[str] = (), seeds: int | None = Non
     )
 
 
-_LONGEST_NAME = 100  # of a folder; file systems take 255 bytes
-
-
 def _name(grid: str, overrides: Sequence[str]) -> str:
     """Of the study, and so of its folder: ``scales``, ``scales+training.epochs=3``.
 
     What is changed on the command line is another study, beside the grid's own.
     """
-    parts = (re.sub(r"[^\w.,=-]", "", text) for text in sorted(overrides))
+    parts = (re.sub(r"[^\w.,=-]", "", text, flags=re.ASCII) for text in sorted(overrides))
     name = "+".join((grid, *parts))
-    if len(name) <= _LONGEST_NAME:
+    if len(name) <= LONGEST_NAME:
         return name
     digest = hashlib.sha256(name.encode()).hexdigest()[:8]
-    return f"{name[: _LONGEST_NAME - 9]}-{digest}"
+    return f"{name[: LONGEST_NAME - 9]}-{digest}"
 
 
 def _check_once(overrides: Sequence[str]) -> None:
@@ -197,6 +196,8 @@ def _included(
         label = entry.pop("label", None)
         if label is not None and (not isinstance(label, str) or not label.strip()):
             raise ConfigError(place, "label", f"a text is needed (got {label!r})")
+        if label is not None:
+            check_text(label, f"{place}.label", LONGEST_NAME)
         own = {section: section_of(entry, section, place) for section in SECTIONS}
         named = [f"{section}.{option}" for section in SECTIONS for option in own[section]]
         configurations.append(_Configuration(merged(base, own, place), place, named, label))
@@ -227,8 +228,8 @@ def _override(configurations: list[_Configuration], overrides: Sequence[str]) ->
     with _blamed_on(overrides):
         had: list[set[str]] = []
         for keys, c in zip(known, configurations, strict=True):
-            here = {key: value for key, value in values.items() if key in keys}
-            had.append(_keys(varied(c.raw, nested(here, ""), "")))
+            known_here = {key: value for key, value in values.items() if key in keys}
+            had.append(_keys(varied(c.raw, nested(known_here, ""), "")))
         somewhere = set().union(*had)
         for keys, own_keys, c in zip(known, had, configurations, strict=True):
             taken = {k: v for k, v in values.items() if k in own_keys or k in keys - somewhere}

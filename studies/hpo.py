@@ -33,12 +33,13 @@ from typing import Any
 
 from msvit.cells import SCHEMA
 from msvit.commands import Parser, command
-from msvit.data import check_data
+from msvit.data import check_data, notes_on_data
 from msvit.options import ConfigError, DataError
 from msvit.records.schema import RecordError
 from msvit.records.store import read_search, search_folder, write_search
 from studies.cluster import Place, RayLost
-from studies.command_line import DEFAULT_RESULTS, add_place, positive
+from studies.command_line import DEFAULT_RESULTS, add_place, notes_on_precision, positive
+from studies.images import check_images, trained_in
 from studies.search.space import (
     PRUNERS,
     SAMPLERS,
@@ -79,6 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(space: Space, options: argparse.Namespace) -> int:
     folder = search_folder(options.results, space.name)
+    check_images(trained_in(options.results, space.data), options.data_dir)
     with _alone(folder / "lock", space.name):
         # Optuna takes half a second to load, Ray two: not for a wrong command.
         from msvit.records.optuna_storage import locate, mend_journal
@@ -97,6 +99,10 @@ def _run(space: Space, options: argparse.Namespace) -> int:
         share, problem = possible_share(space)
         if share < 0.9:
             print(f"note: about {1 - share:.0%} of the space cannot be built, such as: {problem}")
+        sections = [{"name": name} for name in space.data] if left else []
+        more = notes_on_data(sections, options.data_dir)
+        for note in (*more, *notes_on_precision(space.precisions, options)):
+            print(f"note: {note}")
         print(f"{ledger.budget} trials, {ledger.budget - left} over; {_aims(space)}; in {folder}")
         hindered = 0
         if left:

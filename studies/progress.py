@@ -81,27 +81,27 @@ class Display:
         """Called about twice a second."""
         if self._running and time.monotonic() - self._said > QUIET_SECONDS:
             cells = "; ".join(f"{e.label} {_epoch(p)}" for e, p in self._running.values())
-            self._line(f"[{self._count()}] running: {cells}; {self._remaining()}")
+            self._line(f"[{self._count()}] running: {cells}{self._remaining()}")
 
     def _ended(self, entry: StudyCell, text: str) -> None:
         self._running.pop(entry.cell.id, None)
         self._left.pop(entry.cell.id, None)
         self._done += 1
-        left = f"; {self._remaining()}" if self._left else ""
+        left = self._remaining() if self._left else ""
         self._line(f"[{self._count()}] {entry.label}: {text}{left}")
 
     def _count(self) -> str:
         return f"{self._done:{len(str(self._total))}d}/{self._total}"
 
     def _remaining(self) -> str:
-        """Epochs left at the pace of this run; cells differ, so it is only about right."""
+        """Epochs left at the pace of this run, once it has one; cells differ: about right."""
         if self._start is None or not self._epochs_run:
-            return "time left not known yet"
+            return ""
         pace = (time.monotonic() - self._start) / self._epochs_run
         seconds = round(pace * sum(self._left.values()))
         hours, minutes, seconds = seconds // 3600, seconds // 60 % 60, seconds % 60
         clock = f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
-        return f"about {clock} left"
+        return f"; about {clock} left"
 
     def _line(self, text: str) -> None:
         self._said = time.monotonic()
@@ -140,7 +140,7 @@ class Bars(Display):
             )
         for cell_id in self._cells.keys() - self._running.keys():
             self._bars.remove_task(self._cells.pop(cell_id))
-        detail = f"{self._count()}  {self._remaining()}"
+        detail = f"{self._count()}{self._remaining()}"
         self._bars.update(self._study, completed=self._done, detail=detail)
 
     def _line(self, text: str) -> None:

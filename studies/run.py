@@ -22,14 +22,14 @@ if not __package__:
 
 import argparse
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from analysis.observations import Observations, observe
 from msvit.cells import SECTIONS
 from msvit.commands import Parser, command
-from msvit.data import check_data
+from msvit.data import check_data, notes_on_data
 from msvit.options import ConfigError, DataError
 from msvit.records.faults import is_of_surroundings
 from msvit.records.schema import RecordError
@@ -42,8 +42,9 @@ from msvit.records.store import (
     write_study,
 )
 from studies.cluster import Place, RayLost
-from studies.command_line import add_place, positive
+from studies.command_line import add_place, notes_on_precision, positive
 from studies.grids import list_grids, load_study
+from studies.images import Trained, check_images
 from studies.study import Study, show_value
 
 
@@ -62,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.data_dir is not None and not options.data_dir.is_dir():
             raise ConfigError(f"--data-dir {options.data_dir}", "", "no such folder")
         if options.dry_run:
-            _dry_run(study, options.results)
+            _dry_run(study, options)
             return 0
         return _run(study, options)
     except (ConfigError, DataError, RecordError, RayLost) as error:
@@ -78,12 +79,16 @@ def _run(study: Study, options: argparse.Namespace) -> int:
     entries = [c for c in study.cells if states[c.cell.id] in wanted]
     entries.sort(key=lambda entry: entry.cell.seed)  # soon one seed of every configuration
     _check_same(study, results)
-    check_data((entry.cell.data for entry in entries), options.data_dir)
+    check_images(_trained_on(study, records), options.data_dir)
+    data = [entry.cell.data for entry in entries]
+    check_data(data, options.data_dir)
     write_study(results, study.manifest())
     print(f"{study.name}: {study.question}")
     print(f"{_size(study)}, {_counts(states)}; in {results}", flush=True)
-    for note in study.notes:
-        print(f"note: {note}")
+    asked = {str(entry.cell.training["precision"]) for entry in entries}
+    more = (*notes_on_data(data, options.data_dir), *notes_on_precision(asked, options))
+    for note in (*study.notes, *more):
+        print(f"note: {note}", flush=True)
     if entries:
         # Neither Ray nor the worker's modules are loaded where there is nothing to train.
         from studies.executor import run_cells
@@ -96,6 +101,16 @@ def _run(study: Study, options: argparse.Namespace) -> int:
         given = {"data_dir": options.data_dir, "on_record": records.add}
         run_cells(entries, results, place, display, **given)
     return _report(study, records)
+
+
+def _trained_on(study: Study, records: Records[Observations]) -> Iterator[Trained]:
+    """The finished cells, and which images they have seen."""
+    for entry in study.cells:
+        observed = records.get(entry.cell.id)
+        if observed is not None:
+            yield Trained(
+                cell_folder(records.results, entry.cell.id), entry.cell.data, observed.images
+            )
 
 
 def _check_same(study: Study, results: Path) -> None:
@@ -141,9 +156,12 @@ def _list() -> None:
         print(f"{name:12} {len(study.cells):3} cells  {study.question}")
 
 
-def _dry_run(study: Study, results: Path) -> None:
+def _dry_run(study: Study, options: argparse.Namespace) -> None:
     """Print every resolved cell: what all share once, then what each configuration adds."""
-    states = _states(study, Records(results, observe))
+    results = options.results
+    records = Records(results, observe)
+    states = _states(study, records)
+    check_images(_trained_on(study, records), options.data_dir)
     configurations = {c.group: c.cell.as_dict() for c in study.cells}
     print(f"{study.name}: {study.question}")
     print(f"{_size(study)}, {_counts(states)}; in {results}")

@@ -45,7 +45,6 @@ from msvit.options import ConfigError, unknown
 from studies.timing.cases import (
     INPUT_RATE,
     MODELS,
-    PRECISIONS,
     SIZES,
     VARIANTS,
     Case,
@@ -148,10 +147,11 @@ def _measure(options: argparse.Namespace) -> None:
     table = ratios(rows, machines)
     (options.out / "ratios.md").write_text(table, encoding="utf-8")
     print(table)
+    limits = next(iter(machines.values()))
     if "msvit" in options.models:
-        _split_time(options)
+        _split_time(options, tuple(limits.peaks))
     if options.growth:
-        _grow(options, next(iter(machines.values())).processor)
+        _grow(options, limits)
     from studies.timing.figures import draw_steps
 
     draw_steps(rows, options.out)
@@ -167,6 +167,8 @@ def _measure_size(
     limits: list[dict] = []
     for number in range(1, options.rounds + 1):
         limits.append(measure(_limits_task(cases, options), cases[0].threads))
+        if number == 1:
+            cases = _in_earnest(cases, limits[0])
         if options.out is None:  # what a CPU did, and what a GPU did, stay beside each other
             options.out = GPU_OUT if limits[0]["gpu"] else DEFAULT_OUT
         for case in cases:
@@ -180,6 +182,14 @@ def _measure_size(
     return rows, known
 
 
+def _in_earnest(cases: list[Case], limits: dict[str, Any]) -> list[Case]:
+    """The cases in precisions that the machine computes in (:mod:`msvit.processor`)."""
+    left_out = {case.precision for case in cases} - set(limits["peaks"])
+    for precision in sorted(left_out):
+        _say(f"left out: {precision}, for which this processor has no instructions")
+    return [case for case in cases if case.precision not in left_out]
+
+
 def _limits_task(cases: list[Case], options: argparse.Namespace) -> dict[str, Any]:
     return {
         "kind": "limits",
@@ -189,14 +199,14 @@ def _limits_task(cases: list[Case], options: argparse.Namespace) -> dict[str, An
     }
 
 
-def _split_time(options: argparse.Namespace) -> None:
+def _split_time(options: argparse.Namespace, precisions: Sequence[str]) -> None:
     from studies.timing.figures import draw_kinds
 
     rows = []
     for size in options.sizes:
         base = step_cases(["msvit"], size, options.quick)[0]
         profiles: dict[str, dict[str, float]] = {}
-        for variant, precision in itertools.product(VARIANTS, PRECISIONS):
+        for variant, precision in itertools.product(VARIANTS, precisions):
             case = replace(base, variant=variant, precision=precision, mode="train")
             found = measure(case.task("profile"), case.threads)["operators"]
             profiles[f"{variant}, {precision}"] = split(found)
@@ -210,10 +220,12 @@ def _split_time(options: argparse.Namespace) -> None:
     write_csv(options.out / "operators.csv", rows, rows[0])
 
 
-def _grow(options: argparse.Namespace, processor: str) -> None:
+def _grow(options: argparse.Namespace, limits: Machine) -> None:
     rows: list[dict[str, Any]] = []
     rates: dict[float, float] = {}  # by the bias that makes them, of ours: plain ones fire alike
     for axis, value, case in growth_cases(options.quick):
+        if case.precision not in limits.peaks:
+            continue
         result = measure(case.task("step"), case.threads)
         seconds = median(result["seconds"])
         _say(f"growth {axis} {value} {case.variant} {case.precision}: {seconds:.4f} s")
@@ -221,7 +233,7 @@ def _grow(options: argparse.Namespace, processor: str) -> None:
             rates[case.norm_bias] = round(result["input_rate"], 4)
         row = {"axis": axis, "value": value, "variant": case.variant, "precision": case.precision}
         row |= {"seconds_median": round(seconds, 5), "peak_gb": round(result["peak_gb"], 3)}
-        rows.append(row | {"processor": processor, "threads": case.threads})
+        rows.append(row | {"processor": limits.processor, "threads": case.threads})
     for written in rows:
         if written["axis"] == INPUT_RATE:
             written["value"] = rates[written["value"]]

@@ -290,6 +290,21 @@ def test_markdown_shows_mean_spread_and_units(scales):
     assert rows == GROUPS
 
 
+def test_images_that_are_not_those_of_their_name_are_told(tmp_path):
+    results = Results(tmp_path)
+    for seed, digest in enumerate(("a" * 16, "b" * 16)):
+        cell = make_cell({"name": "msvit", "scales": [1]}, seed, "cifar10")
+        images = {"counts": {"train": [30] * 10, "test": [10] * 10}, "digest": digest}
+        results.add(GROUPS[0], cell, make_record(cell, 0.9, 0.1, data=images))
+    cell = make_cell({"name": "msvit", "scales": [1]}, 2, "cifar10")
+    results.add(GROUPS[0], cell, make_record(cell, 0.9, 0.1))  # of an earlier version
+    notes = " ".join(compare(results.study()).notes)
+    assert notes.count("Not the published cifar10: 300 train and 100 test images") == 1
+    assert f"not all cells have seen the same images of cifar10: digests {'a' * 16}, b" in (
+        notes.lower()
+    )
+
+
 def test_seeds_of_another_precision_are_named(tmp_path):
     results = Results(tmp_path)
     for seed, precision in enumerate(("fp32", "bf16 autocast over fp32")):

@@ -102,7 +102,6 @@ def test_a_recipe_is_written_out_and_gives_way_to_what_is_set():
         (raw(seed=True), ("t.seed", "True")),
         (raw(seed=2**32), ("t.seed", "4294967296")),
         (raw(sed=1), ("t.sed", "'seed'")),
-        (raw(parse_yaml("scales: &s [*s]", "t")), ("t.model", "plain")),
         (raw({"hard_reset": "no"}), ("t.model", "hard_reset", "true or false")),
         ({"data": {"name": "digits"}}, ("t.model.name", "needed")),
     ],
@@ -144,7 +143,8 @@ def test_numbers_are_read_as_people_write_them(text, value):
         ("a: [1\nb: 2", ("line 2",)),
         ("{[1]: 2}", ("one word",)),
         ("a: !!int x", ("'x'",)),
-        ("[" * 5000, ("nested too deeply",)),
+        ("[" * 1000, ("nested too deeply",)),
+        ("&a [*a]", ("anchors",)),
     ],
 )
 def test_yaml_that_would_be_misread_is_refused(text, parts):
@@ -162,3 +162,46 @@ def test_what_is_written_is_read_as_it_was():
         "again": texts,
     }
     assert parse_yaml(write_yaml(value), "t") == value
+
+
+@pytest.mark.parametrize(
+    ("name", "beside", "option", "value", "meant"),
+    [
+        ("msvit", {"scales": [1]}, "fusion", "token_channel", {"scales": [1, 3]}),
+        ("msvit", {"scales": [1, 1]}, "branch_kernel", "2d", {"scales": [3]}),
+        ("msvit", {"scales": [1]}, "projections", "shared", {"scales": [3]}),
+        ("msvit", {"stages": []}, "fusion", "token_channel", {"stages": [1]}),
+        ("msvit", {"stages": [1, 2, 3]}, "batch_coupled", True, {"stages": [1]}),
+        ("maxformer", {"mixers": ["identity"] * 3}, "attn_threshold", 1.0, {}),
+        ("spikformer", {"depths": [1]}, "drop_path", 0.1, {"depths": [2]}),
+        ("training", {"schedule": "constant"}, "min_lr", 0.0, {}),
+        ("training", {"warmup_epochs": 0}, "warmup_lr", 0.0, {}),
+    ],
+)
+def test_an_option_without_effect_is_not_set(name, beside, option, value, meant):
+    def cell(**options):
+        if name == "training":
+            return resolve_cell(raw(training=options), "t")
+        own = {"name": name, "dim": 48} | options
+        return resolve_cell({"model": own, "data": {"name": "digits"}}, "t")
+
+    with pytest.raises(ConfigError, match=rf"\.{option}: "):
+        cell(**beside, **{option: value})
+    plain = cell(**beside)
+    section = plain.training if name == "training" else plain.model
+    assert cell(**beside, **{option: section[option]}).id == plain.id
+    assert cell(**meant, **{option: value}).id != cell(**meant).id
+
+
+def test_what_a_recipe_says_in_vain_makes_no_other_cell(monkeypatch):
+    recipe = {"min_lr": 1e-6, "epochs": 3}
+    monkeypatch.setattr("msvit.cells.load_recipe", lambda name: recipe)
+    given = raw(training={"recipe": "digits", "schedule": "constant"})
+    assert resolve_cell(given, "t") == resolve_cell(
+        raw(training={"epochs": 3, "schedule": "constant"}), "t"
+    )
+
+
+def test_cells_of_earlier_versions_keep_their_ids():
+    assert resolve_cell(raw(), "t").id == "6915033af086"
+    assert resolve_cell(raw({"neuron": "plif", "tau": 3.0}), "t").id == "b833c9e37ded"

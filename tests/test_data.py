@@ -2,7 +2,9 @@
 
 import gzip
 import multiprocessing
+import os
 import struct
+import zlib
 from pathlib import Path
 from typing import ClassVar
 
@@ -12,8 +14,9 @@ import torch
 from PIL import Image
 
 from msvit.cells import resolve_cell
-from msvit.data import DATASETS, data_options, list_datasets, load_splits
+from msvit.data import DATASETS, data_options, list_datasets, load_splits, notes_on_data
 from msvit.data import fashion_mnist as fashion_mnist_module
+from msvit.data import image_folder as image_folder_module
 from msvit.data.image_folder import Cifar10Options
 from msvit.data.options import DataOptions
 from msvit.data.splits import Images, Splits, split_train
@@ -301,6 +304,160 @@ def test_cifar10_says_what_is_wrong_with_the_folders(cifar10, tmp_path):
     (cifar10 / "cifar10" / "test" / "class10").mkdir()
     with pytest.raises(DataError, match="11 class folders, expected 10"):
         load("cifar10", cifar10)
+
+
+def test_sixteen_bits_are_scaled_to_eight(cifar10):
+    ramp = np.linspace(0, 65535, 1024).astype(np.uint16).reshape(32, 32)
+    Image.fromarray(ramp).save(cifar10 / "cifar10" / "test" / "class9" / "zz.png")
+    image = load("cifar10", cifar10).test.images[-1]
+    assert torch.equal(
+        image, torch.from_numpy((ramp / 257).round().astype(np.uint8)).expand(3, -1, -1)
+    )
+
+
+def clear(image):
+    image.putalpha(128)
+    return image
+
+
+@pytest.mark.parametrize(
+    ("image", "options", "said"),
+    [
+        (Image.fromarray(np.zeros((32, 32), np.int32)), {"format": "TIFF"}, "32 bits (mode I)"),
+        (Image.fromarray(np.zeros((32, 32), np.float32)), {"format": "TIFF"}, "32 bits (mode F)"),
+        (clear(Image.new("RGB", (32, 32))), {}, "seen through"),
+        (Image.new("RGB", (32, 32)), {"transparency": (0, 0, 0)}, "seen through"),
+        (Image.new("P", (32, 32)), {"transparency": 0}, "seen through"),
+    ],
+    ids=["I", "F", "RGBA", "RGB", "P"],
+)
+def test_what_eight_bits_of_colour_cannot_show_is_refused(cifar10, image, options, said):
+    file = cifar10 / "cifar10" / "train" / "class0" / "odd.png"
+    image.save(file, **{"format": "PNG", **options})
+    with pytest.raises(DataError) as caught:
+        load("cifar10", cifar10)
+    assert str(file) in str(caught.value)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK"])
+def test_other_kinds_of_pixels_become_red_green_and_blue(cifar10, mode):
+    random = np.random.default_rng(0)
+    image = Image.fromarray(random.integers(0, 256, (32, 32, 3), np.uint8)).convert(mode)
+    name = "zz.jpg" if mode == "CMYK" else "zz.png"
+    file = cifar10 / "cifar10" / "test" / "class9" / name
+    image.save(file)
+    expected = np.asarray(Image.open(file).convert("RGB"))
+    found = load("cifar10", cifar10).test.images[-1]
+    assert np.array_equal(found.permute(1, 2, 0).numpy(), expected)
+
+
+def test_what_is_no_image_is_not_read(cifar10):
+    before = load("cifar10", cifar10)
+    root = cifar10 / "cifar10"
+    (root / "train" / "__MACOSX").mkdir()
+    (root / "train" / "class0" / "._0000.jpg").write_bytes(b"Mac")
+    (root / "train" / "class0" / "folder.png").mkdir()
+    (root / "test" / "class0" / "notes.txt").write_text("no image")
+    after = load("cifar10", cifar10)
+    assert torch.equal(after.train.images, before.train.images)
+    assert after.fingerprint == before.fingerprint
+
+
+def png(width: int, height: int) -> bytes:
+    """A PNG that says to be of this size, and holds next to nothing."""
+
+    def chunk(kind, content):
+        check = zlib.crc32(kind + content)
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", check)
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    parts = {b"IHDR": header, b"IDAT": zlib.compress(b"\0"), b"IEND": b""}
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts.items())
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "said"),
+    [
+        (lambda path: path.symlink_to("nowhere.png"), "dangling.png", "a link to nothing"),
+        (lambda path: path.symlink_to(path.name), "loop.png", "a link to nothing, or to itself"),
+        (lambda path: path.write_bytes(png(32, 32)), os.fsdecode(b"caf\xe9.png"), "not UTF-8"),
+        (lambda path: path.write_bytes(png(10_000, 10_000)), "large.png", "10000×10000 pixels"),
+        (lambda path: path.write_bytes(png(60_000, 60_000)), "bomb.png", "bomb"),
+        (lambda path: path.write_bytes(png(32, 32)), "cut.png", "cannot be decoded"),
+        (lambda path: path.write_bytes(b""), "empty.png", "cannot be decoded"),
+    ],
+    ids=["dangling", "loop", "name", "large", "bomb", "cut", "empty"],
+)
+@pytest.mark.filterwarnings("error")
+def test_a_file_that_cannot_be_read_is_named_in_one_line(cifar10, make, name, said):
+    path = cifar10 / "cifar10" / "train" / "class0" / name
+    make(path)
+    with pytest.raises(DataError) as caught:
+        load("cifar10", cifar10)
+    shown = str(path).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    assert shown in str(caught.value)
+    assert said in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+    str(caught.value).encode()
+
+
+def test_a_class_of_one_image_is_named_before_training(cifar10, fashion_mnist):
+    folder = cifar10 / "cifar10" / "train" / "class3"
+    for file in sorted(folder.iterdir())[1:]:
+        file.unlink()
+    options = data_options("cifar10", {}, "test")
+    for look in (options.check, options.load):
+        with pytest.raises(DataError, match=f"{folder}: 1 .jpg or .png file; one to train on"):
+            look(cifar10)
+    labels = np.repeat(np.arange(10, dtype=np.uint8), 20)
+    labels[labels == 7] = 6
+    labels[0] = 7
+    write_idx(fashion_mnist / "train-labels-idx1-ubyte.gz", labels)
+    with pytest.raises(DataError, match="class 7: 1 images to train on and to hold out"):
+        load("fashion_mnist", fashion_mnist)
+
+
+def test_more_images_than_a_class_has_are_not_asked_for(cifar10):
+    with pytest.raises(DataError, match="class class0: train_per_class 10 of 9 images"):
+        load("cifar10", cifar10, train_per_class=10)
+
+
+def test_a_fingerprint_tells_the_images_of_one_folder_from_others(cifar10, monkeypatch):
+    options = data_options("cifar10", {}, "test")
+    first = options.fingerprint(cifar10)
+    assert first["counts"] == {"train": [10] * 10, "test": [2] * 10}
+    assert load("cifar10", cifar10, train_per_class=3).fingerprint == first
+    decode = image_folder_module._decode
+    monkeypatch.setattr(image_folder_module, "_decode", None)
+    assert options.fingerprint(cifar10) == first  # from the cache
+    monkeypatch.setattr(image_folder_module, "_decode", decode)
+    Image.new("RGB", (32, 32)).save(cifar10 / "cifar10" / "test" / "class3" / "0001.png")
+    other = options.fingerprint(cifar10)
+    assert other["counts"] == first["counts"]
+    assert other["digest"] != first["digest"]
+    assert options.fingerprint(None) is None
+
+
+def test_fashion_mnist_and_digits_have_fingerprints_of_their_own(fashion_mnist):
+    splits = load("fashion_mnist", fashion_mnist)
+    found = data_options("fashion_mnist", {"train_per_class": 3}, "test").fingerprint(fashion_mnist)
+    assert splits.fingerprint == found
+    assert found["counts"] == {"train": [20] * 10, "test": [4] * 10}
+    digits = load("digits").fingerprint
+    assert digits == load("digits", image_size=8, train_per_class=3).fingerprint
+    assert sum(map(sum, digits["counts"].values())) == 1797
+
+
+def test_images_under_a_published_name_are_counted(cifar10, fashion_mnist):
+    sections = [{"name": "cifar10"}, {"name": "cifar10", "train_per_class": 3}, {"name": "digits"}]
+    (note,) = notes_on_data(sections, cifar10)
+    assert "not the published cifar10: 100 train and 20 test images" in note
+    assert "50,000 train and 10,000 test images (5,000 and 1,000 a class)" in note
+    (note,) = notes_on_data([{"name": "fashion_mnist"}], fashion_mnist)
+    assert "200 train and 40 test images" in note
+    usual = {"train": [6000] * 10, "test": [1000] * 10}
+    assert DATASETS["fashion_mnist"].unlike_published(usual) is None
 
 
 def test_an_epoch_holds_every_image_at_most_once_in_an_order_of_its_own():

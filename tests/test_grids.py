@@ -115,6 +115,64 @@ def test_another_model_inherits_what_it_has_too(grid):
     assert "scales" not in model
 
 
+def test_another_neuron_inherits_what_it_has_too(grid):
+    base = BASE.replace("dim: 48", "dim: 48, tau: 3.0, surrogate: atan")
+    study = load_study(grid("axes: {model.neuron: [lif, psn]}", base))
+    lif, psn = (entry.cell.model for entry in study.cells)
+    assert (lif["tau"], lif["surrogate"], psn["surrogate"]) == (3.0, "atan", "atan")
+    assert "tau" not in psn
+    assert study.notes == ()
+    again = load_study(grid(base=base), ["model.neuron=psn"])
+    assert again.cells[0].cell == study.cells[1].cell
+
+
+def test_what_a_choice_leaves_without_effect_is_not_inherited(grid):
+    base = BASE.replace("dim: 48", "dim: 48, fusion: token_channel")
+    study = load_study(grid("axes: {model.scales: [[1], [1, 3]]}", base))
+    assert [entry.cell.model["fusion"] for entry in study.cells] == ["token", "token_channel"]
+    base = BASE.replace("epochs: 3", "epochs: 3, min_lr: 1e-6")
+    study = load_study(grid("axes: {training.schedule: [cosine, constant]}", base))
+    assert [entry.cell.training["min_lr"] for entry in study.cells] == [1e-6, 1e-5]
+
+
+def test_a_combination_of_axes_is_without_what_it_does_not_have(grid):
+    study = load_study(grid("axes: {model.neuron: [lif, psn], model.tau: [2.0, 3.0]}"))
+    assert groups(study) == [
+        "msvit neuron=lif tau=2.0",
+        "msvit neuron=lif tau=3.0",
+        "msvit neuron=psn",
+    ]
+    assert study.notes == ("mine.yaml: axes: same as 'msvit neuron=psn', run once",)
+    more = "axes: {model.scales: [[1], [1, 3]], model.fusion: [token, token_channel]}"
+    assert len(groups(load_study(grid(more)))) == 3
+    models = load_study(grid("axes: {model.name: [msvit, qkformer], model.scales: [[1], [1, 3]]}"))
+    assert groups(models) == ["msvit scales=1", "msvit scales=1,3", "qkformer"]
+
+
+def test_overrides_mean_the_same_in_any_order(grid):
+    path = grid("axes: {model.neuron: [lif, psn]}")
+    study = load_study(path, ["model.tau=3"])
+    assert [entry.cell.model.get("tau") for entry in study.cells] == [3.0, None]
+    for overrides in (["model.neuron=psn", "model.tau=3"], ["model.tau=3", "model.neuron=psn"]):
+        with pytest.raises(ConfigError, match=r"tau: the neuron 'psn' has no such option"):
+            load_study(path, overrides)
+
+
+@pytest.mark.parametrize(
+    ("model", "more"),
+    [
+        ("neuron: psn, tau: 3.0", ""),
+        ("neuron: psn, tau: 3.0", "axes: {model.dim: [32, 64]}"),
+        ("neuron: psn", "axes: {model.tau: [2.0, 3.0]}"),
+        ("neuron: psn", "include: [{model: {tau: 3.0}}]"),
+    ],
+)
+def test_an_option_that_a_neuron_does_not_have_is_refused_where_it_is_set(grid, model, more):
+    path = grid(more, BASE.replace("dim: 48", f"dim: 48, {model}"))
+    with pytest.raises(ConfigError, match=r"mine\.yaml.*tau: the neuron 'psn' has no such option"):
+        load_study(path)
+
+
 def test_another_data_set_inherits_what_it_has_too(grid):
     base = BASE.replace("name: digits", "name: digits, image_size: 16, train_per_class: 50")
     study = load_study(grid("include: [{data: {name: fashion_mnist}}]", base))

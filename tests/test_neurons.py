@@ -13,8 +13,9 @@ from msvit.cells import resolve_cell
 from msvit.kernels import NeuronSpec
 from msvit.kernels.cpu import build
 from msvit.models.options import SpikingOptions
-from msvit.neuron_kinds import OPTIONS_READ, SURROGATES, NeuronName
+from msvit.neuron_kinds import OPTIONS_READ, PER_TIMESTEP, SURROGATES, NeuronName
 from msvit.neurons import NEURONS, Neuron
+from msvit.options import ConfigError
 from msvit.training import train_cell
 from tests.small import small_model
 
@@ -48,6 +49,45 @@ def test_a_neuron_reads_the_options_of_its_kind_and_no_others(kind):
         if not all(torch.equal(ours, theirs) for ours, theirs in pairs):
             read.add(option)
     assert read == set(OPTIONS_READ[kind])
+
+
+def spiking_cell(**model):
+    raw = {"model": {"name": "msvit", **model}, "data": {"name": "digits"}, "seed": 0}
+    return resolve_cell(raw, "test")
+
+
+@pytest.mark.parametrize("kind", get_args(NeuronName))
+def test_a_cell_has_the_options_of_its_neuron_and_takes_no_others(kind):
+    has = set(OPTIONS_READ[kind]) | ({"attn_threshold"} & {f"attn_{o}" for o in OPTIONS_READ[kind]})
+    cell = spiking_cell(neuron=kind)
+    assert has == (set(OTHER) | {"attn_threshold"}) & set(cell.model)
+    assert resolve_cell(cell.as_dict(), "test") == cell
+    for option, value in {**OTHER, "attn_threshold": 0.7}.items():
+        if option in has:
+            assert spiking_cell(neuron=kind, **{option: value}).model[option] == value
+        else:
+            for given in (value, spiking_cell().model[option]):  # the default as well
+                said = rf"model \(msvit\)\.{option}: the neuron '{kind}' has no.*{sorted(has)[-1]}"
+                with pytest.raises(ConfigError, match=said):
+                    spiking_cell(neuron=kind, **{option: given})
+
+
+@pytest.mark.parametrize("kind", PER_TIMESTEP)
+def test_a_neuron_with_parameters_per_time_step_takes_no_other_number_of_them(kind):
+    neuron = Neuron(NeuronSpec(kind, timesteps=3))
+    for steps in (2, 5):
+        with pytest.raises(ValueError, match=f"'{kind}' neuron of 3 time steps .* given {steps}"):
+            neuron(torch.randn(steps, 2, 2, 2, 4))
+    with pytest.raises(ConfigError, match=f"batch_coupled: a '{kind}' has parameters for 4 time"):
+        spiking_cell(neuron=kind, batch_coupled=True)
+
+
+def test_a_glif_keeps_its_threshold_where_it_was_asked_to():
+    for option in ("threshold", "attn_threshold"):
+        with pytest.raises(ConfigError, match=f"{option}: that of a 'glif' is at most 1"):
+            spiking_cell(neuron="glif", **{option: 2.0})
+    with pytest.raises(ValueError, match="threshold 2"):
+        NeuronSpec("glif", threshold=2.0)
 
 
 def test_every_name_has_its_neuron_and_every_option_its_field():

@@ -124,7 +124,7 @@ def change(**changes):
     [
         (cut, ("not complete JSON", "Delete it")),
         (lambda path: path.write_text(""), ("empty", "Delete it")),
-        (lambda path: path.write_bytes(b"\xff\xfe\x00"), ("not a text file", "Delete it")),
+        (lambda path: path.write_bytes(b"\xff\xfe\x00"), ("not UTF-8 text", "Delete it")),
         (lambda path: path.write_text("[1]"), ("object", "Delete it")),
         (lambda path: path.write_text('{"a": 1}'), ("schema", "Delete it")),
         (lambda path: path.write_text("[" * 100_000), ("JSON", "Delete it")),

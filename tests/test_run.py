@@ -13,8 +13,10 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from msvit.cells import Cell
+from msvit.cells import Cell, resolve_cell
+from msvit.data import data_options
 from msvit.records.schema import RecordError
 from msvit.records.store import (
     cell_folder,
@@ -23,13 +25,16 @@ from msvit.records.store import (
     read_failure,
     read_record,
     write_failure,
+    write_record,
 )
 from studies.cluster import Place
 from studies.executor import RESUBMISSIONS, run_cells
 from studies.grids import load_study
+from studies.hpo import main as search
 from studies.progress import Display
 from studies.run import main
 from studies.worker import failure_of, run_cell
+from tests.results_folder import make_record
 
 ROOT = Path(__file__).resolve().parent.parent
 RUN = ROOT / "studies" / "run.py"
@@ -513,3 +518,58 @@ def test_a_damaged_record_ends_the_run_before_anything_starts(tmp_path, tiny, ca
     assert str(path) in message
     assert "Delete it" in message
     assert not (tmp_path / "studies").exists()
+
+
+def image_folder(root, shade):
+    """Ten classes of images of 32×32 pixels, as CIFAR-10 is laid out."""
+    for split, count in (("train", 3), ("test", 1)):
+        for label in range(10):
+            folder = root / split / f"class{label}"
+            folder.mkdir(parents=True)
+            for number in range(count):
+                Image.new("RGB", (32, 32), (shade, label, number)).save(folder / f"{number}.png")
+    return root
+
+
+def test_a_record_is_not_shown_for_other_images_than_its_own(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("studies.run._report", lambda study, records: 0)
+    grid = tmp_path / "mine.yaml"
+    grid.write_text("question: Which images?\nbase: {model: {name: msvit}, data: {name: cifar10}}")
+    here, there = (image_folder(tmp_path / f"{shade}", shade) for shade in (1, 2))
+    cell = load_study(str(grid)).cells[0].cell
+    images = data_options("cifar10", {}, "test").fingerprint(here)
+    results = tmp_path / "results"
+    given = ["--grid", str(grid), "--results", str(results)]
+    record = make_record(cell, 0.5, 1e-3)
+    write_record(results, record | {"data": images})
+
+    assert main([*given, "--data-dir", str(here)]) == 0
+    assert "1 done" in capsys.readouterr().out
+    assert main(given) == 0  # a finished study needs no images
+    capsys.readouterr()
+    for more in ([], ["--dry-run"]):
+        assert main([*given, "--data-dir", str(there), *more]) == 2
+        out, error = capsys.readouterr()
+        assert "done" not in out
+        for part in (cell.id, images["digest"], f"--data-dir {there}", "--results"):
+            assert part in error
+        assert len(error.splitlines()) == 1
+
+    write_record(results, record)  # as earlier versions wrote it
+    assert main([*given, "--data-dir", str(there)]) == 0
+
+
+def test_a_search_does_not_take_over_records_of_other_images(tmp_path, capsys):
+    here, there = (image_folder(tmp_path / f"{shade}", shade) for shade in (1, 2))
+    cell = resolve_cell({"model": {"name": "msvit"}, "data": {"name": "cifar10"}}, "test")
+    images = data_options("cifar10", {}, "test").fingerprint(here)
+    results = tmp_path / "results"
+    write_record(results, make_record(cell, 0.5, 1e-3) | {"data": images})
+    space = tmp_path / "mine.yaml"
+    space.write_text(
+        "question: Which?\nbase: {model: {name: msvit}, data: {name: cifar10}}\n"
+        "parameters: {training.lr: {float: [0.001, 0.1]}}\nobjectives: {accuracy: maximize}\n"
+    )
+    given = ["--space", str(space), "--results", str(results), "--data-dir", str(there)]
+    assert search(given) == 2
+    assert f"{cell.id} was trained on other images" in capsys.readouterr().err

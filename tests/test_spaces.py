@@ -198,3 +198,24 @@ assert not loaded, loaded
     assert done.returncode == 0, done.stderr
     assert re.search(r"^scales +\d+ trials", done.stdout, re.M)
     assert "did you mean 'scales'" in done.stderr
+
+
+def test_a_trial_is_without_what_its_values_leave_without_effect(space):
+    more = "  model.neuron: {categorical: [lif, psn]}\n  model.tau: {float: [1.5, 3.0]}\n"
+    found = space(old="objectives:", new=f"{more}objectives:")
+    assert possible_share(found) == (1.0, "")
+    source = random.Random(0)
+    cells = [found.cells(found.draw(source, {}))[0] for _ in range(20)]
+    assert {(cell.model["neuron"], "tau" in cell.model) for cell in cells} == {
+        ("lif", True),
+        ("psn", False),
+    }
+
+
+def test_a_parameter_that_no_trial_has_is_refused(space):
+    with pytest.raises(ConfigError, match=r"model\.tau: the neuron 'psn' has no such option"):
+        space(
+            old="scales: {categorical: [[1], [1, 3]]}",
+            new="tau: {float: [1.5, 3.0]}\n  "
+            "model.neuron: {categorical: [psn]}\n  model.scales: {categorical: [[1], [1, 3]]}",
+        )

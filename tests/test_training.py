@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -18,7 +19,7 @@ import msvit.training.cell as cell_module
 from msvit import processor
 from msvit.cells import resolve_cell
 from msvit.data import data_options, load_splits
-from msvit.options import ConfigError
+from msvit.options import ConfigError, DataError
 from msvit.precision import MAX_ERROR, bf16_is_faster, choose_precision, product_error
 from msvit.recipes import TrainingOptions, list_recipes, load_recipe
 from msvit.records.energy import sop_spikformer
@@ -86,6 +87,7 @@ def test_a_record_is_complete_and_can_be_written(record, tmp_path):
     best = max(record["history"], key=lambda row: (row["val_accuracy"], -row["val_loss"]))
     assert record["selected_epoch"] == best["epoch"]
     assert record["test"]["images"] == 340
+    assert [sum(classes) for classes in record["data"]["counts"].values()] == [1457, 340]
     assert 0 <= record["test"]["accuracy"] <= 1
     assert {row["timestep"] for row in record["firing"]} == {0, 1}
     assert "energy_mj" not in record  # it follows from the operations
@@ -168,6 +170,19 @@ def test_a_damaged_checkpoint_is_set_aside(record, tmp_path, damage, caplog):
     assert comparable(again) == comparable(record)
     assert "checkpoint.pt" in caplog.text
     assert (tmp_path / "checkpoint.damaged.pt").read_bytes() == bytes(content)
+
+
+def test_epochs_on_other_images_are_not_gone_on_with(tmp_path, monkeypatch):
+    with pytest.raises(Stopped):
+        train_cell(tiny_cell(), tmp_path, report=stop_after(1))
+
+    def others(options, data_dir):
+        splits = load_splits(options, data_dir)
+        return replace(splits, fingerprint={**splits.fingerprint, "digest": "0" * 16})
+
+    monkeypatch.setattr(cell_module, "load_splits", others)
+    with pytest.raises(DataError, match=r"checkpoint\.pt was trained on .*digest .*digest 0000"):
+        train_cell(tiny_cell(), tmp_path)
 
 
 def test_a_checkpoint_of_another_version_is_set_aside(record, tmp_path, caplog):

@@ -54,13 +54,8 @@ class DigitsOptions(DataOptions):
         # Of all images that may be trained on: train_per_class does not change it.
         scaled = images.images[rest].float() / 255
         mean, std = float(scaled.mean()), float(scaled.std())
-        original, labels = table[:, :-1].to(torch.uint8), images.labels  # the same at every size
-        found = fingerprint(
-            {
-                split: (original[chosen].numpy(), labels[chosen].numpy())
-                for split, chosen in (("train", rest), ("test", test))
-            }
-        )
+        original = Images(table[:, :-1].to(torch.uint8), images.labels)  # the same at every size
+        found = fingerprint({"train": original[rest].arrays(), "test": original[test].arrays()})
         return Splits(train, validation, images[test], (mean,), (std,), found)
 
 

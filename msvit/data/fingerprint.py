@@ -34,7 +34,7 @@ def fingerprint(sets: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Fingerprin
     return {"counts": counts, "digest": digest.hexdigest()[:_DIGITS]}
 
 
-def describe(found: Fingerprint) -> str:
+def describe_images(found: Fingerprint) -> str:
     """``50,000 train and 10,000 test images, digest 0123456789abcdef``."""
     return f"{describe_counts(found['counts'])}, digest {found['digest']}"
 

@@ -58,13 +58,14 @@ class Cifar10Options(DataOptions):
         _listed(_find(data_dir), self.num_classes)
 
     def counts(self, data_dir: Path | None) -> dict[str, list[int]] | None:
-        if (root := _found(data_dir)) is None:
+        if data_dir is None:
             return None
-        return _counts(_listed(root, self.num_classes))
+        return _counts(_listed(_find(data_dir), self.num_classes))
 
     def fingerprint(self, data_dir: Path | None) -> Fingerprint | None:
-        if (root := _found(data_dir)) is None:
+        if data_dir is None:
             return None
+        root = _find(data_dir)
         listing = _listed(root, self.num_classes)
         for folder, name in _caches(root, listing):
             if (known := _read_fingerprint(folder / f"{name}.json")) is not None:
@@ -89,21 +90,15 @@ class Cifar10Options(DataOptions):
         return Splits(train, validation, images("test"), self.mean, self.std, found)
 
 
-def _found(data_dir: Path | None) -> Path | None:
-    for root in (data_dir, data_dir / "cifar10") if data_dir is not None else ():
-        if (root / "train").is_dir() and (root / "test").is_dir():
-            return root
-    return None
-
-
 def _find(data_dir: Path | None) -> Path:
     if data_dir is None:
         raise DataError(
             "CIFAR-10 needs --data-dir: a folder with train/<class>/*.png (or .jpg) and "
             "test/<class>/*.png, or one that holds such a folder under the name cifar10"
         )
-    if (root := _found(data_dir)) is not None:
-        return root
+    for root in (data_dir, data_dir / "cifar10"):
+        if (root / "train").is_dir() and (root / "test").is_dir():
+            return root
     raise DataError(
         f"CIFAR-10 is not there: neither {data_dir} nor {data_dir / 'cifar10'} "
         "has the folders train/<class> and test/<class>"

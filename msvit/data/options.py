@@ -71,17 +71,20 @@ class DataOptions(Options):
     def counts(self, data_dir: Path | None) -> dict[str, list[int]] | None:
         """Split → images of each class, as far as a look at the files tells; nothing is decoded.
 
-        None where the images are part of a package, or not there.
+        None where the images are part of a package, or nobody says where they are.
+
+        Raises:
+            DataError: where files are missing or cannot be opened.
         """
         return None
 
     def fingerprint(self, data_dir: Path | None) -> Fingerprint | None:
         """Which images :meth:`load` would read now.
 
-        None where they are part of a package, or not there.
+        None where they are part of a package, or nobody says where they are.
 
         Raises:
-            DataError: where files are broken.
+            DataError: where files are missing or broken.
         """
         return None
 
@@ -95,9 +98,8 @@ class DataOptions(Options):
         if {split: list(numbers) for split, numbers in counts.items()} == usual:
             return None
         return (
-            f"these are not all and only the images of {cls.name}: {describe_counts(counts)} "
-            f"were found ({_per_class(counts)}), it has {describe_counts(usual)} "
-            f"({_per_class(usual)})"
+            f"not the published {cls.name}: {describe_counts(counts)} were found "
+            f"({_per_class(counts)}), and it has {describe_counts(usual)} ({_per_class(usual)})"
         )
 
     @abstractmethod

@@ -47,8 +47,8 @@ class ModelOptions(Options):
 
 
 _NEURON_OPTIONS = (
-    *("tau", "threshold", "attn_threshold", "surrogate", "surrogate_alpha"),
-    *("hard_reset", "detach_reset"),
+    *("tau", "threshold", "attn_threshold"),
+    *("surrogate", "surrogate_alpha", "hard_reset", "detach_reset"),
 )
 
 

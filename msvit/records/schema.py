@@ -12,6 +12,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from msvit.cells import SCHEMA, Cell
+from msvit.data.fingerprint import Fingerprint
 
 
 class RecordError(RuntimeError):
@@ -68,6 +69,7 @@ class Record(TypedDict):
     schema: int
     id: str
     cell: CellFields
+    data: NotRequired[Fingerprint]  # the images that were found; not of earlier versions
     parameters: int
     history: list[Epoch]
     selected_epoch: int

@@ -7,6 +7,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,11 @@ from torch import Tensor, nn
 from msvit import kernels
 from msvit.cells import SCHEMA, Cell
 from msvit.data import data_options, load_splits
+from msvit.data.fingerprint import Fingerprint, describe_images
 from msvit.data.splits import Images, Splits
 from msvit.metrics import Meter
 from msvit.models import create_model
+from msvit.options import DataError
 from msvit.precision import choose_precision
 from msvit.recipes import TrainingOptions
 from msvit.runtime import (
@@ -57,7 +60,7 @@ def train_cell(
 
     Raises:
         TrainingDiverged: when a loss, a gradient, weights or running statistics are not finite.
-        DataError: when images are missing or broken.
+        DataError: when images are missing or broken, or others than those of the epochs before.
     """
     prepare_process()
     device = training_device()
@@ -84,8 +87,9 @@ def train_cell(
         mixup=make_mixup(options, cell.model["num_classes"]),
         scaler=torch.amp.GradScaler(device.type, enabled=precision.dtype == torch.float16),
     )
-    progress = _Progress(folder / "checkpoint.pt", cell.id, trainer)
+    progress = _Progress(folder / "checkpoint.pt", cell.id, trainer, splits.fingerprint)
     if state:
+        _check_same_images(state.get("data"), splits.fingerprint, progress.path)
         progress.resume(state)
         when = f"as resumed after epoch {progress.epoch}"
         check_state(model, when, f"delete {progress.path} to train from the start")
@@ -135,6 +139,7 @@ def train_cell(
         "schema": SCHEMA,
         "id": cell.id,
         "cell": cell.as_dict(),
+        "data": splits.fingerprint,
         "parameters": sum(weight.numel() for weight in model.parameters()),
         "history": progress.history,
         "selected_epoch": chosen,
@@ -158,8 +163,8 @@ _KEYS = ("model", "optimizer", "scaler", "precision", *_KEPT)
 class _Progress:
     """How far a training has come; its checkpoint holds all that the next epoch needs."""
 
-    def __init__(self, path: Path, cell: str, trainer: Trainer):
-        self.path, self.cell, self.trainer = path, cell, trainer
+    def __init__(self, path: Path, cell: str, trainer: Trainer, data: Fingerprint | None):
+        self.path, self.cell, self.trainer, self.data = path, cell, trainer, data
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, Tensor] = {}
         self.selected: dict[str, Any] = {}
@@ -198,6 +203,7 @@ class _Progress:
         trainer = self.trainer
         state = {
             "cell": self.cell,
+            "data": self.data,
             "model": trainer.model.state_dict(),
             "optimizer": trainer.optimizer.state_dict(),
             "scaler": trainer.scaler.state_dict(),
@@ -218,13 +224,21 @@ def _load_data(cell: Cell, data_dir: Path | None, device: torch.device) -> Split
     def resident(images: Images) -> Images:
         return images.to(device)
 
-    return Splits(
-        resident(splits.train),
-        resident(splits.validation),
-        resident(splits.test),
-        splits.mean,
-        splits.std,
+    return replace(
+        splits,
+        train=resident(splits.train),
+        validation=resident(splits.validation),
+        test=resident(splits.test),
     )
+
+
+def _check_same_images(known: Fingerprint | None, found: Fingerprint | None, path: Path) -> None:
+    """Epochs on some images and epochs on others are no training; versions before did not tell."""
+    if known is not None and found is not None and known != found:
+        raise DataError(
+            f"{path} was trained on {describe_images(known)}, and here are "
+            f"{describe_images(found)}: give the images of then, or delete it to start again"
+        )
 
 
 def _kernels(

@@ -23,7 +23,8 @@
       - msvit_cifar10            # of the registry: its values of the parameters above
       - {model.scales: [1, 3], training.lr: 0.01}
 
-Everything is checked before the first trial. Nothing here imports torch, Optuna or Ray.
+A trial is left without the parameters that its other values leave without effect (``tau`` beside a
+PSN); ``when`` keeps the sampler from choosing them. Everything is checked before the first trial. Nothing here imports torch, Optuna or Ray.
 """
 
 from __future__ import annotations
@@ -102,9 +103,18 @@ class Space:
     @property
     def data(self) -> tuple[str, ...]:
         """Names of the data sets that are trained on."""
-        searched = (p for p in self.parameters if p.key == "data.name")
-        names = [str(name) for p in searched for name in p.choices]
-        return tuple(names) or (self.base["data"]["name"],)
+        return self._values("data", "name")
+
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """What ``training.precision`` may be, as far as the space says."""
+        return self._values("training", "precision")
+
+    def _values(self, section: str, option: str) -> tuple[str, ...]:
+        searched = [p for p in self.parameters if p.key == f"{section}.{option}"]
+        if searched:
+            return tuple(str(choice) for p in searched for choice in p.choices)
+        return tuple(filter(None, [self.base[section].get(option)]))
 
     def cells(self, chosen: Mapping[str, Scalar]) -> list[Cell]:
         """The cells of one trial, a cell per seed.

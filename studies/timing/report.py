@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -159,11 +160,13 @@ def ratios(rows: list[dict], machines: dict[str, Machine]) -> str:
             for variant in (VARIANTS[1], COMPILED):
                 if (model, size, variant, "fp32", "train") in by_key:
                     lines += [
-                        _ratio_row(by_key, model, size, variant, pair, limits) for pair in PAIRS
+                        _ratio_row(by_key, model, size, variant, pair, limits)
+                        for pair in PAIRS
+                        if set(pair) <= set(limits.peaks)
                     ]
         lines += ["", "| share of the roofline | " + " | ".join(models) + " | bar |"]
         lines.append("|---|" + "--:|" * (len(models) + 1))
-        for mode, precision in (("train", "fp32"), ("train", "bf16"), *_INFER):
+        for mode, precision in product(("train", "infer"), limits.peaks):
             held = mode == "train" and size == "cifar" and not limits.gpu
             least = SHARES[precision] if held else 0.0
             shares = []
@@ -230,7 +233,9 @@ def _how_measured(rows: list[dict], limits: Machine) -> list[str]:
             "TF32 on a GPU. Ours are exact.",
         ]
         return lines
-    if not limits.bf16_faster:
+    if "bf16" not in limits.peaks:
+        lines += ["", "This processor has no instructions for bf16, which was left out."]
+    elif not limits.bf16_faster:
         lines += [
             "",
             "This processor multiplies no faster in bf16 than in fp32: training chooses fp32 here.",
@@ -249,9 +254,6 @@ def _how_measured(rows: list[dict], limits: Machine) -> list[str]:
 def _rates(rows: list[dict]) -> str:
     rates = [row["input_rate"] for row in rows if row["input_rate"] != ""]
     return f"{min(rates):.2f} to {max(rates):.2f}"
-
-
-_INFER = (("infer", "fp32"), ("infer", "bf16"))
 
 
 def _speed_bar(model: str, size: str, mode: str, plain: str, bar: float | None) -> float | None:

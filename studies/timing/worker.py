@@ -47,7 +47,7 @@ def _limits(task: dict[str, Any]) -> dict[str, Any]:
     found["bf16_faster"] = bf16_is_faster(device)
     # Compiled here, not while a step is timed.
     found["kernels"] = all(kernels.available(device, d) for d in (torch.float32, torch.bfloat16))
-    for precision in PRECISIONS:
+    for precision in PRECISIONS if gpu or processor.multiplies_bf16() else ("fp32",):
         found[precision] = choose_precision(precision, device).label
         found["peaks"][precision] = asdict(measure_peaks(precision, device, task["quick"]))
     found["work"] = {m: asdict(count_work(m, task["options"])) for m in task["models"]}
