@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import json
 import logging
 import multiprocessing
 import os
@@ -11,6 +12,7 @@ import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 from typing import NamedTuple, get_type_hints
 from xml.etree import ElementTree
 
@@ -627,8 +629,10 @@ def test_triton_kernels_pass_the_same_tests_in_the_interpreter(tmp_path):
     }
 
 
-COMPILE_ALL = """
+NO_GPU = """
+import json, subprocess, tempfile
 import torch
+from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
@@ -636,44 +640,109 @@ from msvit.kernels import NeuronSpec, autograd
 from msvit.kernels.cuda import kernels, passes
 
 class NoGpu:
-    def get_current_target(self): return GPUTarget("cuda", 80, 32)
+    def get_current_target(self): return GPUTarget("cuda", CAPABILITY, 32)
     def get_current_device(self): return 0
     def get_current_stream(self, device): return 0
 
-compiled = set()
+compiled = []
 def compile_only(kernel, grid):
     def call(*args, **options):
-        compiled.add(kernel.fn.__name__)
-        assert "cubin" in kernel.warmup(*args, grid=grid, **options).asm
+        compiled.append((kernel.fn.__name__, kernel.warmup(*args, grid=grid, **options)))
     return call
 
 driver.set_active(NoGpu())
 JITFunction.__getitem__ = compile_only
+"""
+
+COMPILE_ALL = """
 backend = passes.backend(torch.bfloat16)
 spec, w = NeuronSpec("plif", detach_reset=False), torch.zeros((), requires_grad=True)
 y = torch.zeros(3, 1, 6, 6, 24, dtype=torch.bfloat16, requires_grad=True)
+one = torch.zeros(3, 1, 1, 1, 5, dtype=torch.bfloat16, requires_grad=True)
 joined = torch.zeros(3, 1, 6, 6, 48, dtype=torch.bfloat16, requires_grad=True)
-norm = torch.nn.BatchNorm1d(24)
+static = y[:1].expand(9, *y.shape[1:])
+norm, fixed = torch.nn.BatchNorm1d(24), torch.nn.BatchNorm1d(24).eval()
+cumulative = torch.nn.BatchNorm1d(5, momentum=None)
 for out in (
     autograd.norm_neuron(backend, y, norm, spec, w, y, None, False),
     autograd.norm_neuron(backend, y, norm, spec, w, None, None, True),
+    autograd.norm_neuron(backend, static, norm, spec, w, None, None, False),
+    autograd.norm_neuron(backend, y, fixed, spec, w, None, torch.zeros(24), False),
+    autograd.norm_neuron(backend, one, cumulative, spec, w, None, None, False),
     autograd.norm_add(backend, y, norm, None, None, False),
     autograd.token_attention(backend, joined, 2, [y], spec, 8, w)[0],
-    *(autograd.neuron(backend, y, NeuronSpec(surrogate=s), None) for s in SURROGATES),
+    *(autograd.neuron(backend, one, NeuronSpec(surrogate=s), None) for s in SURROGATES),
 ):
     out.sum().backward()
-public = {name for name in vars(kernels) if not name.startswith("_")} - {"tl", "triton"}
-print(sorted(compiled ^ public))
+known = {name for name, value in vars(kernels).items() if isinstance(value, JITFunction)}
+public = {name for name in known if not name.startswith("_")}
+assert all("cubin" in kernel.asm for _, kernel in compiled)
+print(json.dumps(sorted(public ^ {name for name, _ in compiled})))
 """
+
+COMPILE_LARGE = """
+def unit(dtype, steps, channels, spec=NeuronSpec()):
+    backend, w = passes.backend(dtype), torch.zeros(()) if spec.kind == "plif" else None
+    y = torch.zeros(steps, 2, 4, 4, channels, dtype=dtype)
+    neuron, folded = backend.neuron(spec, w), torch.zeros(4, channels)
+    common = {"steps": steps, "folded": folded, "neuron": neuron}
+    backend.forward(y, **common, shortcut=y)
+    backend.backward(y, y, **common, coefficients=None, write=True, sums=True)
+
+plif = NeuronSpec("plif", detach_reset=False, surrogate="atan")
+for case in (
+    *((torch.bfloat16, 4, channels) for channels in (48, 96, 192, 768)),
+    *((torch.float32, 4, channels) for channels in (48, 384)),
+    *((dtype, steps, 384) for dtype in (torch.bfloat16, torch.float32) for steps in (6, 16, 32)),
+    (torch.bfloat16, 16, 96, plif),
+):
+    unit(*case)
+joined = torch.zeros(32, 2, 4, 4, 768, dtype=torch.bfloat16)
+backend = passes.backend(torch.bfloat16)
+half, neuron = joined[..., :384].contiguous(), backend.neuron(plif, torch.zeros(()))
+backend.token_attention(joined, [half], parts=2, neuron=neuron, heads=8, keep=True)
+scores, keys = torch.zeros(32, 2, 4, 4, 8), half.byte()
+backend.token_attention_backward(half, scores, keys, parts=2, wide=True, neuron=neuron)
+
+def resources(name, kernel):
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        command = [knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name]
+        usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    words = dict(word.split(":") for word in usage.split() if word.startswith(("REG:", "STACK:")))
+    narrow = [x for x in kernel.asm["ptx"].splitlines() if "ld.global" in x and ".b16 " in x]
+    return name, int(words["REG"]), int(words["STACK"]), len(narrow)
+
+print(json.dumps([resources(*found) for found in compiled if not found[0].startswith("fold")]))
+"""
+
+
+def without_a_gpu(script: str, capability: int, cache: Path) -> list:
+    """What ``script`` prints last, as JSON, where launching a Triton kernel only compiles it."""
+    setting = f"CAPABILITY, SURROGATES = {capability}, {SURROGATES}\n"
+    done = subprocess.run(
+        [sys.executable, "-c", setting + NO_GPU + script],
+        env={**os.environ, "TRITON_CACHE_DIR": str(cache), "TRITON_INTERPRET": "0"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 @pytest.mark.slow
 @needs_triton
 def test_triton_kernels_compile_for_a_gpu_that_is_not_there(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-c", f"SURROGATES = {SURROGATES}\n{COMPILE_ALL}"],
-        env={**os.environ, "TRITON_CACHE_DIR": str(tmp_path), "TRITON_INTERPRET": "0"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.stdout.strip() == "[]", done.stdout + done.stderr[-3000:]
+    assert without_a_gpu(COMPILE_ALL, 80, tmp_path) == []
+
+
+@pytest.mark.slow
+@needs_triton
+def test_triton_kernels_spill_nothing_and_load_whole_words(tmp_path):
+    found = without_a_gpu(COMPILE_LARGE, 90, tmp_path)
+    assert len(found) == 28
+    for name, registers, stack, narrow_loads in found:
+        assert stack == 0, f"{name} spills {stack} bytes of {registers} registers"
+        assert registers <= 168, f"{name}: fewer than 3 programs fit on a multiprocessor"
+        assert narrow_loads == 0, f"{name} loads two bytes at a time"

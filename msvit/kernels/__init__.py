@@ -39,6 +39,7 @@ __all__ = [
     "convolve",
     "cpp_compiler",
     "describe",
+    "every_step",
     "max_pool",
     "neuron",
     "norm_add",
@@ -153,6 +154,13 @@ def convolve(
         if spikes is not None:
             return sparse_products.convolve(dense, weight, spikes)
     return reference.convolve(x, weight, stride, padding, groups)
+
+
+def every_step(x: Tensor, steps: int) -> Tensor:
+    """``[1, ...]`` as ``[T, ...]`` without a copy, which units recognise and compute once."""
+    if torch.compiler.is_compiling() or not (torch.is_grad_enabled() and x.requires_grad):
+        return x.expand(steps, *x.shape[1:])
+    return autograd.every_step(x, steps)
 
 
 def neuron(x: Tensor, spec: NeuronSpec, plif_w: Tensor | None = None) -> Tensor:

@@ -74,6 +74,24 @@ def token_attention(
     return _TokenAttention.apply(joined, plif_w, backend, parts, spec, heads, *wide)
 
 
+def every_step(x: Tensor, steps: int) -> Tensor:
+    return _EveryStep.apply(x, steps)
+
+
+class _EveryStep(Function):
+    @staticmethod
+    def forward(ctx: Any, x, steps):
+        return spread(x, steps)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_out):
+        # A unit's gradient is one and the same for all steps: summing it would read it T times.
+        if grad_out.stride(0) == 0:
+            return grad_out[:1] * len(grad_out), None
+        return grad_out.sum(0, keepdim=True), None
+
+
 class _NormNeuron(Function):
     @staticmethod
     def forward(

@@ -50,9 +50,8 @@ class Conv(nn.Module):
         nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
 
     def forward(self, x: Tensor) -> Tensor:
-        steps = x.shape[0]
         if is_static(x):
-            return self._convolve(x[:1]).expand(steps, *(-1,) * 4)
+            return kernels.every_step(self._convolve(x[:1]), len(x))
         return self._convolve(x)
 
     def _convolve(self, x: Tensor) -> Tensor:

@@ -300,9 +300,7 @@ class TritonBackend:
 def _tiles(rows: int, channels: int, itemsize: int, steps: int = 1):
     """Grid and tile sizes of a pass that holds ``steps`` time steps of a tile in registers."""
     wide = _width(channels)
-    per_thread = max(
-        1, min(LOAD_BYTES // itemsize, HELD // triton.next_power_of_2(min(steps, STEPS)))
-    )
+    per_thread = min(LOAD_BYTES // itemsize, HELD // triton.next_power_of_2(min(steps, STEPS)))
     high = max(1, per_thread * LANES // wide)
     if rows == 1:  # nothing to tell channels apart by
         wide, high = wide * high, 1
