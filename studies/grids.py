@@ -34,7 +34,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from msvit.cells import SECTIONS, Cell, option_names, resolve_cell, section_of
-from msvit.options import ConfigError, unknown
+from msvit.options import ConfigError
+from msvit.recipes import unknown_option
 from msvit.yaml_files import parse_yaml, read_yaml
 from studies.configurations import (
     MAX_CELLS,
@@ -208,7 +209,7 @@ def _override(configurations: list[_Configuration], text: str) -> None:
         if dotted:
             message = f"unknown option {key!r}; did you mean {dotted[0]!r}?"
             raise ConfigError(place, "", message)
-        raise ConfigError(place, "", unknown(key, valid, f"unknown option {key!r}"))
+        raise ConfigError(place, "", unknown_option(key, valid, f"unknown option {key!r}"))
     value = parse_yaml(value_text, place)
     section, option = split_key(key, place)
     for configuration in configurations:

@@ -16,10 +16,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from msvit.cells import Cell
 from msvit.options import ConfigError
 from msvit.records.measures import all_measures, mean_measures
 from msvit.records.store import has_record, write_record
-from studies.cluster import Place, RayLost, connected, gpus_per_cell, resources, slots
+from studies.cluster import Place, RayLost, connected, packing, resources, slots
+from studies.packing import Packing
 from studies.search.ledger import Ledger, Proposal
 from studies.search.space import Space, largest_epochs
 from studies.search.trial import run_trial
@@ -42,7 +44,8 @@ def search(
     deadline = None if space.minutes is None else time.monotonic() + 60 * space.minutes
     _calm_tune()
     with connected(place):
-        gpus = gpus_per_cell(place)
+        shares = packing(place, results)
+        gpus = 0.0 if place.gpus_per_cell is None else place.gpus_per_cell
         if not slots(place.cpus_per_cell, gpus):
             raise ConfigError(
                 "",
@@ -53,7 +56,7 @@ def search(
         for restart in range(RESTARTS + 1):
             proposer = make_proposer(space, ledger, results, data_dir, deadline, say)
             try:
-                _fit(space, ledger, proposer, place, gpus)
+                _fit(space, ledger, proposer, place, shares)
             except Exception as error:
                 # A process killed for want of memory can take Tune's loop with it.
                 if restart == RESTARTS:
@@ -174,20 +177,27 @@ def make_proposer(
     return Proposer()
 
 
-def _fit(space: Space, ledger: Ledger, proposer: Any, place: Place, gpus: float) -> None:
+def _fit(space: Space, ledger: Ledger, proposer: Any, place: Place, shares: Packing) -> None:
     from ray import tune
 
     left = ledger.left()
     if not left:
         return
+
+    def resources_of(config: Mapping[str, Any]) -> Any:
+        cells = [Cell.from_dict(cell) for cell in json.loads(config["task"])["cells"]]
+        gpus = max(shares.gpus(cell) for cell in cells)
+        return tune.PlacementGroupFactory([{"CPU": place.cpus_per_cell, "GPU": gpus}])
+
     with tempfile.TemporaryDirectory(prefix="msvit-tune-") as folder:
         tune.Tuner(
-            tune.with_resources(run_trial, {"cpu": place.cpus_per_cell, "gpu": gpus}),
+            tune.with_resources(run_trial, resources_of),
             tune_config=tune.TuneConfig(
                 search_alg=proposer,
                 scheduler=make_scheduler(space, ledger),
                 num_samples=left,
-                max_concurrent_trials=max(1, slots(place.cpus_per_cell, gpus)),
+                # Of the GPUs, each trial takes what it needs: Tune waits for that by itself.
+                max_concurrent_trials=max(1, slots(place.cpus_per_cell, place.gpus_per_cell or 0)),
                 trial_dirname_creator=lambda trial: trial.trial_id,
             ),
             run_config=tune.RunConfig(
