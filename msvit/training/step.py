@@ -137,6 +137,11 @@ class Scores:
         loss, hits = self._run(images, labels)
         return loss, hits
 
+    @property
+    def how(self) -> str:
+        """``graph`` or ``eager``."""
+        return "graph" if self._run.recorded else "eager"
+
     def _score(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         with self._precision.autocast(self.device):
             logits = self.model(self._normalise(images))
