@@ -163,17 +163,16 @@ def _sizes(model: ModelOptions) -> tuple[float, float]:
     """Values behind norms per image, over all time steps, and weights: both about right."""
     side, block = float(model.image_size), 4 + len(getattr(model, "scales", ())) + model.mlp_ratio
     values = weights = 0.0
+    dims, depths = [model.dim], [sum(model.depths)]
     if hasattr(model, "pools"):  # a stem that shrinks the image, then one width
         for width, pool in zip((1 / 8, 1 / 4, 1 / 2, 1), model.pools, strict=True):
             values += side**2 * model.dim * width
             side /= 2 if pool else 1
-        dims, depths = [model.dim], [sum(model.depths)]
     elif hasattr(model, "patch_size"):
         side /= model.patch_size
-        dims, depths = [model.dim], [sum(model.depths)]
     else:
         side /= {"cifar": 1, "imagenet": 4, "events": 8}[getattr(model, "layout", "cifar")]
-        dims, depths = getattr(model, "stage_dims", [model.dim]), model.depths
+        dims, depths = list(getattr(model, "stage_dims", dims)), list(model.depths)
     for dim, depth in zip(dims, depths, strict=True):
         values += side**2 * dim * (5 + depth * block)
         weights += dim**2 * (18 + depth * (4 + 2 * model.mlp_ratio))

@@ -126,7 +126,7 @@ def _our_step(
     if task["mode"] == "infer":
         scores = Scores(model.eval(), normalise, precision, recorder)
         return lambda: _without_gradient(scores, images, labels), lambda: scores.how
-    options = TrainingOptions()
+    options = TrainingOptions.parse({}, "training")
     optimizer = make_optimizer(model, options, images.device)
     rates = Rates(optimizer, options, 1000, images.device)
     step = TrainingStep(model.train(), options, optimizer, normalise, precision, recorder, eager)
