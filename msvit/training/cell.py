@@ -130,12 +130,14 @@ def train_cell(
             told |= {"gpu_busy": used / whole}
         report(told)
 
+    # Not from a graph, which no monitor sees: and what it holds may be wanted.
+    trainer.step.release()
+    validation_scores.release()
     model.load_state_dict(progress.best)
     chosen = progress.selected["epoch"]
     check_state(model, f"the weights of epoch {chosen}", "no result can be measured with them")
     with Meter(model) as meter:
         test = eval_batches(splits.test, options.eval_batch_size)
-        # Not from a graph, which no monitor sees.
         test_loss, test_accuracy = evaluate(test, Scores(model, normalise, precision))
     if not math.isfinite(test_loss):
         raise TrainingDiverged(f"the weights of epoch {chosen}: the test loss is {test_loss}")

@@ -82,6 +82,10 @@ class Graphed:
         assert self._replay is not None
         return self._replay()
 
+    def release(self) -> None:
+        """Give back what the recording holds; later calls are not replayed."""
+        self._replay, self._recorder, self._inputs = None, None, ()
+
     def _record(self, recorder: Recorder, inputs: Outputs) -> bool:
         """Whether calls are replayed from now on; where not, one line in the log says why."""
         if not self.problem:
@@ -125,6 +129,7 @@ class CudaGraphs:
         except RuntimeError as error:
             # A capture that breaks off leaves its stream current, and its generator waiting.
             torch.cuda.set_stream(current)
+            self._memory = torch.cuda.graph_pool_handle()
             fresh = torch.Generator(torch.device("cuda", torch.cuda.current_device()))
             fresh.set_state(before)
             generator.graphsafe_set_state(fresh.graphsafe_get_state())

@@ -80,6 +80,11 @@ class TrainingStep:
         why = self._eager or self._run.problem
         return f"eager: {why}" if why else "eager"
 
+    def release(self) -> None:
+        """Give back what the graph and the gradient hold of the device."""
+        self._run.release()
+        self._optimizer.zero_grad(set_to_none=True)
+
     def _whole(self, images: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         loss, hits, norm = self._learn(images, target)
         return loss, hits, self._update(norm)
@@ -136,6 +141,10 @@ class Scores:
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         loss, hits = self._run(images, labels)
         return loss, hits
+
+    def release(self) -> None:
+        """Give back what the graph holds of the device."""
+        self._run.release()
 
     @property
     def how(self) -> str:
