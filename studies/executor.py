@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from msvit.records.store import (
     write_record,
 )
 from studies.cluster import Place, RayLost, connected, packing, resources, slots
-from studies.packing import Packing, run_on_share
+from studies.packing import Packing, out_of_gpu_memory, run_on_share
 from studies.progress import Display, Tail
 from studies.study import StudyCell
 from studies.worker import Train, failure_of, is_locked
@@ -176,7 +176,7 @@ class _Loop:
         if "busy" in outcome:
             self._leave(task)
             return
-        if _out_of_gpu_memory(outcome):
+        if out_of_gpu_memory(outcome):
             if task.gpus < 1:
                 self._display.note(task.entry, "out of GPU memory; again with a whole GPU")
                 self._shares.give_all(task.entry.cell)
@@ -223,12 +223,6 @@ _TOO_LARGE = (
     " The cell had a whole GPU: a smaller training.batch_size (or eval_batch_size), "
     "training.precision=bf16, or a GPU with more memory may help."
 )
-
-
-def _out_of_gpu_memory(outcome: Mapping[str, Any]) -> bool:
-    failure = outcome.get("failure", {"error": "", "message": ""})
-    # Ray's error for the machine's own memory has the same name.
-    return failure["error"] == "OutOfMemoryError" and "CUDA" in failure["message"]
 
 
 _ENDINGS = {

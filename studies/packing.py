@@ -180,6 +180,13 @@ def _sizes(model: ModelOptions) -> tuple[float, float]:
     return values * model.timesteps, weights
 
 
+def out_of_gpu_memory(outcome: Mapping[str, Any]) -> bool:
+    """Whether a cell ended (:func:`studies.worker.run_cell`) for want of GPU memory."""
+    failure = outcome.get("failure", {"error": "", "message": ""})
+    # Ray's error for the machine's own memory has the same name.
+    return failure["error"] == "OutOfMemoryError" and "CUDA" in failure["message"]
+
+
 def run_on_share(gpus: float, *arguments: Any) -> dict[str, Any]:
     """:func:`studies.worker.run_cell` in a process that keeps to its share of a GPU."""
     from studies.worker import run_cell

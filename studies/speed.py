@@ -42,6 +42,7 @@ if not __package__:
 
 from msvit.options import ConfigError, unknown
 from studies.command_line import Parser, positive
+from studies.packing import look_at_machine
 from studies.timing.cases import (
     INPUT_RATE,
     MODELS,
@@ -145,7 +146,9 @@ def _check(options: argparse.Namespace) -> None:
 
 def gpu_here() -> bool:
     """Whether CUDA would find a device, asked without torch."""
-    return os.environ.get("CUDA_VISIBLE_DEVICES") != "" and Path("/dev/nvidiactl").exists()
+    if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
+        return False
+    return Path("/dev/nvidiactl").exists() or look_at_machine()[0] is not None
 
 
 def _measure_gpu(options: argparse.Namespace) -> None:

@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import msvit.training.cell as cell_module
-from msvit import create_model
+from msvit import create_model, kernels
 from msvit.data.splits import Images
 from msvit.models import model_options, zoo
 from msvit.neurons import NEURONS
@@ -271,11 +271,35 @@ def test_no_neuron_waits_for_the_device(neuron, plain):
     learn_on_meta(model, mixup=0.5, optimizer="sgd", loss="tet", label_smoothing=0.1)
 
 
+@pytest.fixture
+def triton_on_meta(monkeypatch):
+    """The Triton passes on a device that holds no numbers, their kernels left out."""
+    triton = pytest.importorskip("triton")
+    from msvit.kernels.cuda import kernels as triton_kernels
+    from msvit.kernels.cuda import passes
+
+    class Nothing:
+        def __getitem__(self, grid):
+            return lambda *args, **kwargs: None
+
+    for name, value in vars(triton_kernels).items():
+        if isinstance(value, triton.JITFunction):
+            monkeypatch.setattr(triton_kernels, name, Nothing())
+    monkeypatch.setattr(kernels, "_backend", lambda device, dtype: passes.backend(dtype))
+
+
+@pytest.mark.parametrize("name", ["msvit", "spikformer", "spikingformer", "maxformer"])
+def test_no_triton_pass_waits_for_the_device(name, triton_on_meta):
+    model = create_model(name, **(model_fields(name, SMALL[name]) | {"image_size": 16}))
+    learn_on_meta(model)
+    learn_on_meta(model)  # what the first step has made once is there now
+
+
 @pytest.mark.parametrize(
     "slip",
     [
-        lambda x: x * float(x.sum()),
-        lambda x: x * x.sum().item(),
+        lambda x: x * float(x.detach().sum()),
+        lambda x: x * x.detach().sum().item(),
         lambda x: x * torch.tensor([2.0], device=x.device),
         lambda x: x[:, [0, 1, 2, 3]],
         lambda x: x * torch.ones(1).to(x.device),

@@ -166,6 +166,9 @@ def _waits() -> Iterator[list[str]]:
         finally:
             torch.cuda.set_sync_debug_mode(mode)
     for warning in caught:
-        if "synchronizing" in str(warning.message):
+        if "called a synchronizing" in str(warning.message):
             place = f"{warning.filename}:{warning.lineno}"
             found.append(f"the host waits for the device in it ({place})")
+        else:
+            shown = (warning.message, warning.category, warning.filename, warning.lineno)
+            warnings.warn_explicit(*shown)

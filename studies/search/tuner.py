@@ -16,7 +16,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from msvit.cells import Cell
 from msvit.options import ConfigError
 from msvit.records.measures import all_measures, mean_measures
 from msvit.records.store import has_record, write_record
@@ -54,9 +53,9 @@ def search(
                 f"trial is to get; Ray sees {resources()}",
             )
         for restart in range(RESTARTS + 1):
-            proposer = make_proposer(space, ledger, results, data_dir, deadline, say)
+            proposer = make_proposer(space, ledger, results, data_dir, deadline, say, shares)
             try:
-                _fit(space, ledger, proposer, place, shares)
+                _fit(space, ledger, proposer, place)
             except Exception as error:
                 # A process killed for want of memory can take Tune's loop with it.
                 if restart == RESTARTS:
@@ -80,6 +79,7 @@ def make_proposer(
     data_dir: Path | None,
     deadline: float | None,
     say: Say,
+    shares: Packing,
 ):
     """Tune's searcher over ``ledger``; its class is made here since Ray is loaded late."""
     from ray.tune.search import Searcher
@@ -109,6 +109,7 @@ def make_proposer(
                 "results": str(results.resolve()),
                 "data_dir": str(data_dir.resolve()) if data_dir else None,
                 "every_epoch": all_measures()[space.primary].every_epoch,
+                "gpus": max(shares.gpus(cell) for cell in proposal.cells),
             }
             return {"task": json.dumps(task)}
 
@@ -177,7 +178,7 @@ def make_proposer(
     return Proposer()
 
 
-def _fit(space: Space, ledger: Ledger, proposer: Any, place: Place, shares: Packing) -> None:
+def _fit(space: Space, ledger: Ledger, proposer: Any, place: Place) -> None:
     from ray import tune
 
     left = ledger.left()
@@ -185,8 +186,7 @@ def _fit(space: Space, ledger: Ledger, proposer: Any, place: Place, shares: Pack
         return
 
     def resources_of(config: Mapping[str, Any]) -> Any:
-        cells = [Cell.from_dict(cell) for cell in json.loads(config["task"])["cells"]]
-        gpus = max(shares.gpus(cell) for cell in cells)
+        gpus = json.loads(config["task"])["gpus"]
         return tune.PlacementGroupFactory([{"CPU": place.cpus_per_cell, "GPU": gpus}])
 
     with tempfile.TemporaryDirectory(prefix="msvit-tune-") as folder:
