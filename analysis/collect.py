@@ -48,7 +48,6 @@ from analysis.observations import (
     options,
 )
 from msvit.options import unknown
-from msvit.recipes import TrainingOptions
 from msvit.records.measures import all_measures
 from msvit.records.schema import Manifest, RecordError
 from msvit.records.store import Records, cell_folder, read_failure, read_study, study_folder
@@ -193,7 +192,8 @@ def _with_axes(row: Mapping[str, Any], axes: Sequence[str]) -> dict[str, Any]:
     if row["status"] == "missing":
         return row
     for axis in axes:
-        left_out = axis.removeprefix("training.") in TrainingOptions.model_fields
+        # Options of training are left out of a cell only where they were null.
+        left_out = axis.startswith("training.")
         if row.get(axis) is None and (axis in row or left_out):
             row[axis] = NONE
     return row

@@ -10,8 +10,25 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+GPU_SHARE = "MSVIT_GPU_SHARE"
+"""Environment variable: the share of its GPU that this process may use; unset or from 1 on, all."""
+
+GPU_CONTEXT_GB = 0.7
+"""What a process takes of a GPU before any tensor, about: its context and the kernels it loads."""
+
 _SLURM = ("SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE")
 """The first that is set counts: CPUs of one task, CPUs of all tasks of the job on this node."""
+
+
+def gpu_memory_share(total_gb: float) -> float:
+    """The share of a GPU's memory that this process's tensors may take."""
+    try:
+        share = float(os.environ.get(GPU_SHARE, "1"))
+    except ValueError:
+        return 1.0
+    if not 0 < share < 1:
+        return 1.0
+    return max(0.01, share - GPU_CONTEXT_GB / total_gb)
 
 
 def usable_cpus(

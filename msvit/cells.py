@@ -1,9 +1,9 @@
 """Cells: fully resolved configurations, named by the hash of what they say.
 
 A cell is one run of one model on one data set with one training recipe and one seed. Every
-default is written out in it (but ``compile: null``, which is younger than the first records, and
-what the kind of neuron does not have), so that a record says all that led to it, and so that the
-same run asked for in two ways, or in two grids, has the same id and is trained once.
+default is written out in it (but what the kind of neuron does not have), so that a record says all
+that led to it, and so that the same run asked for in two ways, or in two grids, has the same id and
+is trained once.
 """
 
 from __future__ import annotations

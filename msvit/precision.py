@@ -37,7 +37,10 @@ class Precision:
     def autocast(self, device: torch.device) -> torch.autocast:
         """Context for a forward pass and its loss; does nothing in fp32."""
         enabled = self.dtype != torch.float32
-        return torch.autocast(device.type, self.dtype if enabled else None, enabled=enabled)
+        # Weights that were cast while a graph was recorded would be those of that step for ever.
+        keep = device.type != "cuda"
+        dtype = self.dtype if enabled else None
+        return torch.autocast(device.type, dtype, enabled=enabled, cache_enabled=keep)
 
 
 def choose_precision(requested: str, device: torch.device) -> Precision:

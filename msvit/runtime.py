@@ -11,7 +11,7 @@ from functools import cache
 import torch
 
 from msvit import kernels
-from msvit.allotment import usable_cpus
+from msvit.allotment import GPU_CONTEXT_GB, gpu_memory_share, usable_cpus
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # glibc's malloc.h
 
@@ -19,6 +19,18 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # glibc's malloc.h
 def training_device() -> torch.device:
     """A GPU where this process sees one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def keep_to_share(device: torch.device) -> None:
+    """Leave the rest of a GPU's memory to the processes that share it (:mod:`msvit.allotment`)."""
+    if device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(gpu_memory_share(total / 1e9), device)
+
+
+def held_memory_gb(device: torch.device) -> float:
+    """What this process took of a GPU at most, with all that it keeps to itself, in 10⁹ bytes."""
+    return torch.cuda.max_memory_reserved(device) / 1e9 + GPU_CONTEXT_GB
 
 
 @cache

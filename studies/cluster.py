@@ -22,6 +22,7 @@ from typing import NoReturn
 
 from msvit.allotment import usable_cpus
 from msvit.options import ConfigError
+from studies.packing import START_MPS, Device, Packing, look_at_machine
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -48,7 +49,7 @@ class Place:
 
     address: str | None = None
     cpus_per_cell: float = 1.0
-    gpus_per_cell: float | None = None  # None: one where the machines have any
+    gpus_per_cell: float | None = None  # None: as studies/packing.py finds best
 
 
 @contextlib.contextmanager
@@ -94,11 +95,31 @@ def connected(place: Place) -> Iterator[None]:
             watch.over.set()
 
 
-def gpus_per_cell(place: Place) -> float:
-    """The GPUs that each cell gets; by default one of its own where there are any."""
-    if place.gpus_per_cell is not None:
-        return place.gpus_per_cell
-    return 1.0 if any(node.get("GPU") for node in _nodes()) else 0.0
+def packing(place: Place, results: Path) -> Packing:
+    """What share of a GPU each cell gets; says how to start MPS where cells only take turns."""
+    forced = place.gpus_per_cell
+    if not any(node.get("GPU") for node in _nodes()):
+        return Packing(results, None, forced or 0.0)
+    if forced is not None and not 0 < forced < 1:
+        return Packing(results, None, forced)
+    found = [look_at_machine()] if place.address is None else _look_at_nodes()
+    devices = [device for device, _ in found if device is not None]
+    if not all(mps for _, mps in found):
+        print(f"note: cells take turns on a GPU; where `{START_MPS}` runs, they work side by side")
+    if len(devices) < len(found):
+        return Packing(results, None, forced)
+    return Packing(results, min(devices, key=lambda device: device.memory_gb), forced)
+
+
+def _look_at_nodes() -> list[tuple[Device | None, bool]]:
+    """What every machine with a GPU says of itself."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    look = ray.remote(num_cpus=0)(look_at_machine)
+    nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")]
+    on = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
+    return ray.get([look.options(scheduling_strategy=strategy).remote() for strategy in on])
 
 
 def slots(cpus: float, gpus: float) -> int:
@@ -106,7 +127,7 @@ def slots(cpus: float, gpus: float) -> int:
     return sum(
         min(
             int(node.get("CPU", 0) // cpus),
-            int(node.get("GPU", 0) // gpus) if gpus else sys.maxsize,
+            int(node.get("GPU", 0) / gpus + 1e-6) if gpus else sys.maxsize,  # 1 // 0.1 is 9
         )
         for node in _nodes()
     )

@@ -35,8 +35,8 @@ def add_place(parser: argparse.ArgumentParser, what: str) -> None:
     add(
         "--gpus-per-cell",
         type=_share,
-        metavar="N",
-        help=f"GPUs of each {what}; 0.5 lets two share one (default: 1 where there are any)",
+        metavar="auto|N",
+        help=f"GPUs of each {what}; 0.5 lets two share one (default: auto, as many as fit)",
     )
 
 
@@ -64,13 +64,15 @@ def positive(kind: type) -> Any:
     return parse
 
 
-def _share(text: str) -> float:
+def _share(text: str) -> float | None:
+    if text == "auto":
+        return None
     try:
         value = float(text)
     except ValueError:
         value = -1.0
     if not 0 <= value < math.inf or (value > 1 and value != int(value)):
         raise argparse.ArgumentTypeError(
-            f"0, a fraction of one or a whole number is needed (got {text!r})"
+            f"auto, 0, a fraction of one or a whole number is needed (got {text!r})"
         )
     return value

@@ -10,6 +10,7 @@ from typing import Any
 
 from msvit.cells import MAX_SEED, SECTIONS, option_names, section_of, without_effect
 from msvit.options import ConfigError, below, unknown
+from msvit.recipes import unknown_option
 
 _FOLDER = Path(__file__).resolve().parent
 MAX_CELLS = 100_000  # beyond this a study is a typing error
@@ -92,7 +93,7 @@ def base_of(values: Any, where: str) -> Raw:
             known = option_names(section, options.get("name"), f"{place}.{section}")
             for key in options:
                 if key not in known:
-                    message = unknown(key, known, "unknown option")
+                    message = unknown_option(key, known)
                     raise ConfigError(place, f"{section}.{key}", message)
     return base
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,11 @@ from msvit.records.store import (
     write_failure,
     write_record,
 )
-from studies.cluster import LOST, Place, RayLost, connected, gpus_per_cell, resources, slots
+from studies.cluster import LOST, Place, RayLost, connected, packing, resources, slots
+from studies.packing import Packing, out_of_gpu_memory, run_on_share
 from studies.progress import Display, Tail
 from studies.study import StudyCell
-from studies.worker import Train, failure_of, is_locked, run_cell
+from studies.worker import Train, failure_of, is_locked
 
 RESUBMISSIONS = 2
 BACKLOG = 1  # tasks that wait in Ray, so that their processes start ahead of time
@@ -39,6 +40,7 @@ POLL_SECONDS = 0.5
 class _Task:
     entry: StudyCell
     attempt: int
+    gpus: float = 0.0  # that it runs with
 
 
 def run_cells(
@@ -63,7 +65,8 @@ def run_cells(
         KeyboardInterrupt: on Ctrl-C; what was running has kept its last checkpoint.
     """
     with connected(place):
-        gpus = gpus_per_cell(place)
+        shares = packing(place, results.resolve())
+        gpus = max((shares.gpus(entry.cell) for entry in entries), default=0.0)
         if not slots(place.cpus_per_cell, gpus):
             raise ConfigError(
                 "",
@@ -73,7 +76,7 @@ def run_cells(
             )
         with display:
             _Loop(
-                entries, results.resolve(), place, gpus, display, data_dir, train, on_record
+                entries, results.resolve(), place, shares, display, data_dir, train, on_record
             ).run()
 
 
@@ -85,7 +88,7 @@ class _Loop:
         entries: Sequence[StudyCell],
         results: Path,
         place: Place,
-        gpus: float,
+        shares: Packing,
         display: Display,
         data_dir: Path | None,
         train: Train | None,
@@ -100,10 +103,10 @@ class _Loop:
         self._display = display
         self._on_record = on_record
         self._arguments = (str(data_dir.resolve()) if data_dir else None, train)
-        self._needs = (place.cpus_per_cell, gpus)
-        self._remote = ray.remote(
-            num_cpus=place.cpus_per_cell, num_gpus=gpus, max_calls=1, max_retries=0
-        )(run_cell)
+        self._cpus, self._shares = place.cpus_per_cell, shares
+        self._remote = ray.remote(num_cpus=place.cpus_per_cell, max_calls=1, max_retries=0)(
+            run_on_share
+        )
 
     def run(self) -> None:
         import ray
@@ -117,6 +120,7 @@ class _Loop:
                 time.sleep(POLL_SECONDS)
             for task, tail in self._running.values():
                 for progress in tail.lines():
+                    self._shares.learn(task.entry.cell, progress)
                     self._display.epoch(task.entry, progress)
             for reference in ready:
                 task, _ = self._running.pop(reference)
@@ -125,10 +129,12 @@ class _Loop:
             self._display.update()
 
     def _submit(self) -> None:
-        # Asked each time: nodes of a cluster come and go.
-        limit = max(1, slots(*self._needs)) + BACKLOG
-        while self._waiting and len(self._running) < limit:
-            task = self._waiting.popleft()
+        while self._waiting:
+            gpus = self._shares.gpus(self._waiting[0].entry.cell)
+            # Asked each time: nodes of a cluster come and go, and shares are learned.
+            if len(self._running) >= max(1, slots(self._cpus, gpus)) + BACKLOG:
+                return
+            task = replace(self._waiting.popleft(), gpus=gpus)
             cell = task.entry.cell
             folder = cell_folder(self._results, cell.id)
             if is_locked(folder):
@@ -136,8 +142,8 @@ class _Loop:
                 continue
             clear_failure(self._results, cell.id)
             tail = Tail(folder / "progress.jsonl")
-            reference = self._remote.remote(
-                cell.as_dict(), str(self._results), *self._arguments, task.attempt
+            reference = self._remote.options(num_gpus=gpus).remote(
+                gpus, cell.as_dict(), str(self._results), *self._arguments, task.attempt
             )
             self._running[reference] = (task, tail)
 
@@ -167,6 +173,14 @@ class _Loop:
         if "busy" in outcome:
             self._leave(task)
             return
+        if out_of_gpu_memory(outcome):
+            if task.gpus < 1:
+                self._display.note(task.entry, "out of GPU memory; again with a whole GPU")
+                self._shares.give_all(task.entry.cell)
+                self._waiting.appendleft(task)
+                return
+            outcome["failure"]["message"] += _TOO_LARGE
+            write_failure(self._results, outcome["failure"])
         cell_id = task.entry.cell.id
         # The worker has written these, unless it has no disk in common with us.
         if "record" in outcome:
@@ -200,6 +214,12 @@ class _Loop:
             else:
                 self._waiting.append(task)
         self._elsewhere = still
+
+
+_TOO_LARGE = (
+    " The cell had a whole GPU: a smaller training.batch_size (or eval_batch_size), "
+    "training.precision=bf16, or a GPU with more memory may help."
+)
 
 
 _ENDINGS = {

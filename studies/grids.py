@@ -36,7 +36,8 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from msvit.cells import SECTIONS, Cell, option_names, resolve_cell, section_of
-from msvit.options import ConfigError, unknown
+from msvit.options import ConfigError
+from msvit.recipes import unknown_option
 from msvit.yaml_files import parse_yaml, read_yaml
 from studies.configurations import (
     LONGEST_NAME,
@@ -245,7 +246,7 @@ def _refuse(key: str, valid: set[str], place: str) -> NoReturn:
     if dotted:
         message = f"unknown option {key!r}; did you mean {dotted[0]!r}?"
         raise ConfigError(place, "", message)
-    raise ConfigError(place, "", unknown(key, valid, f"unknown option {key!r}"))
+    raise ConfigError(place, "", unknown_option(key, valid, f"unknown option {key!r}"))
 
 
 def _option_keys(raw: Mapping[str, Mapping[str, Any]], where: str) -> set[str]:

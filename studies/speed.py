@@ -3,15 +3,20 @@
 python studies/speed.py
 python studies/speed.py --models msvit --sizes cifar --rounds 3
 python studies/speed.py --growth
-python studies/speed.py --compiled
 
-On a GPU where there is one, else on the CPU. Every measurement runs in a fresh process, and the
-variants take turns, round after round. Written to ``--out`` (default results/speed, for a GPU
-results/speed-gpu): ``step.csv``, ``ratios.md``, ``operators.csv`` (how the time of a training step
-of MSVIT splits) and figures; with ``--growth`` also ``growth.csv`` and its figure (MSVIT over time
-steps, batch, width, image size and firing rate). ``--compiled`` adds training steps as
-``training.compile: reduce-overhead`` makes them. Nothing else should run on the machine meanwhile.
-The terms of the roofline: studies/timing/roofline.py.
+**On a CPU** every measurement runs in a fresh process, and the variants take turns, round after
+round. Written to ``--out`` (default results/speed): ``step.csv``, ``ratios.md``, ``operators.csv``
+(how the time of a training step of MSVIT splits) and figures; with ``--growth`` also
+``growth.csv`` and its figure (MSVIT over time steps, batch, width, image size and firing rate).
+
+**On a GPU** cases follow each other in one process, the most wanted first, until ``--minutes`` are
+over (default 8); then whole grids are run, packed and one cell at a time. Written to ``--out``
+(default results/speed-gpu), anew after every case: ``speed.md``, ``step.csv``, ``kernels.csv``,
+``grids.csv``. ``--sizes``, ``--rounds`` and ``--growth`` have no part in it. To measure the CPU of
+such a machine: CUDA_VISIBLE_DEVICES= in the environment.
+
+Nothing else should run on the machine meanwhile. The terms of the roofline:
+studies/timing/roofline.py.
 Exit code: 0 done, 2 a wrong option or a failed measurement, 130 interrupted.
 """
 
@@ -42,6 +47,8 @@ from typing import Any
 
 from msvit.commands import Parser, command
 from msvit.options import ConfigError, unknown
+from studies.command_line import positive
+from studies.packing import look_at_machine
 from studies.timing.cases import (
     INPUT_RATE,
     MODELS,
@@ -51,6 +58,9 @@ from studies.timing.cases import (
     growth_cases,
     step_cases,
 )
+from studies.timing.gpu_cases import gpu_cases, quick_cases
+from studies.timing.gpu_session import GRIDS, SessionError
+from studies.timing.gpu_session import run as run_session
 from studies.timing.kinds import kind_of, split
 from studies.timing.report import (
     Machine,
@@ -83,12 +93,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     try:
         _check(options)
-        _measure(options)
-    except (ConfigError, MeasurementError, OSError) as error:
+        if gpu_here():
+            _measure_gpu(options)
+        else:
+            _measure(options)
+    except (ConfigError, MeasurementError, SessionError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nInterrupted; step.csv holds the rounds that were complete.")
+        print("\nInterrupted; step.csv holds what was complete.")
         raise
     return 0
 
@@ -104,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
         "--growth", action="store_true", help="also: cost over T, batch, width and image size"
     )
     parser.add_argument(
-        "--compiled", action="store_true", help="also: torch.compile (minutes per process)"
+        "--minutes", type=positive(float), default=8.0, help="on a GPU: time for all (default 8)"
     )
     parser.add_argument(
         "--quick", action="store_true", help="tiny models, one round: does it run at all?"
@@ -133,8 +146,25 @@ def _check(options: argparse.Namespace) -> None:
     # Tiny models say nothing about speed: they never replace what was measured.
     if options.quick and options.out is None:
         options.out = QUICK_OUT
-    if options.out is not None:
-        options.out.mkdir(parents=True, exist_ok=True)
+    if options.out is None:
+        options.out = GPU_OUT if gpu_here() else DEFAULT_OUT
+    options.out.mkdir(parents=True, exist_ok=True)
+
+
+def gpu_here() -> bool:
+    """Whether CUDA would find a device, asked without torch."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
+        return False
+    return Path("/dev/nvidiactl").exists() or look_at_machine()[0] is not None
+
+
+def _measure_gpu(options: argparse.Namespace) -> None:
+    cases = quick_cases() if options.quick else gpu_cases()
+    cases = [case for case in cases if case.model.partition("_")[0] in options.models]
+    grids = {} if options.quick else GRIDS
+    run_session(options.out, cases, options.minutes, _say, grids, quick=options.quick)
+    print("\n" + (options.out / "speed.md").read_text(encoding="utf-8"))
+    print(f"written to {options.out}")
 
 
 def _measure(options: argparse.Namespace) -> None:
@@ -162,15 +192,13 @@ def _measure_size(
     options: argparse.Namespace, size: str, before: list[dict]
 ) -> tuple[list[dict], Machine]:
     """Rows of one size; ``step.csv`` is written after every round, ``before`` in front."""
-    cases = step_cases(options.models, size, options.quick, options.compiled)
+    cases = step_cases(options.models, size, options.quick)
     found: dict[tuple, list[dict]] = defaultdict(list)
     limits: list[dict] = []
     for number in range(1, options.rounds + 1):
         limits.append(measure(_limits_task(cases, options), cases[0].threads))
         if number == 1:
             cases = _in_earnest(cases, limits[0])
-        if options.out is None:  # what a CPU did, and what a GPU did, stay beside each other
-            options.out = GPU_OUT if limits[0]["gpu"] else DEFAULT_OUT
         for case in cases:
             result = measure(case.task("step"), case.threads)
             found[case.key].append(result)

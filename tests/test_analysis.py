@@ -547,7 +547,7 @@ def test_other_axes_get_the_same_figure(tmp_path):
 def test_null_is_a_value_of_an_axis(tmp_path):
     axes = ("training.compile", "model.surrogate_alpha")
     results = Results(tmp_path, "unset", axes)
-    for mode in ({}, {"compile": "default"}):  # a cell that compiles nothing does not name it
+    for mode in ({}, {"compile": "default"}):  # of an earlier version; null was not named
         for alpha in (None, 2.0):
             cell = make_cell({"name": "msvit", "surrogate_alpha": alpha}, 0)
             cell = replace(cell, training={**cell.training, **mode})

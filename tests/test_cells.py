@@ -67,6 +67,21 @@ def test_a_cell_survives_json():
     assert again.id == cell.id
 
 
+def test_options_that_came_and_went_leave_ids_as_they_were():
+    cell = resolve_cell(
+        {
+            "model": {"name": "spikformer", "dim": 16, "heads": 2, "depths": [1], "timesteps": 2},
+            "data": {"name": "digits", "image_size": 8, "train_per_class": 13},
+            "training": {"epochs": 2, "batch_size": 32, "precision": "fp32"},
+            "seed": 0,
+        },
+        "t",
+    )
+    assert cell.id == "3d6f459bf47f"
+    old = {**cell.as_dict(), "training": {**cell.training, "compile": "default"}}
+    assert Cell.from_dict(old).as_dict() == old  # a record of then is read as it is
+
+
 def test_the_model_takes_its_sizes_from_the_data():
     model = resolve_cell(raw(data={"image_size": 32}), "t").model
     assert (model["image_size"], model["in_channels"], model["num_classes"]) == (32, 1, 10)
@@ -96,6 +111,7 @@ def test_a_recipe_is_written_out_and_gives_way_to_what_is_set():
         (raw(data={"imagesize": 8}), ("t.data", "'image_size'")),
         (raw(training={"epoch": 3}), ("t.training.epoch", "'epochs'")),
         (raw(training={"epochs": 0}), ("t.training.epochs", "0")),
+        (raw(training={"compile": "default"}), ("t.training.compile", "CUDA graph")),
         (raw(training={"recipe": "digit"}), ("t.training.recipe", "'digits'")),
         (raw() | {"training": [1]}, ("t.training", "mapping")),
         (raw(seed=-1), ("t.seed", "-1")),

@@ -103,8 +103,8 @@ def test_without_axes_the_base_is_a_configuration(grid):
 
 
 def test_null_is_a_value_like_others(grid):
-    study = load_study(grid("axes: {training.compile: [null, default], model.tau: [3]}"))
-    assert groups(study) == ["msvit compile=none tau=3.0", "msvit compile=default tau=3.0"]
+    study = load_study(grid("axes: {training.clip_grad: [null, 1], model.tau: [3]}"))
+    assert groups(study) == ["msvit clip_grad=none tau=3.0", "msvit clip_grad=1.0 tau=3.0"]
 
 
 def test_another_model_inherits_what_it_has_too(grid):

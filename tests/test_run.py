@@ -468,6 +468,7 @@ def test_all_output_of_a_cell_goes_to_its_log(cell, tmp_path, capfd):
         (["--grid", "scale"], ["'scale'", "'scales'"]),
         (["--grid", "nowhere.yaml"], ["nowhere.yaml"]),
         (["--grid", "scales", "--set", "training.epoch=2"], ["'training.epochs'"]),
+        (["--grid", "scales", "--set", "training.compile=default"], ["compile", "CUDA graph"]),
         (["--grid", "scales", "--set", "training.epochs=-2"], ["epochs", "-2"]),
         (["--grid", "scales", "--set", "training.lr=.nan"], ["training.lr"]),
         (["--grid", "scales", "--set", "model.name=resnet"], ["resnet", "msvit"]),

@@ -19,8 +19,7 @@ from msvit.options import ConfigError
 from msvit.precision import bf16_is_faster
 from studies import speed
 from studies.plain_models import plain_model
-from studies.timing.cases import COMPILED, MODELS, step_cases
-from studies.timing.figures import draw_steps
+from studies.timing.cases import MODELS, step_cases
 from studies.timing.kinds import kind_of
 from studies.timing.probes import count_work
 from studies.timing.report import COLUMNS, Machine, machine, ratios, step_row
@@ -168,58 +167,43 @@ def test_quick_run_writes_all_rows(tmp_path):
 
 
 def measured(
-    gpu: bool,
     bf16_faster: bool = True,
     amx: bool = False,
     size: str = "cifar",
     seconds: float = 2.0,
 ) -> tuple[list[dict], Machine]:
-    """Rows of one model: plain steps take three seconds, ours two, compiled ones one."""
+    """Rows of one model: plain steps take three seconds, ours two."""
     peak = {"product": 100, "convolution": 100, "bandwidth": 10}
     peaks = dict.fromkeys(("fp32", "bf16"), peak)
-    limits = {"processor": "Processor X", "gpu": gpu, "amx": amx, "bf16_faster": bf16_faster}
+    limits = {"processor": "Processor X", "amx": amx, "bf16_faster": bf16_faster}
     limits |= {"kernels": True, "fp32": "fp32", "bf16": "bf16", "peaks": peaks}
     work = {"product_flops": 10**9, "conv_flops": 0, "first_flops": 0, "currents": 0, "spikes": 0}
     known = machine([limits | {"work": {"msvit_cifar10": work}}], threads=2)
     rows = []
-    for case in step_cases(["msvit"], size, quick=False, compiled=True):
-        taken = {"plain": 3.0, "ours": seconds, COMPILED: 1.0}[case.variant]
+    for case in step_cases(["msvit"], size, quick=False):
+        taken = {"plain": 3.0, "ours": seconds}[case.variant]
         found = {"seconds": [taken], "peak_gb": taken, "input_rate": 0.1}
         rows.append(step_row(case, [found], known.work["msvit_cifar10"], known))
     return rows, known
 
 
-def test_compiled_steps_stand_beside_ours(tmp_path):
-    rows, known = measured(gpu=True)
-    text = ratios(rows, {"cifar": known})
-    assert "## cifar: batch 16, Processor X\n" in text
-    assert "| msvit | fp32 against plain fp32 | 1.50 × |  | 1.50 × |  | 0.67 |  |" in text
-    assert "| msvit | compiled, fp32 against plain fp32 | 3.00 × |  |  |  | 0.33 |  |" in text
-    # 48 GFLOP at 100 GFLOP/s are 0.48 s.
-    assert "| training, fp32 | 24% (plain 16%, compiled 48%) |  |" in text
-    assert "what tensors took on the GPU" in text
-    draw_steps(rows, tmp_path)
-    assert (tmp_path / "step.png").stat().st_size > 0
-
-
 def test_bars_are_those_of_a_cpu_that_multiplies_faster_in_bf16():
-    text = ratios(*as_report(gpu=False))
+    text = ratios(*as_report())
     assert "## cifar: batch 16, Processor X, 2 threads\n" in text
     for row in (
         "| fp32 against plain fp32 | 1.50 × ✗ | ≥ 2.7 | 1.50 × ✗ | ≥ 3 | 0.67 ✗ | ≤ 0.5 |",
         "| bf16 against plain under bf16 autocast | 1.50 × ✗ | ≥ 2 | 1.50 × ✗ | ≥ 3 |",
         "| bf16 against plain fp32 | 1.50 × ✗ | ≥ 5 | 1.50 × |  | 0.67 ✗ | ≤ 0.3 |",
-        "| compiled, fp32 against plain fp32 | 3.00 × |  |  |  | 0.33 |  |",
     ):
         assert row in text
-    assert "| training, fp32 | 24% ✗ (plain 16%, compiled 48%) | ≥ 90% |" in text
+    assert "| training, fp32 | 24% ✗ (plain 16%) | ≥ 90% |" in text
     assert "multiplies no faster in bf16" not in text
-    small = ratios(*as_report(gpu=False, size="digits"))
+    small = ratios(*as_report(size="digits"))
     assert "| fp32 against plain fp32 | 1.50 × ✗ | ≥ 5 | 1.50 × |  | 0.67 |  |" in small
-    amx = ratios(*as_report(gpu=False, amx=True, seconds=0.7))
+    amx = ratios(*as_report(amx=True, seconds=0.7))
     assert "| bf16 against plain under bf16 autocast | 4.29 × | ≥ 4 |" in amx
     assert "| bf16 against plain fp32 | 4.29 × ✗ | ≥ 10 | 4.29 × ✗ | ≥ 12 |" in amx
-    assert "multiplies no faster in bf16" in ratios(*as_report(gpu=False, bf16_faster=False))
+    assert "multiplies no faster in bf16" in ratios(*as_report(bf16_faster=False))
 
 
 def as_report(size: str = "cifar", **kind: Any) -> tuple[list[dict], dict[str, Machine]]:
@@ -228,17 +212,13 @@ def as_report(size: str = "cifar", **kind: Any) -> tuple[list[dict], dict[str, M
 
 
 @pytest.mark.parametrize(
-    ("given", "gpu", "folder"),
-    [
-        ([], False, "results/speed"),
-        ([], True, "results/speed-gpu"),
-        (["--quick"], True, "results/speed-quick"),
-        (["--out", "results/speed"], True, "results/speed"),
-    ],
+    ("given", "folder"),
+    [([], "results/speed"), (["--quick"], "results/speed-quick"), (["--out", "here"], "here")],
 )
-def test_what_a_gpu_did_stays_beside_what_a_cpu_did(given, gpu, folder, tmp_path, monkeypatch):
+def test_what_a_cpu_did_has_its_folder(given, folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    _, known = measured(gpu=gpu)
+    monkeypatch.setattr(speed, "gpu_here", lambda: False)
+    _, known = measured()
     limits = {**vars(known), "bf16": "bf16", "fp32": "fp32"}
     limits["peaks"] = {name: vars(peak) for name, peak in known.peaks.items()}
     limits["work"] = {name: vars(work) for name, work in known.work.items()}
@@ -249,7 +229,7 @@ def test_what_a_gpu_did_stays_beside_what_a_cpu_did(given, gpu, folder, tmp_path
     assert speed.main(["--models", "msvit", "--sizes", "cifar", "--rounds", "1", *given]) == 0
     written = {path.name for path in (tmp_path / folder).iterdir()}
     assert {"step.csv", "ratios.md", "operators.csv", "step.png", "kinds_cifar.png"} <= written
-    assert [path.name for path in (tmp_path / "results").iterdir()] == [Path(folder).name]
+    assert [path.name for path in tmp_path.iterdir()] == [folder.split("/")[0]]
 
 
 def test_wrong_names_end_in_one_line(capsys):

@@ -347,9 +347,9 @@ def test_the_best_epoch_by_validation_is_kept_and_scored(tmp_path, monkeypatch):
     validation = [(2.0, 0.3), (1.5, 0.6), (1.4, 0.6), (1.0, 0.5)]
     evaluate = cell_module.evaluate
 
-    def scripted(model, batches, normalise, precision):
-        result = evaluate(model, batches, normalise, precision)
-        seen.append({name: value.clone() for name, value in model.state_dict().items()})
+    def scripted(batches, scores):
+        result = evaluate(batches, scores)
+        seen.append({name: value.clone() for name, value in scores.model.state_dict().items()})
         return validation[len(seen) - 1] if len(seen) <= len(validation) else result
 
     monkeypatch.setattr(cell_module, "evaluate", scripted)

@@ -6,7 +6,7 @@ A recipe is a YAML file in this folder: ``about`` (what it is for, and its sourc
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -17,6 +17,9 @@ from msvit.options import ConfigError, Options, unknown
 from msvit.yaml_files import read_yaml
 
 _FOLDER = Path(__file__).parent
+
+REMOVED = {"compile": "gone, as on a GPU every step is a CUDA graph, which is faster"}
+"""Options of earlier versions, and why they are no more; records that name them stay readable."""
 
 
 class TrainingOptions(Options):
@@ -51,12 +54,6 @@ class TrainingOptions(Options):
     precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "auto"
     """``auto`` is the fastest known to train to the same accuracy on the device. ``tf32`` is
     fp32 with products rounded to 10 bits on GPUs that have them, and fp32 elsewhere."""
-    compile: Literal["default", "reduce-overhead"] | None = Field(
-        None, exclude_if=lambda mode: mode is None
-    )
-    """Mode of ``torch.compile`` for training steps, instead of our kernels; ``reduce-overhead``
-    replays CUDA graphs on a GPU. The first step takes minutes, which count as training (the
-    ``seconds`` of the first epoch hold them). Cells without it do not name it."""
     eval_batch_size: int = Field(128, ge=1, le=65_536)
 
     @classmethod
@@ -67,6 +64,12 @@ class TrainingOptions(Options):
         if values["warmup_epochs"] == 0:
             found["warmup_lr"] = "there is no warm-up (warmup_epochs 0)"
         return found
+
+    @classmethod
+    def _explained(cls, error: Mapping[str, Any]) -> str:
+        if error["type"] == "extra_forbidden":
+            return unknown_option(str(error["loc"][-1]), cls.model_fields)
+        return super()._explained(error)
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -79,6 +82,13 @@ class TrainingOptions(Options):
         if self.mixup and self.batch_size % 2:
             raise ValueError(f"mixup needs an even batch_size (got {self.batch_size})")
         return self
+
+
+def unknown_option(name: str, valid: Iterable[str], message: str = "unknown option") -> str:
+    """``message``, and what an option that is not there (``training.lr``, or ``lr``) may mean."""
+    if (option := name.removeprefix("training.")) in REMOVED:
+        return f"{message}: {option} is {REMOVED[option]}"
+    return unknown(name, valid, message)
 
 
 def list_recipes() -> list[str]:

@@ -83,6 +83,7 @@ class Record(TypedDict):
     peak_memory_gb: Amount
     precision: str
     kernels: str
+    step: NotRequired[str]  # how it was run: graph, graph without optimizer, eager (: why)
     environment: dict[str, Any]
 
 

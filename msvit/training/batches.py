@@ -34,14 +34,22 @@ def steps_per_epoch(images: int, options: TrainingOptions) -> int:
 def train_batches(data: Images, options: TrainingOptions, random: Generator) -> Iterator[Images]:
     """One epoch in random order, augmented; the incomplete last batch is left out.
 
-    A set smaller than one batch is one batch. ``random`` is a CPU generator.
+    A set smaller than one batch is one batch. ``random`` is a CPU generator: what it draws, and so
+    the batches, are the same on every device.
     """
     size = min(options.batch_size, len(data))
     size -= size % 2 if options.mixup else 0  # mixup pairs the images of a batch
-    order = torch.randperm(len(data), generator=random).to(data.labels.device)
+    order = to_device(torch.randperm(len(data), generator=random), data.labels.device)
     for step in range(steps_per_epoch(len(data), options)):
         batch = data[order[step * size : (step + 1) * size]]
         yield Images(augment(batch.images, options.hflip, options.shift, random), batch.labels)
+
+
+def to_device(x: Tensor, device: torch.device) -> Tensor:
+    """``x`` of the host on ``device``, without waiting for what the device still has to do."""
+    if device.type != "cuda":
+        return x.to(device)
+    return x.pin_memory().to(device, non_blocking=True)
 
 
 def eval_batches(data: Images, batch_size: int) -> Iterator[Images]:
@@ -66,7 +74,7 @@ def augment(images: Tensor, hflip: bool, shift: int, random: Generator) -> Tenso
         columns = torch.where(mirrored, columns.flip(0), columns)
     columns = columns + offsets[1]  # [B, W]
     padded = pad(images, (shift, shift, shift, shift))
-    rows, columns = rows.to(images.device), columns.to(images.device)
+    rows, columns = to_device(rows, images.device), to_device(columns, images.device)
     image = torch.arange(count, device=images.device).view(-1, 1, 1, 1)
     channel = torch.arange(channels, device=images.device).view(1, -1, 1, 1)
     return padded[image, channel, rows[:, None, :, None], columns[:, None, None, :]]

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.optim import Optimizer
 
 from msvit import kernels
 from msvit.cells import SCHEMA, Cell
@@ -26,6 +27,8 @@ from msvit.options import DataError
 from msvit.precision import choose_precision
 from msvit.recipes import TrainingOptions
 from msvit.runtime import (
+    held_memory_gb,
+    keep_to_share,
     peak_memory_gb,
     prepare_process,
     reset_peak_memory,
@@ -33,11 +36,11 @@ from msvit.runtime import (
 )
 from msvit.training.batches import Normalise, eval_batches, steps_per_epoch, train_batches
 from msvit.training.checkpoint import load_checkpoint, save_checkpoint
-from msvit.training.compilation import compiled, describe
-from msvit.training.environment import describe_environment
+from msvit.training.environment import describe_environment, device_name
 from msvit.training.health import TrainingDiverged, check_state
 from msvit.training.loop import Trainer, evaluate
-from msvit.training.optimization import make_mixup, make_optimizer, make_schedule
+from msvit.training.optimization import Rates, make_mixup, make_optimizer, restore_optimizer
+from msvit.training.step import Scores, TrainingStep, choose_recorder
 from msvit.training.trained import save_trained
 
 _log = logging.getLogger("msvit")
@@ -53,7 +56,8 @@ def train_cell(
     """Train, select by validation accuracy, measure on the test images; returns the record.
 
     After each epoch ``folder/checkpoint.pt`` is replaced and ``report`` is called with
-    ``epoch``, ``epochs``, ``train_loss``, ``val_loss``, ``val_accuracy`` and ``seconds``; at the
+    ``epoch``, ``epochs``, ``train_loss``, ``val_loss``, ``val_accuracy`` and ``seconds``; on a GPU
+    also with ``gpu``, its name, ``gpu_memory_gb`` and ``gpu_busy``, what was taken of it. At the
     end ``folder/weights.safetensors`` holds the selected weights. A cell that was stopped goes on
     after its last finished epoch and ends with the record it would have had: on the same CPU with
     the same number of threads bit for bit, save times and memory.
@@ -62,8 +66,10 @@ def train_cell(
         TrainingDiverged: when a loss, a gradient, weights or running statistics are not finite.
         DataError: when images are missing or broken, or others than those of the epochs before.
     """
+    began = time.perf_counter()
     prepare_process()
     device = training_device()
+    keep_to_share(device)
     _be_deterministic(device)
     options = TrainingOptions.parse(cell.training, "training")
     splits = _load_data(cell, data_dir, device)
@@ -75,19 +81,19 @@ def train_cell(
     _seed_everything(cell.seed, 0)
     model = create_model(**cell.model).to(device)
     steps = steps_per_epoch(len(splits.train), options)
-    optimizer = make_optimizer(model, options)
+    optimizer = make_optimizer(model, options, device)
+    recorder, eager = choose_recorder(precision, device)
     trainer = Trainer(
         model=model,
-        forward=compiled(model, options.compile),
-        options=options,
-        optimizer=optimizer,
-        set_rate=make_schedule(optimizer, options, steps).step_update,
+        step=TrainingStep(model, options, optimizer, normalise, precision, recorder, eager),
+        rates=Rates(optimizer, options, steps, device),
         normalise=normalise,
-        precision=precision,
         mixup=make_mixup(options, cell.model["num_classes"]),
-        scaler=torch.amp.GradScaler(device.type, enabled=precision.dtype == torch.float16),
     )
-    progress = _Progress(folder / "checkpoint.pt", cell.id, trainer, splits.fingerprint)
+    validation_scores = Scores(model, normalise, precision, recorder)
+    progress = _Progress(
+        folder / "checkpoint.pt", cell.id, trainer, optimizer, precision.name, splits.fingerprint
+    )
     if state:
         _check_same_images(state.get("data"), splits.fingerprint, progress.path)
         progress.resume(state)
@@ -97,6 +103,7 @@ def train_cell(
         check_state(model, "before the first step", "its options give no usable initialisation")
 
     reset_peak_memory(device)
+    resumed = progress.epoch
     for epoch in range(progress.epoch + 1, options.epochs + 1):
         # Everything random in an epoch follows from (seed, epoch): nothing to keep for resume.
         generator = _seed_everything(cell.seed, epoch)
@@ -105,30 +112,41 @@ def train_cell(
         train_loss, train_accuracy = trainer.train_epoch(batches, epoch, steps)
         trained = time.perf_counter()
         validation = eval_batches(splits.validation, options.eval_batch_size)
-        val_loss, val_accuracy = evaluate(model, validation, normalise, precision)
+        val_loss, val_accuracy = evaluate(validation, validation_scores)
         if not math.isfinite(val_loss):
             raise TrainingDiverged(f"epoch {epoch}, after step {steps}: validation loss {val_loss}")
+        seconds = time.perf_counter() - started
         row = {
             "epoch": epoch,
-            "lr": optimizer.param_groups[0]["lr"],
+            "lr": trainer.rates.current,
             "train_loss": train_loss,
             "train_accuracy": train_accuracy,
             "val_loss": val_loss,
             "val_accuracy": val_accuracy,
-            "seconds": time.perf_counter() - started,
+            "seconds": seconds,
         }
-        progress.kernels = _kernels(model, options.compile, device, precision.dtype)
+        progress.kernels = kernels.describe(model, device, precision.dtype)
+        progress.step = trainer.step.how
         progress.add(row, trained - started, peak_memory_gb(device))
         progress.save()
         shown = ("epoch", "train_loss", "val_loss", "val_accuracy", "seconds")
-        report({"epochs": options.epochs, **{key: row[key] for key in shown}})
+        told: dict[str, Any] = {"epochs": options.epochs, **{key: row[key] for key in shown}}
+        if device.type == "cuda":
+            used = trainer.step_seconds * steps * (options.epochs - resumed)
+            whole = time.perf_counter() - began + (options.epochs - epoch) * seconds
+            told |= {"gpu": device_name(device), "gpu_memory_gb": held_memory_gb(device)}
+            told |= {"gpu_busy": used / whole}
+        report(told)
 
+    # Not from a graph, which no monitor sees: and what it holds may be wanted.
+    trainer.step.release()
+    validation_scores.release()
     model.load_state_dict(progress.best)
     chosen = progress.selected["epoch"]
     check_state(model, f"the weights of epoch {chosen}", "no result can be measured with them")
     with Meter(model) as meter:
         test = eval_batches(splits.test, options.eval_batch_size)
-        test_loss, test_accuracy = evaluate(model, test, normalise, precision)
+        test_loss, test_accuracy = evaluate(test, Scores(model, normalise, precision))
     if not math.isfinite(test_loss):
         raise TrainingDiverged(f"the weights of epoch {chosen}: the test loss is {test_loss}")
     measured = meter.result()
@@ -152,6 +170,7 @@ def train_cell(
         "peak_memory_gb": progress.peak_memory_gb,
         "precision": precision.label,
         "kernels": progress.kernels,
+        "step": progress.step,
         "environment": environment,
     }
 
@@ -163,22 +182,33 @@ _KEYS = ("model", "optimizer", "scaler", "precision", *_KEPT)
 class _Progress:
     """How far a training has come; its checkpoint holds all that the next epoch needs."""
 
-    def __init__(self, path: Path, cell: str, trainer: Trainer, data: Fingerprint | None):
+    def __init__(
+        self,
+        path: Path,
+        cell: str,
+        trainer: Trainer,
+        optimizer: Optimizer,
+        precision: str,
+        data: Fingerprint | None,
+    ):
         self.path, self.cell, self.trainer, self.data = path, cell, trainer, data
+        self.optimizer, self.precision = optimizer, precision
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, Tensor] = {}
         self.selected: dict[str, Any] = {}
         self.train_seconds = 0.0
         self.peak_memory_gb = 0.0
         self.kernels = ""
+        self.step = "eager"
 
     def resume(self, state: Mapping[str, Any]) -> None:
         """Go on from what :meth:`save` has written."""
         self.trainer.model.load_state_dict(state["model"])
-        self.trainer.optimizer.load_state_dict(state["optimizer"])
-        self.trainer.scaler.load_state_dict(state["scaler"])
+        restore_optimizer(self.optimizer, state["optimizer"])
+        self.trainer.step.scaler.load_state_dict(state["scaler"])
         for name in _KEPT:
             setattr(self, name, state[name])
+        self.step = state.get("step", "eager")  # versions before CUDA graphs did not say so
         _log.info("resuming %s after epoch %d", self.cell, self.epoch)
 
     @property
@@ -200,14 +230,14 @@ class _Progress:
             self.best = {name: value.detach().cpu().clone() for name, value in weights.items()}
 
     def save(self) -> None:
-        trainer = self.trainer
         state = {
             "cell": self.cell,
             "data": self.data,
-            "model": trainer.model.state_dict(),
-            "optimizer": trainer.optimizer.state_dict(),
-            "scaler": trainer.scaler.state_dict(),
-            "precision": trainer.precision.name,
+            "model": self.trainer.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.trainer.step.scaler.state_dict(),
+            "precision": self.precision,
+            "step": self.step,
             **{name: getattr(self, name) for name in _KEPT},
         }
         save_checkpoint(self.path, state)
@@ -239,15 +269,6 @@ def _check_same_images(known: Fingerprint | None, found: Fingerprint | None, pat
             f"{path} was trained on {describe_images(known)}, and here are "
             f"{describe_images(found)}: give the images of then, or delete it to start again"
         )
-
-
-def _kernels(
-    model: nn.Module, compile_mode: str | None, device: torch.device, dtype: torch.dtype
-) -> str:
-    """What computed the training steps."""
-    if compile_mode is not None:
-        return describe(compile_mode, device)
-    return kernels.describe(model, device, dtype)
 
 
 def _be_deterministic(device: torch.device) -> None:

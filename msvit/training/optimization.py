@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import timm.optim
 import timm.scheduler
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
@@ -16,7 +18,11 @@ from msvit.recipes import TrainingOptions
 if TYPE_CHECKING:
     from timm.data.mixup import Mixup
 
+RECORDABLE = ("adamw", "adam", "sgd")
+"""Optimizers whose step on a GPU can be part of a CUDA graph; timm's LAMB reads values back."""
+
 _FUSED = {"adamw", "adam"}  # have a one-pass implementation in torch
+_COUNTS = {"adamw", "adam"}  # count their steps, on the device where they are to be recorded
 
 
 def training_loss(logits: Tensor, target: Tensor, options: TrainingOptions) -> Tensor:
@@ -41,13 +47,61 @@ def make_mixup(options: TrainingOptions, num_classes: int) -> Mixup | None:
     return Mixup(options.mixup, label_smoothing=options.label_smoothing, num_classes=num_classes)
 
 
-def make_optimizer(model: nn.Module, options: TrainingOptions) -> Optimizer:
-    """timm's optimizer of this name; biases, normalisation and neurons do not decay."""
+def make_optimizer(
+    model: nn.Module, options: TrainingOptions, device: torch.device | None = None
+) -> Optimizer:
+    """timm's optimizer of this name; biases, normalisation and neurons do not decay.
+
+    On a CUDA ``device`` (default: none) its step can be recorded where :data:`RECORDABLE` says so.
+    """
+    on_gpu = device is not None and device.type == "cuda"
     extra: dict[str, Any] = {"fused": True} if options.optimizer in _FUSED else {}
+    if on_gpu and options.optimizer in RECORDABLE:
+        extra = {"fused": True}  # the one that takes its rate from a tensor there
+        if options.optimizer in _COUNTS:
+            extra["capturable"] = True
     groups = timm.optim.param_groups_weight_decay(
         model, options.weight_decay, no_weight_decay_list=no_decay(model)
     )
     return timm.optim.create_optimizer_v2(groups, options.optimizer, lr=options.lr, **extra)
+
+
+def restore_optimizer(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
+    """Load what ``state_dict`` gave, perhaps on another device: how it steps stays as made here."""
+    ways: list[dict[str, Any]] = [
+        {name: group[name] for name in ("fused", "foreach", "capturable") if name in group}
+        for group in optimizer.param_groups
+    ]
+    optimizer.load_state_dict(dict(state))
+    for group, way in zip(optimizer.param_groups, ways, strict=True):
+        group.update(way)
+
+
+class Rates:
+    """The learning rate of every update, put where the optimizer reads it.
+
+    A recorded step would keep the number that it saw; on a CUDA ``device`` it reads a tensor
+    instead, which is filled anew for every update.
+    """
+
+    def __init__(
+        self, optimizer: Optimizer, options: TrainingOptions, steps: int, device: torch.device
+    ) -> None:
+        """``steps`` is updates per epoch."""
+        self._optimizer = optimizer
+        self._schedule = make_schedule(optimizer, options, steps)
+        in_tensors = device.type == "cuda" and options.optimizer in RECORDABLE
+        groups = optimizer.param_groups if in_tensors else []
+        self._tensors = [torch.zeros((), device=device) for _ in groups]
+        self.current = options.lr
+        """Of the first group, as a number."""
+
+    def set(self, update: int) -> None:
+        """Set the rate of ``update``, counted from 0 over the whole training."""
+        self._schedule.step_update(update)  # timm writes numbers into the groups
+        self.current = self._optimizer.param_groups[0]["lr"]
+        for group, tensor in zip(self._optimizer.param_groups, self._tensors, strict=False):
+            group["lr"] = tensor.fill_(group["lr"])
 
 
 def make_schedule(

@@ -40,6 +40,7 @@ from typing import Any, cast
 from msvit.cells import Cell, option_names, resolve_cell, without_effect
 from msvit.models import model_options, zoo
 from msvit.options import ConfigError, Problem, unknown
+from msvit.recipes import unknown_option
 from msvit.records.measures import Direction, all_measures
 from msvit.yaml_files import read_yaml
 from studies.configurations import (
@@ -292,7 +293,7 @@ def _check_known(space: Space, key: str, where: str) -> None:
         raise ConfigError(where, f"base.{section}.name", "a name is needed", ": ")
     known = {o for name in choices for o in option_names(section, str(name), f"{where}: {section}")}
     if option not in known:
-        raise ConfigError(f"{where}: parameters", key, unknown(option, known, "unknown option"))
+        raise ConfigError(f"{where}: parameters", key, unknown_option(option, known))
 
 
 def _possible(space: Space, chosen: Mapping[str, Scalar]) -> Cell | ConfigError:

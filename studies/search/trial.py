@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from msvit.allotment import GPU_SHARE
 from msvit.cells import Cell
 from msvit.records.faults import is_of_surroundings
 from msvit.records.schema import RecordError
 from msvit.records.store import cell_folder, has_record
+from studies.packing import out_of_gpu_memory
 from studies.worker import run_cell
 
 _WAIT_SECONDS = 2.0
@@ -28,6 +31,7 @@ def run_trial(config: Mapping[str, Any]) -> None:
     from ray import tune
 
     task = json.loads(config["task"])
+    os.environ[GPU_SHARE] = f"{task['gpus']:g}"
     first, *others = (Cell.from_dict(cell) for cell in task["cells"])
     results, key = Path(task["results"]), task["every_epoch"]
     epochs = first.training["epochs"]
@@ -51,6 +55,8 @@ def run_trial(config: Mapping[str, Any]) -> None:
         if "failure" in outcome:
             failure = outcome["failure"]
             message = f"{failure['error']}: {failure['message']}"
+            if out_of_gpu_memory(outcome) and task["gpus"] < 1:
+                message += " With --gpus-per-cell 1 a trial has a whole GPU."
             hindered = is_of_surroundings(failure)
             tune.report({"epoch": epochs, "failure": message, "hindered": hindered})
             return

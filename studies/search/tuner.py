@@ -21,7 +21,8 @@ from msvit.records.faults import disk_error
 from msvit.records.measures import all_measures, mean_measures
 from msvit.records.schema import RecordError
 from msvit.records.store import has_record, write_record
-from studies.cluster import Place, RayLost, connected, gpus_per_cell, resources, slots
+from studies.cluster import Place, RayLost, connected, packing, resources, slots
+from studies.packing import Packing
 from studies.search.ledger import Ledger, Proposal
 from studies.search.space import Space, largest_epochs
 from studies.search.trial import run_trial
@@ -47,7 +48,8 @@ def search(
     deadline = None if space.minutes is None else time.monotonic() + 60 * space.minutes
     _calm_tune()
     with connected(place):
-        gpus = gpus_per_cell(place)
+        shares = packing(place, results)
+        gpus = 0.0 if place.gpus_per_cell is None else place.gpus_per_cell
         if not slots(place.cpus_per_cell, gpus):
             raise ConfigError(
                 "",
@@ -57,9 +59,9 @@ def search(
             )
         deaths = 0
         while True:
-            proposer = make_proposer(space, ledger, results, data_dir, deadline, say)
+            proposer = make_proposer(space, ledger, results, data_dir, deadline, say, shares)
             try:
-                _fit(space, ledger, proposer, place, gpus)
+                _fit(space, ledger, proposer, place)
             except RayLost:
                 raise
             except Exception as error:
@@ -89,6 +91,7 @@ def make_proposer(
     data_dir: Path | None,
     deadline: float | None,
     say: Say,
+    shares: Packing,
 ) -> Any:
     """Tune's searcher over ``ledger``; its class is made here since Ray is loaded late."""
     from ray.tune.search import Searcher
@@ -121,6 +124,7 @@ def make_proposer(
                 "results": str(results.resolve()),
                 "data_dir": str(data_dir.resolve()) if data_dir else None,
                 "every_epoch": all_measures()[space.primary].every_epoch,
+                "gpus": max(shares.gpus(cell) for cell in proposal.cells),
             }
             return {"task": json.dumps(task)}
 
@@ -199,20 +203,26 @@ def make_proposer(
     return Proposer()
 
 
-def _fit(space: Space, ledger: Ledger, proposer: Any, place: Place, gpus: float) -> None:
+def _fit(space: Space, ledger: Ledger, proposer: Any, place: Place) -> None:
     from ray import tune
 
     left = ledger.left()
     if not left:
         return
+
+    def resources_of(config: Mapping[str, Any]) -> Any:
+        gpus = json.loads(config["task"])["gpus"]
+        return tune.PlacementGroupFactory([{"CPU": place.cpus_per_cell, "GPU": gpus}])
+
     with tempfile.TemporaryDirectory(prefix="msvit-tune-") as folder:
         tune.Tuner(
-            tune.with_resources(run_trial, {"cpu": place.cpus_per_cell, "gpu": gpus}),
+            tune.with_resources(run_trial, resources_of),
             tune_config=tune.TuneConfig(
                 search_alg=proposer,
                 scheduler=make_scheduler(space, ledger),
                 num_samples=left,
-                max_concurrent_trials=max(1, slots(place.cpus_per_cell, gpus)),
+                # Of the GPUs, each trial takes what it needs: Tune waits for that by itself.
+                max_concurrent_trials=max(1, slots(place.cpus_per_cell, place.gpus_per_cell or 0)),
                 trial_dirname_creator=lambda trial: trial.trial_id,
             ),
             run_config=tune.RunConfig(

@@ -1,4 +1,4 @@
-"""What is measured: models, sizes, variants. Torch-free."""
+"""What is measured on a CPU: models, sizes, variants. Torch-free."""
 
 from __future__ import annotations
 
@@ -14,8 +14,6 @@ MODELS = {
     "qkformer": "qkformer_cifar10",
 }
 VARIANTS = ("plain", "ours")
-COMPILED = "compiled"
-"""Ours as ``training.compile: reduce-overhead`` trains it; it knows no inference of its own."""
 PRECISIONS = ("fp32", "bf16")
 MODES = ("train", "infer")
 
@@ -77,18 +75,14 @@ def say_threads(threads: int) -> str:
     return f"{threads} thread" + ("" if threads == 1 else "s")
 
 
-def step_cases(
-    models: list[str], size_name: str, quick: bool, compiled: bool = False
-) -> list[Case]:
+def step_cases(models: list[str], size_name: str, quick: bool) -> list[Case]:
     """All variants of ``models`` at a size, in the order in which a round runs them."""
     size = (QUICK_SIZES if quick else SIZES)[size_name]
     effort: dict[str, Any] = {"budget": 0.0, "least": 1} if quick else {}
     common = {**effort, "options": size.options, "batch": size.batch, "threads": size.used_threads}
-    variants = {"train": (*VARIANTS, COMPILED) if compiled else VARIANTS, "infer": VARIANTS}
     return [
         Case(model, size_name, variant, precision, mode, **common)
-        for model, mode, precision in product(models, MODES, PRECISIONS)
-        for variant in variants[mode]
+        for model, mode, precision, variant in product(models, MODES, PRECISIONS, VARIANTS)
     ]
 
 

@@ -11,15 +11,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from analysis.canvas import style
-from studies.timing.cases import COMPILED, INPUT_RATE, say_threads
+from studies.timing.cases import INPUT_RATE, say_threads
 
 _CURVES = {
     ("plain", "fp32"): ("plain, fp32", "0.55", "o"),
     ("plain", "bf16"): ("plain, bf16", "0.8", "D"),
     ("ours", "fp32"): ("ours, fp32", "C0", "s"),
     ("ours", "bf16"): ("ours, bf16", "C1", "^"),
-    (COMPILED, "fp32"): ("compiled, fp32", "C2", "v"),
-    (COMPILED, "bf16"): ("compiled, bf16", "C3", "P"),
 }
 
 

@@ -16,20 +16,33 @@ from msvit.models import model_options
 from msvit.neurons import Spikes
 from studies.timing.roofline import Peaks, Work
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16}
 
 
 def measure_peaks(precision: str, device: torch.device, quick: bool = False) -> Peaks:
     """Best of several repetitions, under the matmul setting that the process has now."""
-    large = device.type == "cuda"
     dtype, clock = _DTYPES[precision], _Clock(device, 0.05 if quick else 1.0)
-    # Square, and as tall as an activation: libraries reach their best on one or the other.
-    side = 8192 if large else 2048
-    shapes = [(256, 256, 256)] if quick else [(side, side, side), (16384, 384, 1536)]
-    product = max(_product_rate(*shape, dtype, clock) for shape in shapes)
-    images, channels = (2, 32) if quick else (256 if large else 32, 192)
+    images, channels = (2, 32) if quick else (32, 192)
     convolution = _conv_rate(images, channels, dtype, clock)
+    product = product_peak(precision, device, quick)
     return Peaks(product, convolution, _bandwidth(2 if quick else 64, clock))
+
+
+def product_peak(precision: str, device: torch.device, quick: bool = False) -> float:
+    """GFLOP/s of the best of some matrix products, under the setting that the process has now."""
+    clock = _Clock(device, 0.05 if quick else 1.0)
+    # Square, and as tall as an activation: libraries reach their best on one or the other.
+    side = 8192 if device.type == "cuda" else 2048
+    shapes = [(256, 256, 256)] if quick else [(side, side, side), (16384, 384, 1536)]
+    return max(_product_rate(*shape, _DTYPES[precision], clock) for shape in shapes)
+
+
+def copy_bandwidth(device: torch.device, quick: bool = False) -> float:
+    """GB/s that a copy within the device reads and writes, far larger than its caches."""
+    source = torch.rand((1 if quick else 256) * 2**20, device=device)
+    target = torch.empty_like(source)
+    seconds = _Clock(device, 0.05 if quick else 1.0).best(lambda: target.copy_(source))
+    return 2 * source.nbytes / seconds / 1e9
 
 
 class _Clock:
@@ -87,9 +100,9 @@ def _bandwidth(megavalues: int, clock: _Clock) -> float:
 
 
 @torch.no_grad()
-def count_work(name: str, options: dict) -> Work:
-    """Forward work per image of ``create_model(name, **options)``."""
-    model = create_model(name, **options).eval()
+def count_work(name: str, options: dict, device: torch.device | None = None) -> Work:
+    """Forward work per image of ``create_model(name, **options)``, counted on ``device``."""
+    model = create_model(name, **options).eval().to(device or "cpu")
     found = dict.fromkeys(("product_flops", "conv_flops", "first_flops", "currents", "spikes"), 0)
 
     def synapse(module: Conv | Linear | MatrixProduct, inputs: tuple, output: torch.Tensor) -> None:
@@ -112,5 +125,5 @@ def count_work(name: str, options: dict) -> Work:
         elif isinstance(module, Spikes):
             module.register_forward_hook(spikes)
     known = model_options(name, options)
-    model(torch.randn(1, known.in_channels, known.image_size, known.image_size))
+    model(torch.randn(1, known.in_channels, known.image_size, known.image_size, device=device))
     return Work(**found)

@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from studies.timing.cases import COMPILED, VARIANTS, Case, say_threads
+from studies.timing.cases import VARIANTS, Case, say_threads
 from studies.timing.roofline import Peaks, Work, roofline_seconds, step_flops
 
 COLUMNS = (
@@ -24,8 +24,7 @@ COLUMNS = (
 class Machine:
     """Limits at one size, each the median over the rounds."""
 
-    processor: str  # or the GPU
-    gpu: bool
+    processor: str
     amx: bool
     bf16_faster: bool
     threads: int
@@ -36,7 +35,7 @@ class Machine:
 
     @property
     def title(self) -> str:
-        return self.processor if self.gpu else f"{self.processor}, {say_threads(self.threads)}"
+        return f"{self.processor}, {say_threads(self.threads)}"
 
 
 def machine(limits: list[dict[str, Any]], threads: int) -> Machine:
@@ -50,7 +49,6 @@ def machine(limits: list[dict[str, Any]], threads: int) -> Machine:
     }
     return Machine(
         processor=first["processor"],
-        gpu=first["gpu"],
         amx=first["amx"],
         bf16_faster=first["bf16_faster"],
         threads=threads,
@@ -142,8 +140,7 @@ MISSED = " ✗"
 def ratios(rows: list[dict], machines: dict[str, Machine]) -> str:
     """Markdown: how many times faster and how much smaller ours is, the bars beside.
 
-    The bars of training, inference and memory are those of MSVIT; the shares are for all. There
-    are none on a GPU.
+    The bars of training, inference and memory are those of MSVIT; the shares are for all.
     """
     by_key = {tuple(row[c] for c in COLUMNS[:5]): row for row in rows}
     lines = ["# A step of ours against plain spikingjelly modules", ""]
@@ -157,28 +154,23 @@ def ratios(rows: list[dict], machines: dict[str, Machine]) -> str:
             "|---|---|--:|--:|--:|--:|--:|--:|",
         ]
         for model in models:
-            for variant in (VARIANTS[1], COMPILED):
-                if (model, size, variant, "fp32", "train") in by_key:
-                    lines += [
-                        _ratio_row(by_key, model, size, variant, pair, limits)
-                        for pair in PAIRS
-                        if set(pair) <= set(limits.peaks)
-                    ]
+            lines += [
+                _ratio_row(by_key, model, size, pair, limits)
+                for pair in PAIRS
+                if set(pair) <= set(limits.peaks)
+            ]
         lines += ["", "| share of the roofline | " + " | ".join(models) + " | bar |"]
         lines.append("|---|" + "--:|" * (len(models) + 1))
         for mode, precision in product(("train", "infer"), limits.peaks):
-            held = mode == "train" and size == "cifar" and not limits.gpu
+            held = mode == "train" and size == "cifar"
             least = SHARES[precision] if held else 0.0
             shares = []
             for model in models:
-                found = {
-                    variant: by_key[model, size, variant, precision, mode]["roofline_share"]
-                    for variant in (*VARIANTS, COMPILED)
-                    if (model, size, variant, precision, mode) in by_key
-                }
-                ours = found.pop("ours")
-                others = ", ".join(f"{variant} {share:.0%}" for variant, share in found.items())
-                shares.append(f"{ours:.0%}{MISSED if ours < least else ''} ({others})")
+                plain, ours = (
+                    by_key[model, size, variant, precision, mode]["roofline_share"]
+                    for variant in VARIANTS
+                )
+                shares.append(f"{ours:.0%}{MISSED if ours < least else ''} (plain {plain:.0%})")
             bar = f"≥ {least:.0%}" if least else ""
             title = f"{'training' if mode == 'train' else 'inference'}, {precision}"
             lines.append(f"| {title} | " + " | ".join(shares) + f" | {bar} |")
@@ -188,23 +180,19 @@ def ratios(rows: list[dict], machines: dict[str, Machine]) -> str:
 
 
 def _ratio_row(
-    by_key: dict[tuple, dict], model: str, size: str, variant: str, pair: tuple, limits: Machine
+    by_key: dict[tuple, dict], model: str, size: str, pair: tuple, limits: Machine
 ) -> str:
     ours, plain = pair
     title, train, infer, memory = PAIRS[pair]
-    cells = [model, f"{COMPILED}, {title}" if variant == COMPILED else title]
-    held = not limits.gpu and variant != COMPILED
+    cells = [model, title]
     for mode, bar in (("train", train), ("infer", infer)):
-        if (model, size, variant, ours, mode) not in by_key:
-            cells += ["", ""]
-            continue
-        a, b = by_key[model, size, variant, ours, mode], by_key[model, size, "plain", plain, mode]
+        a, b = by_key[model, size, "ours", ours, mode], by_key[model, size, "plain", plain, mode]
         ratio = b["seconds_median"] / a["seconds_median"]
-        least = _speed_bar(model, size, mode, plain, bar[limits.amx]) if held else None
+        least = _speed_bar(model, size, mode, plain, bar[limits.amx])
         cells.append(f"{ratio:.2f} ×{'' if least is None or ratio >= least else MISSED}")
         cells.append("" if least is None else f"≥ {least:g}")
-    a, b = (by_key[model, size, v, p, "train"] for v, p in ((variant, ours), ("plain", plain)))
-    ratio, held = a["peak_gb"] / b["peak_gb"], held and (model, size) == ("msvit", "cifar")
+    a, b = (by_key[model, size, v, p, "train"] for v, p in (("ours", ours), ("plain", plain)))
+    ratio, held = a["peak_gb"] / b["peak_gb"], (model, size) == ("msvit", "cifar")
     cells.append(f"{ratio:.2f}{MISSED if held and ratio > memory else ''}")
     cells.append(f"≤ {memory}" if held else "")
     return "| " + " | ".join(cells) + " |"
@@ -212,27 +200,13 @@ def _ratio_row(
 
 def _how_measured(rows: list[dict], limits: Machine) -> list[str]:
     rounds = min(row["rounds"] for row in rows)
-    memory = (
-        "what tensors took on the GPU" if limits.gpu else "the peak of the whole training process"
-    )
     lines = [
         "Training is forward, loss, backward and a fused AdamW step; memory is",
-        f"{memory}. Every number is a median over {rounds} fresh processes, the",
+        f"the peak of the whole training process. Every number is a median over {rounds} fresh "
+        "processes, the",
         "variants taking turns (`step.csv` has the spread). The plain models run in torch's",
         "defaults, ours in the process settings that training uses.",
     ]
-    if any(row["variant"] == COMPILED for row in rows):
-        lines += [
-            "",
-            f"{COMPILED.title()}: `training.compile: reduce-overhead`, its compilation not timed.",
-        ]
-    if limits.gpu:
-        lines += [
-            "",
-            "In fp32 the plain models compute as torch does by default: its convolutions round to",
-            "TF32 on a GPU. Ours are exact.",
-        ]
-        return lines
     if "bf16" not in limits.peaks:
         lines += ["", "This processor has no instructions for bf16, which was left out."]
     elif not limits.bf16_faster:

@@ -33,7 +33,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-BYTES = {"fp32": 4, "bf16": 2}
+BYTES = {"fp32": 4, "tf32": 4, "bf16": 2}
 PASSES = {"train": (10, 5), "infer": (2, 1)}  # over y, over spikes
 
 
