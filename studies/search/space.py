@@ -24,7 +24,9 @@
       - {model.scales: [1, 3], training.lr: 0.01}
 
 A trial is left without the parameters that its other values leave without effect (``tau`` beside a
-PSN); ``when`` keeps the sampler from choosing them. Everything is checked before the first trial. Nothing here imports torch, Optuna or Ray.
+PSN); ``when`` keeps the sampler from choosing them.
+
+Everything is checked before the first trial. Nothing here imports torch, Optuna or Ray.
 """
 
 from __future__ import annotations
