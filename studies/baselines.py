@@ -60,7 +60,8 @@ def table(name: str, settings: dict[str, Any], data_dir: Path | None) -> str:
     from analysis.statistics import image_error
     from msvit.data import load_splits
 
-    splits = load_splits(data_options(name, settings, "--set data"), data_dir)
+    options = data_options(name, settings, "--set data")
+    splits = load_splits(options, data_dir)
     train, validation, test = (
         _pixels(part) for part in (splits.train, splits.validation, splits.test)
     )
@@ -74,6 +75,8 @@ def table(name: str, settings: dict[str, Any], data_dir: Path | None) -> str:
         accuracy = float(best.score(*test))
         error = image_error(accuracy, len(splits.test))
         lines.append(f"| {kind} | {100 * accuracy:.2f} | {100 * error:.2f} | {text} |")
+    if splits.fingerprint and (note := options.unlike_published(splits.fingerprint["counts"])):
+        lines += ["", f"Note: {note}."]
     return "\n".join(lines)
 
 
