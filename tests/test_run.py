@@ -51,7 +51,8 @@ seeds: 2
 """
 BROKEN = """
 include:
-  - {data: {name: cifar10}, label: no data}
+  - label: too fast  # weights grow ninefold with every step
+    training: {lr: 10, weight_decay: 1, schedule: constant, warmup_epochs: 0}
 """
 
 
@@ -119,7 +120,7 @@ def comparable(results):
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    """A study of four good cells and two that cannot find their data, run once."""
+    """A study of four good cells and two whose training diverges, run once."""
     folder = tmp_path_factory.mktemp("undisturbed")
     # Started in a folder whose packages must not be mistaken for ours.
     for name in ("msvit", "studies"):
@@ -146,15 +147,26 @@ def test_the_time_left_is_that_of_training_alone(tiny, monkeypatch, capsys):
     assert "about 0:30 left" in capsys.readouterr().out
 
 
+def test_nothing_is_said_of_time_before_an_epoch_tells(tiny, monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr("studies.progress.time.monotonic", lambda: now[0])
+    (entry,) = load_study(str(tiny), ["model.scales=[1]"], seeds=1).cells
+    display = Display([entry], 0, 1)
+    display.epoch(entry, {"epoch": 0, "epochs": 3})
+    now[0] = 100.0
+    display.update()
+    assert capsys.readouterr().out == "[0/1] running: msvit scales=1 seed 0 epoch 0/3\n"
+
+
 @pytest.mark.slow
 def test_a_study_trains_reports_and_goes_on_past_a_failing_cell(undisturbed):
     results, _, output = undisturbed
     assert len(list(iter_records(results))) == 4
     failures = list(iter_failures(results))
-    assert [failure["error"] for failure in failures] == ["DataError"] * 2
+    assert [failure["error"] for failure in failures] == ["TrainingDiverged"] * 2
     assert "train_cell" in failures[0]["traceback"]
     log = cell_folder(results, failures[0]["id"]) / "log.txt"
-    assert "DataError: CIFAR-10 needs --data-dir" in log.read_text()
+    assert "TrainingDiverged: epoch 2, step" in log.read_text()
     assert str(log.relative_to(results.parent)) in output
     assert "2 of 6 cells failed" in output
     # One row per configuration, with both seeds.
@@ -170,7 +182,7 @@ def test_progress_is_a_line_per_cell_where_the_output_is_no_terminal(undisturbed
     lines = re.findall(r"^\[\d/6\] .*seed \d: .*$", output, re.MULTILINE)
     assert len(lines) == 6
     assert sum("test accuracy" in line for line in lines) == 4
-    assert sum("FAILED, DataError" in line for line in lines) == 2
+    assert sum("FAILED, TrainingDiverged" in line for line in lines) == 2
     assert "\x1b" not in output
 
 
@@ -231,7 +243,7 @@ def test_a_dry_run_shows_what_is_done_and_imports_no_torch(undisturbed):
         [sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True, text=True
     )
     for entry in load_study(str(grid)).cells:
-        state = "failed" if entry.group == "no data" else "done"
+        state = "failed" if entry.group == "too fast" else "done"
         assert f"{entry.cell.id}  seed {entry.cell.seed}  {state}" in process.stdout
     assert "scales=1,3" in process.stdout
     assert "How many attention scales" in process.stdout
@@ -498,6 +510,11 @@ def test_wrong_input_ends_in_one_line(arguments, parts, tmp_path, capsys):
         (["--grid", "scales", "--cpus-per-cell", "nan"], ["--cpus-per-cell", "'nan'"]),
         (["--grid", "scales", "--gpus-per-cell", "1.5"], ["--gpus-per-cell", "'1.5'"]),
         (["--grid", "scales", "--result", "x"], ["--result"]),
+        (["--grid", "scales", "--grid", "timesteps"], ["--grid", "given twice"]),
+        (["--grid", "scales", "--seeds", "2", "--seeds=3"], ["--seeds", "given twice"]),
+        (["--grid", "scales", "--results", ""], ["--results", "empty"]),
+        (["--grid", "scales", "--results="], ["--results", "empty"]),
+        (["--grid", "scales", "--data-dir", " "], ["--data-dir", "empty"]),
     ],
 )
 def test_a_wrong_command_line_ends_in_one_line(arguments, parts, capsys):

@@ -14,11 +14,12 @@ from spikingjelly.activation_based.functional import reset_net
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from msvit import create_model, load_official
+from msvit import create_model, load_official, processor
 from msvit.options import ConfigError
 from msvit.precision import bf16_is_faster
 from studies import speed
 from studies.plain_models import plain_model
+from studies.timing import worker
 from studies.timing.cases import MODELS, step_cases
 from studies.timing.kinds import kind_of
 from studies.timing.probes import count_work
@@ -149,7 +150,7 @@ def test_quick_run_writes_all_rows(tmp_path):
         rows = list(reader)
     assert tuple(reader.fieldnames) == COLUMNS
     keys = {(row["variant"], row["precision"], row["mode"]) for row in rows}
-    assert len(rows) == len(keys) == 8
+    assert len(rows) == len(keys) == (8 if processor.multiplies_bf16() else 4)
     for row in rows:
         assert 0 < float(row["seconds_min"]) <= float(row["seconds_median"])
         assert float(row["seconds_median"]) <= float(row["seconds_max"])
@@ -162,7 +163,7 @@ def test_quick_run_writes_all_rows(tmp_path):
     text = (tmp_path / "ratios.md").read_text()
     assert "| spikformer | fp32 against plain fp32 |" in text
     faster = bf16_is_faster(torch.device("cpu"))
-    assert ("multiplies no faster in bf16" in text) == (not faster)
+    assert ("multiplies no faster in bf16" in text) == (not faster and processor.multiplies_bf16())
     assert (tmp_path / "step.png").stat().st_size > 0
 
 
@@ -230,6 +231,38 @@ def test_what_a_cpu_did_has_its_folder(given, folder, tmp_path, monkeypatch):
     written = {path.name for path in (tmp_path / folder).iterdir()}
     assert {"step.csv", "ratios.md", "operators.csv", "step.png", "kinds_cifar.png"} <= written
     assert [path.name for path in tmp_path.iterdir()] == [folder.split("/")[0]]
+
+
+def test_what_a_processor_computes_number_by_number_is_left_out(tmp_path, monkeypatch, capsys):
+    """As on an EPYC with AVX2 alone, where one round took more than a quarter of an hour."""
+    limits = worker_limits(monkeypatch, "AuthenticAMD avx avx2 fma")
+    assert set(limits["peaks"]) == {"fp32"}
+    step = {"seconds": [1.0], "peak_gb": 1.0, "input_rate": 0.1}
+    answers = {"limits": limits, "step": step, "profile": {"operators": [["aten::mm", 0.5]]}}
+    asked = []
+
+    def measure(task, threads):
+        asked.append(task)
+        return answers[task["kind"]]
+
+    monkeypatch.setattr(speed, "measure", measure)
+    given = ["--models", "msvit", "--sizes", "digits", "--growth", "--rounds", "1"]
+    assert speed.main([*given, "--out", str(tmp_path)]) == 0
+    assert {task.get("precision", "fp32") for task in asked} == {"fp32"}
+    assert "left out: bf16" in capsys.readouterr().out
+    assert "no instructions for bf16" in (tmp_path / "ratios.md").read_text()
+    assert set(worker_limits(monkeypatch, "GenuineIntel avx512bw")["peaks"]) == {"fp32", "bf16"}
+
+
+def worker_limits(monkeypatch, description):
+    """What the process that looks for a machine's limits finds on this processor, nothing timed."""
+    monkeypatch.setattr(processor, "description", lambda: description)
+    monkeypatch.setattr(worker, "prepare_process", lambda: None)
+    monkeypatch.setattr(worker, "measure_peaks", lambda *_: Peaks(100, 100, 10))
+    options = {"dim": 32, "heads": 4, "image_size": 16}
+    return worker.run(
+        {"kind": "limits", "quick": True, "models": ["msvit_cifar10"], "options": options}
+    )
 
 
 def test_wrong_names_end_in_one_line(capsys):

@@ -113,6 +113,10 @@ def test_a_stopped_cell_ends_as_if_never_stopped(record, tmp_path, epoch):
     assert comparable(resumed) == comparable(record)
 
 
+needs_bf16 = pytest.mark.skipif(not processor.multiplies_bf16(), reason="would take minutes here")
+
+
+@needs_bf16
 @pytest.mark.parametrize("precision", ["bf16", pytest.param("fp16", marks=pytest.mark.slow)])
 def test_resume_is_exact_with_every_source_of_randomness(tmp_path, precision):
     cell = tiny_cell(
@@ -126,6 +130,7 @@ def test_resume_is_exact_with_every_source_of_randomness(tmp_path, precision):
     assert whole["precision"].startswith(f"{precision} autocast")
 
 
+@needs_bf16
 def test_a_cell_goes_on_in_the_precision_it_was_begun_in(tmp_path, monkeypatch):
     monkeypatch.setattr(processor, "description", lambda: "AuthenticAMD avx512_bf16")
     with pytest.raises(Stopped):

@@ -79,8 +79,9 @@ def search(
                 say(f"Ray Tune has died ({type(error).__name__}); going on")
                 ledger = ledger.reopened()
                 continue
-            if proposer.broken:
-                raise disk_error(proposer.broken, results) or proposer.broken
+            if broken := proposer.broken:
+                known = isinstance(broken, RecordError)
+                raise broken if known else disk_error(broken, results) or broken
             return proposer.hindered
 
 
