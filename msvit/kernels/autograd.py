@@ -323,6 +323,7 @@ class _TokenAttention(Function):
         ctx.save_for_backward(scores, keys)
         ctx.backend, ctx.parts, ctx.neuron, ctx.wides = backend, parts, neuron, len(wide)
         ctx.mark_non_differentiable(mask)
+        ctx.set_materialize_grads(False)  # zeros for the mask, which nothing reads
         return out, mask
 
     @staticmethod
