@@ -170,5 +170,5 @@ def _waits() -> Iterator[list[str]]:
             place = f"{warning.filename}:{warning.lineno}"
             found.append(f"the host waits for the device in it ({place})")
         else:
-            shown = (warning.message, warning.category, warning.filename, warning.lineno)
-            warnings.warn_explicit(*shown)
+            shown = warning.message, warning.category, warning.filename, warning.lineno
+            warnings.warn_explicit(*shown)  # type: ignore[arg-type]  # a warning, or its text

@@ -20,6 +20,7 @@ from torch import Tensor
 from ..spec import Batch, FixedNeuron, NeuronSpec, Norm
 from . import kernels
 
+Grid = tuple[int]
 Tile = dict[str, int]
 """The constants of a kernel that tell the size of its tiles."""
 
@@ -297,7 +298,7 @@ class TritonBackend:
         return grad
 
 
-def _tiles(rows: int, channels: int, itemsize: int, steps: int = 1):
+def _tiles(rows: int, channels: int, itemsize: int, steps: int = 1) -> tuple[Grid, Tile]:
     """Grid and tile sizes of a pass that holds ``steps`` time steps of a tile in registers."""
     wide = _width(channels)
     per_thread = min(LOAD_BYTES // itemsize, HELD // triton.next_power_of_2(min(steps, STEPS)))
@@ -314,7 +315,9 @@ def _width(channels: int) -> int:
     return min((128, 64, 32, 16), key=lambda wide: triton.cdiv(channels, wide) * wide)
 
 
-def _shares(rows: int, channels: int, itemsize: int, steps: int = 1, at_once: int = 1):
+def _shares(
+    rows: int, channels: int, itemsize: int, steps: int = 1, at_once: int = 1
+) -> tuple[Grid, Tile, int, int]:
     """Grid, tile sizes, tiles of a band (a multiple of ``at_once``) and bands, for sums."""
     (tiles,), tile = _tiles(rows, channels, itemsize, steps)
     blocks = triton.cdiv(channels, tile["WIDE"])
@@ -328,13 +331,13 @@ def _chunk(steps: int) -> int:
     return steps if steps <= STEPS else triton.cdiv(steps, triton.cdiv(steps, CHUNK))
 
 
-def _folding(channels: int):
+def _folding(channels: int) -> tuple[Grid, Tile]:
     """Grid and tile sizes of what adds up slots: a sector of memory wide, as high as may be."""
     wide = min(8, triton.next_power_of_2(channels))
     return (triton.cdiv(channels, wide),), {"HIGH": 8 * LANES // wide, "WIDE": wide}
 
 
-def _head_tiles(rows: int, heads: int, head: int, itemsize: int):
+def _head_tiles(rows: int, heads: int, head: int, itemsize: int) -> tuple[Grid, Tile]:
     sizes = {"HEADS": triton.next_power_of_2(heads), "WIDE": triton.next_power_of_2(head)}
     high = max(1, LOAD_BYTES // itemsize * LANES // (sizes["HEADS"] * sizes["WIDE"]))
     return (triton.cdiv(rows, high),), {"HIGH": high, **sizes}
