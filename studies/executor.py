@@ -120,7 +120,8 @@ class _Loop:
                 time.sleep(POLL_SECONDS)
             for task, tail in self._running.values():
                 for progress in tail.lines():
-                    self._shares.learn(task.entry.cell, progress)
+                    beside = min(len(self._running), int(1 / (task.gpus or 1)))
+                    self._shares.learn(task.entry.cell, progress, max(1, beside))
                     self._display.epoch(task.entry, progress)
             for reference in ready:
                 task, _ = self._running.pop(reference)

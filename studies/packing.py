@@ -93,11 +93,12 @@ class Packing:
         known = self._known.get(self._device.name, {}).get(key)
         return share(Need(**known) if known else guess(cell), self._device)
 
-    def learn(self, cell: Cell, progress: Mapping[str, Any]) -> None:
+    def learn(self, cell: Cell, progress: Mapping[str, Any], beside: int) -> None:
         """Remember what a cell has said of itself after an epoch on a GPU.
 
-        Memory is the most that was ever seen. Of the times the least counts: cells side by side
-        wait for each other, which looks like work.
+        ``beside`` is how many cells shared the device, itself included. They wait for each other,
+        which looks like work: each is taken to have worked for its part of the time. Memory is the
+        most, time the least that was ever seen.
 
         Raises:
             RecordError: where the file cannot be written.
@@ -107,7 +108,10 @@ class Packing:
         of_device = self._known.setdefault(progress["gpu"], {})
         key = configuration(cell)
         before = of_device.get(key)
-        need = Need(progress["gpu_memory_gb"], progress["gpu_busy"])
+        waited = progress["gpu_seconds"] * (1 - 1 / beside)
+        worked = progress["gpu_seconds"] - waited
+        busy = worked / max(progress["cell_seconds"] - waited, worked)
+        need = Need(progress["gpu_memory_gb"], busy)
         if before is not None:
             most = max(need.memory_gb, before["memory_gb"])
             need = Need(most, min(need.busy, before["busy"]))

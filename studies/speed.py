@@ -9,9 +9,9 @@ round. Written to ``--out`` (default results/speed): ``step.csv``, ``ratios.md``
 (how the time of a training step of MSVIT splits) and figures; with ``--growth`` also
 ``growth.csv`` and its figure (MSVIT over time steps, batch, width, image size and firing rate).
 
-**On a GPU** cases follow each other in one process, the most wanted first, until ``--minutes`` are
-over (default 8); then whole grids are run, packed and one cell at a time. Written to ``--out``
-(default results/speed-gpu), anew after every case: ``speed.md``, ``step.csv``, ``kernels.csv``,
+**On a GPU** all ends within ``--minutes`` (default 8): first the cases, in one process, the most
+wanted first, then whole grids, packed and one cell at a time. Written to ``--out`` (default
+results/speed-gpu), anew after every case: ``speed.md``, ``step.csv``, ``kernels.csv``,
 ``grids.csv``. ``--sizes``, ``--rounds`` and ``--growth`` have no part in it. To measure the CPU of
 such a machine: CUDA_VISIBLE_DEVICES= in the environment.
 

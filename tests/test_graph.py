@@ -41,8 +41,8 @@ GPU = torch.device("cuda", 0)
 class Tape:
     """A recorder for the CPU: buffers as those of a CUDA graph, work at every replay."""
 
-    def __init__(self, waits: str = "", refuses: str = "") -> None:
-        self.waits, self.refuses = waits, refuses
+    def __init__(self, waits: str = "", refuses: str = "", breaks: str = "") -> None:
+        self.waits, self.refuses, self.breaks = waits, refuses, breaks
         self.recorded = self.replayed = 0
 
     def aside(self, run):
@@ -55,6 +55,8 @@ class Tape:
         outputs = []
 
         def replay():
+            if self.breaks and self.replayed == 2:
+                raise CannotRecord(self.breaks)
             self.replayed += 1
             found = run()
             outputs[:] = outputs or [x.clone() for x in found]
@@ -76,7 +78,9 @@ def test_calls_of_one_shape_are_replayed_and_others_run():
     assert not run.problem
 
 
-@pytest.mark.parametrize("why", [{"waits": "the host waits"}, {"refuses": "no such thing"}])
+@pytest.mark.parametrize(
+    "why", [{"waits": "the host waits"}, {"refuses": "no such thing"}, {"breaks": "no more"}]
+)
 def test_what_cannot_be_recorded_runs_on_with_one_line(why, caplog):
     tape = Tape(**why)
     run = Graphed(lambda x: (x + 1,), tape)

@@ -1,5 +1,6 @@
 """How many cells share a GPU, on GPUs that are not there."""
 
+import json
 import os
 import stat
 import subprocess
@@ -44,7 +45,8 @@ def digits(seed=0):
 
 
 def said(memory, busy, device=H100):
-    return {"gpu": device.name, "gpu_memory_gb": memory, "gpu_busy": busy, "epoch": 1, "epochs": 9}
+    told = {"gpu": device.name, "gpu_memory_gb": memory, "epoch": 1, "epochs": 9}
+    return told | {"gpu_seconds": 100 * busy, "cell_seconds": 100.0}
 
 
 @pytest.mark.parametrize(
@@ -91,23 +93,31 @@ def test_more_images_or_width_need_more(name):
 
 def test_what_was_measured_is_remembered_by_configuration(tmp_path):
     packing = Packing(tmp_path, H100)
-    packing.learn(digits(), said(20.0, 0.3))
+    packing.learn(digits(), said(20.0, 0.3), 1)
     assert packing.gpus(digits(seed=1)) == share(Need(20.0, 0.3), H100)
     assert packing.gpus(cell()) == share(guess(cell()), H100)
     # Of memory the most counts, of times the least: cells side by side look busier than they are.
-    packing.learn(digits(), said(21.0, 0.9))
+    packing.learn(digits(), said(21.0, 0.9), 1)
     again = Packing(tmp_path, H100)
     assert again.gpus(digits(seed=2)) == share(Need(21.0, 0.3), H100)
     assert Packing(tmp_path, SMALL).gpus(digits()) == share(guess(digits()), SMALL)
     assert configuration(digits()) == configuration(digits(seed=5)) != configuration(cell())
-    packing.learn(cell(), {"epoch": 1, "epochs": 9})  # on a CPU
+    packing.learn(cell(), {"epoch": 1, "epochs": 9}, 1)  # on a CPU
     (tmp_path / "devices.json").write_text('{"NVIDIA')
     assert Packing(tmp_path, H100).gpus(digits()) == share(guess(digits()), H100)
 
 
+def test_waiting_for_each_other_is_no_work(tmp_path):
+    """Ten cells, each of which works for 3 s and does other things for 12."""
+    alone, together = Packing(tmp_path / "alone", H100), Packing(tmp_path / "together", H100)
+    alone.learn(digits(), said(1.0, 0.0) | {"gpu_seconds": 3.0, "cell_seconds": 15.0}, 1)
+    together.learn(digits(), said(1.0, 0.0) | {"gpu_seconds": 30.0, "cell_seconds": 42.0}, 10)
+    assert together.gpus(digits()) == alone.gpus(digits()) == share(Need(1.0, 0.2), H100)
+
+
 def test_what_is_forced_or_not_known_is_not_guessed(tmp_path):
     forced = Packing(tmp_path, H100, 0.16)
-    forced.learn(digits(), said(80.0, 1.0))
+    forced.learn(digits(), said(80.0, 1.0), 6)
     assert forced.gpus(digits()) == 0.16
     assert Packing(tmp_path, None).gpus(digits()) == 1.0
     forced.give_all(digits())
@@ -220,5 +230,6 @@ def test_cells_share_a_gpu_and_one_that_runs_out_gets_it_whole(
     printed = capsys.readouterr().out
     assert printed.count("again with a whole GPU") >= 1
     assert "nvidia-cuda-mps-control -d" in printed
-    learned = Packing(results, H100)
-    assert learned.gpus(entries[0].cell) == share(Need(2.0, 0.5), H100)
+    (need,) = json.loads((results / "devices.json").read_text())[H100.name].values()
+    assert need["memory_gb"] == 2.0
+    assert need["busy"] <= 0.5

@@ -57,10 +57,11 @@ def train_cell(
 
     After each epoch ``folder/checkpoint.pt`` is replaced and ``report`` is called with
     ``epoch``, ``epochs``, ``train_loss``, ``val_loss``, ``val_accuracy`` and ``seconds``; on a GPU
-    also with ``gpu``, its name, ``gpu_memory_gb`` and ``gpu_busy``, what was taken of it. At the
-    end ``folder/weights.safetensors`` holds the selected weights. A cell that was stopped goes on
-    after its last finished epoch and ends with the record it would have had: on the same CPU with
-    the same number of threads bit for bit, save times and memory.
+    also with ``gpu``, its name, ``gpu_memory_gb``, what was taken of it, and what the whole cell is
+    expected to take: ``gpu_seconds`` (all steps as the fastest) of ``cell_seconds``. At the end
+    ``folder/weights.safetensors`` holds the selected weights. A cell that was stopped goes on after
+    its last finished epoch and ends with the record it would have had: on the same CPU with the
+    same number of threads bit for bit, save times and memory.
 
     Raises:
         TrainingDiverged: when a loss, a gradient, weights or running statistics are not finite.
@@ -132,10 +133,11 @@ def train_cell(
         shown = ("epoch", "train_loss", "val_loss", "val_accuracy", "seconds")
         told: dict[str, Any] = {"epochs": options.epochs, **{key: row[key] for key in shown}}
         if device.type == "cuda":
-            used = trainer.step_seconds * steps * (options.epochs - resumed)
-            whole = time.perf_counter() - began + (options.epochs - epoch) * seconds
             told |= {"gpu": device_name(device), "gpu_memory_gb": held_memory_gb(device)}
-            told |= {"gpu_busy": used / whole}
+            all_steps = steps * (options.epochs - resumed)
+            told["gpu_seconds"] = trainer.step_seconds * all_steps
+            left = (options.epochs - epoch) * seconds
+            told["cell_seconds"] = time.perf_counter() - began + left
         report(told)
 
     # Not from a graph, which no monitor sees: and what it holds may be wanted.

@@ -41,7 +41,8 @@ class Recorder(Protocol):
         ``run`` is called once and has then done no work yet.
 
         Raises:
-            CannotRecord: where the device refuses; nothing has changed.
+            CannotRecord: where the device refuses; nothing has changed. What is returned raises it
+                as well, before it does anything, where it can no longer be used.
         """
 
 
@@ -75,29 +76,27 @@ class Graphed:
         if self._calls <= WARM_UP:
             outputs, self.problem = self._recorder.aside(lambda: self._run(*inputs))
             return outputs
-        if self._replay is None and not self._record(self._recorder, inputs):
+        try:
+            if self._replay is None:
+                self._replay = self._record(self._recorder, inputs)
+            for buffer, new in zip(self._inputs, inputs, strict=True):
+                buffer.copy_(new)
+            return self._replay()
+        except CannotRecord as error:
+            self.problem = str(error)
+            _log.warning("no CUDA graph, so slower: %s", self.problem)
+            self.release()
             return self._run(*inputs)
-        for buffer, new in zip(self._inputs, inputs, strict=True):
-            buffer.copy_(new)
-        assert self._replay is not None
-        return self._replay()
 
     def release(self) -> None:
         """Give back what the recording holds; later calls are not replayed."""
         self._replay, self._recorder, self._inputs = None, None, ()
 
-    def _record(self, recorder: Recorder, inputs: Outputs) -> bool:
-        """Whether calls are replayed from now on; where not, one line in the log says why."""
-        if not self.problem:
-            self._inputs = tuple(x.clone() for x in inputs)
-            try:
-                self._replay = recorder.record(lambda: self._run(*self._inputs))
-                return True
-            except CannotRecord as error:
-                self.problem = str(error)
-        _log.warning("no CUDA graph, so slower: %s", self.problem)
-        self._recorder, self._inputs = None, ()
-        return False
+    def _record(self, recorder: Recorder, inputs: Outputs) -> Callable[[], Outputs]:
+        if self.problem:
+            raise CannotRecord(self.problem)
+        self._inputs = tuple(x.clone() for x in inputs)
+        return recorder.record(lambda: self._run(*self._inputs))
 
 
 class CudaGraphs:
@@ -110,6 +109,7 @@ class CudaGraphs:
     def __init__(self) -> None:
         self._stream = torch.cuda.Stream()
         self._memory = torch.cuda.graph_pool_handle()
+        self._failed = False
 
     def aside(self, run: Callable[[], Outputs]) -> tuple[Outputs, str]:
         current = torch.cuda.current_stream()
@@ -120,6 +120,8 @@ class CudaGraphs:
         return outputs, waits[0] if waits else ""
 
     def record(self, run: Callable[[], Outputs]) -> Callable[[], Outputs]:
+        if self._failed:
+            raise CannotRecord("an earlier recording has failed")
         graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         generator = torch.cuda.default_generators[torch.cuda.current_device()]
         before = generator.get_state()
@@ -127,9 +129,10 @@ class CudaGraphs:
             with torch.cuda.graph(graph, pool=self._memory, stream=self._stream):
                 outputs = run()
         except RuntimeError as error:
-            # A capture that breaks off leaves its stream current, and its generator waiting.
+            # A capture that breaks off leaves its stream current, and its generator waiting for
+            # its end. The one that takes its place is not known to what was recorded before.
+            self._failed = True
             torch.cuda.set_stream(current)
-            self._memory = torch.cuda.graph_pool_handle()
             fresh = torch.Generator(torch.device("cuda", torch.cuda.current_device()))
             fresh.set_state(before)
             generator.graphsafe_set_state(fresh.graphsafe_get_state())
@@ -140,6 +143,8 @@ class CudaGraphs:
             raise CannotRecord(f"{type(cause).__name__}: {reason}") from error
 
         def replay() -> Outputs:
+            if self._failed:
+                raise CannotRecord("a later recording has failed")
             graph.replay()
             return outputs
 
@@ -170,5 +175,5 @@ def _waits() -> Iterator[list[str]]:
             place = f"{warning.filename}:{warning.lineno}"
             found.append(f"the host waits for the device in it ({place})")
         else:
-            shown = warning.message, warning.category, warning.filename, warning.lineno
-            warnings.warn_explicit(*shown)  # type: ignore[arg-type]  # a warning, or its text
+            where = warning.filename, warning.lineno
+            warnings.warn_explicit(str(warning.message), warning.category, *where)
