@@ -8,11 +8,13 @@ list it in :data:`DATASETS`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from msvit.data.digits import DigitsOptions
 from msvit.data.fashion_mnist import FashionMnistOptions
+from msvit.data.fingerprint import fingerprint
 from msvit.data.image_folder import Cifar10Options
 from msvit.data.options import DataOptions
 from msvit.options import ConfigError, unknown
@@ -81,10 +83,6 @@ def load_splits(options: DataOptions, data_dir: Path | None = None) -> Splits:
     Raises:
         DataError: where files are missing or broken; the message names them.
     """
-    from dataclasses import replace
-
-    from msvit.data.fingerprint import fingerprint
-
     splits = options.load(data_dir)
     if splits.fingerprint is not None:
         return splits
