@@ -65,10 +65,7 @@ def connected(place: Place) -> Iterator[None]:
             "",
             f"this process may use {most} here; --address names a cluster with larger machines",
         )
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no reports over the network
-    # Ray would print paragraphs on each lost process and node, with lines of their logs; the study
-    # says itself what became of the cell.
-    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "^")
+    _calm_ray()
     watch = None
     try:
         if place.address is None:
@@ -92,6 +89,14 @@ def connected(place: Place) -> Iterator[None]:
             sys.modules["ray"].shutdown()
         if watch is not None:
             watch.over.set()
+
+
+def _calm_ray() -> None:
+    """Settings that Ray reads when it is imported."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no reports over the network
+    # Ray would print paragraphs on each lost process and node, with lines of their logs; the study
+    # says itself what became of the cell.
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "^")
 
 
 def gpus_per_cell(place: Place) -> float:

@@ -281,6 +281,19 @@ def test_a_trial_says_what_ended_it(tmp_path, monkeypatch, tiny):
     assert [row["hindered"] for row in told[1:]] == [True, False]
 
 
+def test_a_line_that_a_full_disk_has_cut_short_is_left_out(tmp_path):
+    from studies.search.trial import _trained_before
+
+    (tmp_path / "checkpoint.pt").write_text("")
+    lines = [
+        '{"epoch": 1, "loss": 2.0}',
+        '{"epoch": 2, "lo{"epoch": 0}',
+        '{"epoch": 2, "loss": 1.0}',
+    ]
+    (tmp_path / "progress.jsonl").write_text("\n".join([*lines, '{"epoch": 3']))
+    assert [row["loss"] for row in _trained_before(tmp_path)] == [2.0, 1.0]
+
+
 # ---- Ray -----------------------------------------------------------------------------------------
 
 
@@ -322,6 +335,23 @@ def test_whatever_ray_raises_at_its_start_is_one_line(capfd):
         init()
     assert str(caught.value) == "Ray does not start: The node timed out"
     assert capfd.readouterr().err == ""
+
+
+LOST_NODE = """
+from studies.cluster import _calm_ray
+_calm_ray()
+from ray._private.worker import print_to_stdstream
+lines = ["Raylet is terminated. Last 20 lines of the Raylet logs:\\n    [state-dump]\\n", ""]
+for line in lines:
+    print_to_stdstream({"lines": [line], "pid": "raylet", "is_err": False}, ignore_prefix=False)
+"""
+
+
+@pytest.mark.slow
+def test_what_ray_says_of_a_lost_node_is_not_shown():
+    code = [sys.executable, "-c", LOST_NODE]
+    done = subprocess.run(code, capture_output=True, text=True, cwd=RUN.parent.parent)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 INTERRUPTED = """
