@@ -57,6 +57,7 @@ def connected(place: Place) -> Iterator[None]:
 
     Raises:
         ConfigError: where no cluster answers at ``place.address``, or this machine is too small.
+        RayLost: where Ray does not start, or dies.
     """
     most = usable_cpus()
     if place.address is None and place.cpus_per_cell > most:
@@ -85,6 +86,8 @@ def connected(place: Place) -> Iterator[None]:
         signal.signal(signal.SIGINT, lambda *_: os._exit(130))
         raise
     finally:
+        if watch is not None and not watch.lost:
+            watch.over.set()  # the head is about to end as it should
         if "ray" in sys.modules:
             sys.modules["ray"].shutdown()
         if watch is not None:
@@ -136,6 +139,7 @@ class _Watch(threading.Thread):
         host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
         self._address = (host, int(port))
         self.over = threading.Event()
+        self.lost = False
         signal.signal(signal.SIGUSR1, _raise_lost)
 
     def run(self) -> None:
@@ -144,6 +148,7 @@ class _Watch(threading.Thread):
             if self.over.wait(WATCH_SECONDS):
                 return
             missed = missed + 1 if _refusal(self._address, WATCH_SECONDS) else 0
+        self.lost = True
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
         if not self.over.wait(LAST_SECONDS):  # it waits within Ray
             from rich.console import Console
