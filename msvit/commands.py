@@ -6,19 +6,23 @@ import argparse
 import functools
 import signal
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from collections.abc import Sequence
+from typing import Any, NoReturn, Protocol
 
 from msvit.printing import safe_output
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells count."""
 
-Main = Callable[..., int]
+
+class Main(Protocol):
+    """A command line: of the arguments (None: those of the process) it returns the exit code."""
+
+    def __call__(self, arguments: Sequence[str] | None = None) -> int: ...
 
 
 def command(main: Main) -> Main:
-    """``main``: of the arguments (None: those of the process) it returns the exit code."""
+    """``main`` that Ctrl-C ends in silence and its output not at all."""
 
     @functools.wraps(main)
     def guarded(arguments: Sequence[str] | None = None) -> int:

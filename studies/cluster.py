@@ -58,6 +58,7 @@ def connected(place: Place) -> Iterator[None]:
 
     Raises:
         ConfigError: where no cluster answers at ``place.address``, or this machine is too small.
+        RayLost: where Ray does not start, or dies.
     """
     most = usable_cpus()
     if place.address is None and place.cpus_per_cell > most:
@@ -66,10 +67,7 @@ def connected(place: Place) -> Iterator[None]:
             "",
             f"this process may use {most} here; --address names a cluster with larger machines",
         )
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no reports over the network
-    # Ray would print paragraphs on each lost process and node, with lines of their logs; the study
-    # says itself what became of the cell.
-    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "^")
+    _calm_ray()
     watch = None
     try:
         if place.address is None:
@@ -89,10 +87,20 @@ def connected(place: Place) -> Iterator[None]:
         signal.signal(signal.SIGINT, lambda *_: os._exit(130))
         raise
     finally:
+        if watch is not None and not watch.lost:
+            watch.over.set()  # the head is about to end as it should
         if "ray" in sys.modules:
             sys.modules["ray"].shutdown()
         if watch is not None:
             watch.over.set()
+
+
+def _calm_ray() -> None:
+    """Settings that Ray reads when it is imported."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no reports over the network
+    # Ray would print paragraphs on each lost process and node, with lines of their logs; the study
+    # says itself what became of the cell.
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "^")
 
 
 def packing(place: Place, results: Path) -> Packing:
@@ -152,6 +160,7 @@ class _Watch(threading.Thread):
         host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
         self._address = (host, int(port))
         self.over = threading.Event()
+        self.lost = False
         signal.signal(signal.SIGUSR1, _raise_lost)
 
     def run(self) -> None:
@@ -160,6 +169,7 @@ class _Watch(threading.Thread):
             if self.over.wait(WATCH_SECONDS):
                 return
             missed = missed + 1 if _refusal(self._address, WATCH_SECONDS) else 0
+        self.lost = True
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
         if not self.over.wait(LAST_SECONDS):  # it waits within Ray
             from rich.console import Console

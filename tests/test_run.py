@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from msvit.records.store import (
     write_failure,
     write_record,
 )
+from msvit.training import train_cell
 from studies.cluster import Place
 from studies.executor import RESUBMISSIONS, run_cells
 from studies.grids import load_study
@@ -443,6 +445,78 @@ def test_a_full_disk_ends_the_study_in_one_line(tmp_path, tiny):
         run_cells(entries, tmp_path, Place(), Display(entries, 0, 4), train=train)
     assert len(str(caught.value).splitlines()) == 1
     assert not list(iter_failures(tmp_path))
+
+
+def after_the_first_epoch(injure):
+    """``train_cell``, but something happens to its process after the first epoch."""
+
+    def train(cell, folder, *, data_dir, report):
+        def reported(progress):
+            report(progress)
+            injure()
+
+        return train_cell(cell, folder, data_dir=data_dir, report=reported)
+
+    return train
+
+
+def fill_the_disk():
+    """No file of this process may grow beyond 10 kB."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, resource.RLIM_INFINITY))
+
+
+@pytest.mark.slow
+def test_a_full_disk_and_an_old_failure_of_it_leave_the_record_that_was_due(
+    undisturbed, tiny, tmp_path
+):
+    (entry,) = load_study(str(tiny), ["model.scales=[1]"], seeds=1).cells
+    display, train = Display([entry], 0, 1), after_the_first_epoch(fill_the_disk)
+    with pytest.raises(RecordError, match="cannot be written"):
+        run_cells([entry], tmp_path, Place(), display, train=train)
+    assert not list(iter_failures(tmp_path))
+    assert cells_at_work(tmp_path)
+
+    # Earlier versions have kept the library's word as the cell's failure.
+    broken = "[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0"
+    write_failure(tmp_path, failure_of(entry.cell, "RuntimeError", broken, "", 1))
+    run("--grid", tiny, "--results", tmp_path, "--seeds", 1, "--set", "model.scales=[1]")
+    assert "resuming" in (cell_folder(tmp_path, entry.cell.id) / "log.txt").read_text()
+    assert comparable(tmp_path).items() <= comparable(undisturbed[0]).items()
+    assert len(comparable(tmp_path)) == 1
+
+
+@pytest.mark.slow
+def test_ray_that_dies_and_readers_that_go_leave_the_records_that_were_due(
+    undisturbed, tiny, tmp_path
+):
+    """Under a TMPDIR too long for sockets, Ray's head is killed; then nobody can read a line."""
+    results, folder = tmp_path / "results", tmp_path / ("x" * 120)
+    folder.mkdir()
+    process = start("--grid", tiny, "--results", results, "--seeds", 1, TMPDIR=str(folder))
+    wait_for(lambda: list(results.glob("cells/*/progress.jsonl")))
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    (head,) = (p for p in map(int, children) if "gcs_server" in Path(f"/proc/{p}/comm").read_text())
+    os.kill(head, signal.SIGKILL)
+    killed = time.monotonic()
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 2, output
+    assert time.monotonic() - killed < 30
+    told = output[output.index("running 2 cells") :].splitlines()[1:]
+    assert told[-1].startswith("error: Ray has died"), output
+    assert all(line.startswith("[") and "/2]" in line for line in told[:-1]), output
+
+    with open("/dev/full", "w") as full:
+        again = subprocess.run(
+            command("--grid", tiny, "--results", results, "--seeds", 1),
+            env=os.environ | {"PYTHONIOENCODING": "ascii"},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            timeout=300,
+        )
+    assert (again.returncode, again.stderr) == (0, b"")
+    reference = comparable(undisturbed[0])
+    assert comparable(results) == {cell: reference[cell] for cell in comparable(results)}
+    assert len(comparable(results)) == 2
 
 
 @pytest.fixture

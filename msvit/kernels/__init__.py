@@ -77,9 +77,9 @@ def describe(model: nn.Module, device: torch.device, dtype: torch.dtype) -> str:
     ``plain neurons``   spikingjelly, for want of kernels for them, between compiled norms and pools
     ``mixed neurons``   compiled passes some of them, spikingjelly the others
 
-    A training step that ``torch.compile`` has made is recorded as ``torch.compile (…)``
-    (:func:`msvit.training.compilation.describe`). Single units whose operands lie otherwise than a
-    backend can read go by the reference without being named here.
+    Records of earlier versions may say ``torch.compile (…)``: the steps of an option that is gone.
+    Single units whose operands lie otherwise than a backend can read go by the reference without
+    being named here.
     """
     held = (getattr(module, "spec", None) for module in model.modules())
     specs = {spec for spec in held if isinstance(spec, NeuronSpec)}

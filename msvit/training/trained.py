@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from msvit.cells import Cell, canonical_json
+from msvit.cells import Cell, canonical_json, without_effect
 from msvit.checkpoints import CheckpointError
 from msvit.data import data_options, load_splits
 from msvit.models import create_model, zoo
@@ -127,7 +127,7 @@ def load_trained(source: str | Path, cell_id: str | None = None) -> nn.Module:
     path = Path(source) if cell_id is None else cell_folder(Path(source), cell_id)
     file = path if path.is_file() else path / WEIGHTS
     trained = _read_weights(file) if file.is_file() else _read_checkpoint(path)
-    model = create_model(**trained.cell.model)
+    model = create_model(**_without_idle(trained.cell.model))
     try:
         model.load_state_dict(trained.weights)
         check_state(model, str(trained.file), "it cannot be used")
@@ -135,6 +135,12 @@ def load_trained(source: str | Path, cell_id: str | None = None) -> nn.Module:
         raise CheckpointError(f"{trained.file}: {error}") from None
     model.prepare = trained.prepare  # type: ignore[assignment]  # no part of the network
     return model.eval()
+
+
+def _without_idle(options: Mapping[str, Any]) -> dict[str, Any]:
+    """``options`` without those that did nothing, which earlier versions have recorded as well."""
+    idle = without_effect("model", options)
+    return {key: value for key, value in options.items() if key not in idle}
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -82,6 +83,11 @@ def _trained_before(folder: Path) -> list[dict[str, Any]]:
         lines = (folder / "progress.jsonl").read_text(encoding="utf-8").splitlines()
     except OSError:
         return []
-    rows = [json.loads(line) for line in lines if line.endswith("}")]
-    by_epoch = {row["epoch"]: row for row in rows if row["epoch"] > 0}
+    by_epoch = {}
+    for line in lines:
+        # A full disk cuts a line short, and the next attempt begins (epoch 0) behind it.
+        with contextlib.suppress(json.JSONDecodeError):
+            row = json.loads(line)
+            by_epoch[row["epoch"]] = row
+    by_epoch.pop(0, None)
     return [by_epoch[epoch] for epoch in sorted(by_epoch)]
