@@ -59,8 +59,8 @@ from studies.timing.cases import (
     step_cases,
 )
 from studies.timing.gpu_cases import gpu_cases, quick_cases
-from studies.timing.gpu_session import GRIDS, SessionError
-from studies.timing.gpu_session import run as run_session
+from studies.timing.gpu_measure import GRIDS, NoLimits
+from studies.timing.gpu_measure import run as measure_gpu
 from studies.timing.kinds import kind_of, split
 from studies.timing.report import (
     Machine,
@@ -97,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _measure_gpu(options)
         else:
             _measure(options)
-    except (ConfigError, MeasurementError, SessionError, OSError) as error:
+    except (ConfigError, MeasurementError, NoLimits, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -162,7 +162,7 @@ def _measure_gpu(options: argparse.Namespace) -> None:
     cases = quick_cases() if options.quick else gpu_cases()
     cases = [case for case in cases if case.model.partition("_")[0] in options.models]
     grids = {} if options.quick else GRIDS
-    run_session(options.out, cases, options.minutes, _say, grids, quick=options.quick)
+    measure_gpu(options.out, cases, options.minutes, _say, grids, quick=options.quick)
     print("\n" + (options.out / "speed.md").read_text(encoding="utf-8"))
     print(f"written to {options.out}")
 

@@ -8,7 +8,7 @@ import os
 import pytest
 
 from studies import speed
-from studies.timing import gpu_session
+from studies.timing import gpu_measure
 from studies.timing.gpu_cases import OURS, PLAIN, GpuCase, gpu_cases, quick_cases
 from studies.timing.gpu_report import KINDS, PASSES, kind_of, peaks_for, step_rows
 from studies.timing.roofline import Work, roofline_seconds
@@ -93,7 +93,7 @@ seeds: 1
 
 
 @pytest.mark.slow
-def test_a_session_writes_what_it_has_and_goes_on_past_what_fails(tmp_path, monkeypatch):
+def test_it_writes_what_it_has_and_goes_on_past_what_fails(tmp_path, monkeypatch):
     grid = tmp_path / "tiny.yaml"
     grid.write_text(TINY)
     broken = GpuCase("msvit_cifar10", "tiny", 4, "bf16", "train", OURS, {"dim": 7})
@@ -106,7 +106,7 @@ def test_a_session_writes_what_it_has_and_goes_on_past_what_fails(tmp_path, monk
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     cases = [broken, *quick_cases()[:2]]
     ways = {"packed": ()}
-    gpu_session.run(tmp_path / "out", cases, 5.0, say, ways, str(grid), quick=True)
+    gpu_measure.run(tmp_path / "out", cases, 5.0, say, ways, str(grid), quick=True)
     with open(tmp_path / "out" / "step.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert rows[0]["problem"].startswith("ConfigError")
@@ -132,9 +132,9 @@ def test_without_time_nothing_is_begun(tmp_path, monkeypatch):
         def stop(self):
             pass
 
-    monkeypatch.setattr(gpu_session, "_Server", Server)
+    monkeypatch.setattr(gpu_measure, "_Server", Server)
     out = tmp_path / "out"
-    gpu_session.run(out, [case(OURS), case(PLAIN)], 0.01, lambda _: None, {"packed": ()})
+    gpu_measure.run(out, [case(OURS), case(PLAIN)], 0.01, lambda _: None, {"packed": ()})
     text = (out / "speed.md").read_text()
     assert text.count("not measured: the time was up") == 3
 
@@ -144,17 +144,17 @@ def test_a_gpu_has_its_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(speed, "gpu_here", lambda: True)
     asked = []
 
-    def session(out, cases, minutes, say, grids, quick):
+    def measure(out, cases, minutes, say, grids, quick):
         asked.append((out, [c.model for c in cases], minutes, grids, quick))
         (out / "speed.md").write_text("measured")
 
-    monkeypatch.setattr(speed, "run_session", session)
+    monkeypatch.setattr(speed, "measure_gpu", measure)
     assert speed.main(["--models", "qkformer", "--minutes", "2"]) == 0
     out, models, minutes, grids, quick = asked[0]
     assert (str(out), minutes, grids, quick) == (
         "results/speed-gpu",
         2.0,
-        gpu_session.GRIDS,
+        gpu_measure.GRIDS,
         False,
     )
     assert set(models) == {"qkformer_cifar10"}

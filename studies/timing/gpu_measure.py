@@ -28,7 +28,7 @@ CASES_SHARE = 0.62  # of the time; the rest is for whole grids
 Say = Callable[[str], None]
 
 
-class SessionError(RuntimeError):
+class NoLimits(RuntimeError):
     """Not even the limits of the device could be measured."""
 
 
@@ -53,7 +53,7 @@ def run(
     ``grids`` are ways to run ``grid``: a name, and what else ``run.py`` is told.
 
     Raises:
-        SessionError: where the limits of the device cannot be measured.
+        NoLimits: where the limits of the device cannot be measured.
     """
     out.mkdir(parents=True, exist_ok=True)
     began, end = time.monotonic(), time.monotonic() + 60 * minutes
@@ -64,7 +64,7 @@ def run(
     try:
         limits = server.ask({"kind": "limits", "quick": quick}, 2 * CASE_SECONDS)
         if "problem" in limits:
-            raise SessionError(limits["problem"])
+            raise NoLimits(limits["problem"])
         say(f"{limits['device']}: copy {limits['copy']:,.0f} GB/s")
         for case in cases:
             left = until - time.monotonic()
