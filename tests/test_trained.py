@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,13 +13,14 @@ from PIL import Image
 from safetensors import safe_open
 
 import msvit
+from msvit.cells import resolve_cell
 from msvit.checkpoints import CheckpointError
 from msvit.data import data_options, load_splits
 from msvit.metrics import measure
 from msvit.records.energy import sop_spikformer
 from msvit.records.store import cell_folder, write_record
 from msvit.training import train_cell
-from msvit.training.trained import Prepare
+from msvit.training.trained import Prepare, save_trained
 from tests.test_training import tiny_cell
 
 CELL = tiny_cell(precision="fp32")
@@ -155,3 +157,18 @@ def test_images_of_any_kind_become_the_same_input():
 def test_images_that_the_model_does_not_know_are_refused(image, said):
     with pytest.raises(ValueError, match=said):
         Prepare(channels=1, size=8, mean=(0.5,), std=(0.25,))(image)
+
+
+def test_options_that_an_earlier_version_has_recorded_for_nothing_are_no_obstacle(tmp_path):
+    cell = resolve_cell(
+        {
+            "model": {"name": "msvit", "neuron": "psn", "dim": 16, "heads": 2, "depths": [1, 1]},
+            "data": {"name": "digits", "image_size": 8},
+        },
+        "test",
+    )
+    then = replace(cell, model={**cell.model, "tau": 2.0, "threshold": 1.0, "detach_reset": True})
+    weights = msvit.create_model(**cell.model).state_dict()
+    save_trained(tmp_path, then, weights, (0.5,), (0.5,), None)
+    model = msvit.load_trained(tmp_path)
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in weights.items())
