@@ -162,7 +162,7 @@ def test_images_that_the_model_does_not_know_are_refused(image, said):
 def test_options_that_an_earlier_version_has_recorded_for_nothing_are_no_obstacle(tmp_path):
     cell = resolve_cell(
         {
-            "model": {"name": "msvit", "neuron": "psn", "dim": 16, "heads": 2, "depths": [1, 1]},
+            "model": {"name": "msvit", "neuron": "psn", "dim": 16, "heads": 2},
             "data": {"name": "digits", "image_size": 8},
         },
         "test",
