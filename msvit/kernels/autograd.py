@@ -74,12 +74,12 @@ def every_step(x: Tensor, steps: int) -> Tensor:
 
 class _EveryStep(Function):
     @staticmethod
-    def forward(ctx: Any, x, steps):
-        return spread(x, steps)
+    def forward(ctx: Any, x: Tensor, steps: int) -> Tensor:
+        return x.expand(steps, *x.shape[1:])
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_out):
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, None]:
         # A unit's gradient is one and the same for all steps: summing it would read it T times.
         if grad_out.stride(0) == 0:
             return grad_out[:1] * len(grad_out), None

@@ -73,10 +73,10 @@ class CppBackend:
         return out
 
     def fold(self, norm: Norm, offset: Tensor | None, batch: Batch | None) -> Tensor:
-        moments, count, momentum = None, 0, 0.0
+        moments, count, momentum = None, 0, norm.momentum
         if batch is not None:
             moments = self.moments(batch.y) if batch.moments is None else batch.moments
-            count, momentum = batch.count, norm.momentum
+            count = batch.count
             norm.num_batches_tracked.add_(1)
             if momentum is None:
                 momentum = 1.0 / float(norm.num_batches_tracked)
@@ -86,7 +86,7 @@ class CppBackend:
         self._fold(
             *(_pointer(moments), count),
             *(norm.weight.data_ptr(), norm.bias.data_ptr(), _pointer(offset), norm.eps),
-            *(mean.data_ptr(), var.data_ptr(), momentum, out.data_ptr(), channels),
+            *(mean.data_ptr(), var.data_ptr(), momentum or 0.0, out.data_ptr(), channels),
         )
         return out
 

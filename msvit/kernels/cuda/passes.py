@@ -294,8 +294,12 @@ class TritonBackend:
         return grad
 
 
-def _tiles(rows: int, channels: int, itemsize: int, steps: int = 1):
-    """Grid and tile sizes of a pass that holds ``steps`` time steps of a tile in registers."""
+_Launch = tuple[tuple[int], dict[str, int]]
+"""Grid and tile sizes."""
+
+
+def _tiles(rows: int, channels: int, itemsize: int, steps: int = 1) -> _Launch:
+    """Of a pass that holds ``steps`` time steps of a tile in registers."""
     wide = _width(channels)
     per_thread = min(LOAD_BYTES // itemsize, HELD // triton.next_power_of_2(min(steps, STEPS)))
     high = max(1, per_thread * LANES // wide)
@@ -311,7 +315,9 @@ def _width(channels: int) -> int:
     return min((128, 64, 32, 16), key=lambda wide: triton.cdiv(channels, wide) * wide)
 
 
-def _shares(rows: int, channels: int, itemsize: int, steps: int = 1, at_once: int = 1):
+def _shares(
+    rows: int, channels: int, itemsize: int, steps: int = 1, at_once: int = 1
+) -> tuple[tuple[int], dict[str, int], int, int]:
     """Grid, tile sizes, tiles of a band (a multiple of ``at_once``) and bands, for sums."""
     (tiles,), tile = _tiles(rows, channels, itemsize, steps)
     blocks = triton.cdiv(channels, tile["WIDE"])
@@ -325,13 +331,13 @@ def _chunk(steps: int) -> int:
     return steps if steps <= STEPS else triton.cdiv(steps, triton.cdiv(steps, CHUNK))
 
 
-def _folding(channels: int):
-    """Grid and tile sizes of what adds up slots: a sector of memory wide, as high as may be."""
+def _folding(channels: int) -> _Launch:
+    """Of what adds up slots: a sector of memory wide, as high as registers allow."""
     wide = min(8, triton.next_power_of_2(channels))
     return (triton.cdiv(channels, wide),), {"HIGH": 8 * LANES // wide, "WIDE": wide}
 
 
-def _head_tiles(rows: int, heads: int, head: int, itemsize: int):
+def _head_tiles(rows: int, heads: int, head: int, itemsize: int) -> _Launch:
     sizes = {"HEADS": triton.next_power_of_2(heads), "WIDE": triton.next_power_of_2(head)}
     high = max(1, LOAD_BYTES // itemsize * LANES // (sizes["HEADS"] * sizes["WIDE"]))
     return (triton.cdiv(rows, high),), {"HIGH": high, **sizes}
