@@ -259,6 +259,17 @@ def test_token_attention_equals_the_reference(
     assert_close(ours, theirs, 1e-10 if dtype == torch.float64 else 2e-2)
 
 
+def test_every_step_is_one_in_memory_and_so_is_its_gradient():
+    x = torch.randn(1, 3, 4, requires_grad=True)
+    spread = kernels.every_step(x, 3)
+    assert spread.shape == (3, 3, 4)
+    assert spread.data_ptr() == x.data_ptr()
+    assert kernels.every_step(x.detach(), 3).stride(0) == 0
+    for grad_out in (torch.randn(1, 3, 4).expand(3, 3, 4), torch.randn(3, 3, 4)):
+        (grad,) = torch.autograd.grad(spread, x, grad_out, retain_graph=True)
+        torch.testing.assert_close(grad, grad_out.sum(0, keepdim=True))
+
+
 @pytest.mark.parametrize(("steps", "static"), [(11, False), (16, True)])
 def test_many_time_steps_equal_the_reference(steps, static):
     """More than registers hold, in chunks (the last of which is not full, with 11)."""

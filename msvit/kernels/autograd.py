@@ -81,7 +81,7 @@ def every_step(x: Tensor, steps: int) -> Tensor:
 class _EveryStep(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, steps: int) -> Tensor:
-        return spread(x, steps)
+        return x.expand(steps, *x.shape[1:])
 
     @staticmethod
     @once_differentiable

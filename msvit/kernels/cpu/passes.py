@@ -100,7 +100,7 @@ class CppBackend:
         self._fold(
             *(_pointer(moments), count),
             *(norm.weight.data_ptr(), norm.bias.data_ptr(), _pointer(offset), norm.eps),
-            *(mean.data_ptr(), var.data_ptr(), momentum, out.data_ptr(), channels),
+            *(mean.data_ptr(), var.data_ptr(), momentum or 0.0, out.data_ptr(), channels),
         )
         return out
 
