@@ -114,7 +114,7 @@ def _origin(finished: pd.DataFrame) -> list[str]:
     if columns["environment.processor"].isna().all():
         return []
     columns = columns.rename(columns=lambda name: name.removeprefix("environment."))
-    found = columns.fillna("").astype(str).value_counts(sort=False)
+    found = columns.map(_word).value_counts(sort=False)
     places = [_place(dict(zip(columns, values, strict=True))) for values in found.index]
     if len(found) > 1:
         cells = [f"{count} cell{'s' * (count > 1)}" for count in found]
@@ -123,6 +123,13 @@ def _origin(finished: pd.DataFrame) -> list[str]:
         f"Trained on {'; '.join(places)}. Another processor, precision or version gives other "
         "numbers from the same seeds, and may order configurations otherwise where they are close."
     ]
+
+
+def _word(value: object) -> str:
+    """As it was recorded: a column with a gap has made floats of whole numbers."""
+    if value is None or value != value:
+        return ""
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _place(said: dict[str, str]) -> str:

@@ -19,7 +19,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import MaxNLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator, NullFormatter, StrMethodFormatter
 
 from analysis.canvas import canvas, style, write_figures
 from analysis.published import read_published
@@ -384,6 +384,7 @@ def _places(search: Search, axes: Axes, key: str) -> dict[Any, float] | None:
     if values is None:
         if key in search.logarithmic:
             axes.set_xscale("log")
+            axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))  # not as a formula
             axes.xaxis.set_minor_formatter(NullFormatter())
         return None
     axes.set_xticks(range(len(values)), [_text(v) for v in values])

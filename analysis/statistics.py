@@ -112,11 +112,17 @@ def compare_with_best(study: StudyResults, column: str = "test_accuracy") -> Com
     values = _by_seed(study, column).dropna(axis=1, how="all")
     if values.empty:
         return None
-    return tell_apart(values, all_measures()[column].better)
+    step = 1 / study.finished["test_images"].min() if column == "test_accuracy" else 0.0
+    return tell_apart(values, all_measures()[column].better, step)
 
 
-def tell_apart(values: pd.DataFrame, better: Direction = "maximize") -> Comparison:
+def tell_apart(
+    values: pd.DataFrame, better: Direction = "maximize", step: float = 0.0
+) -> Comparison:
     """Compare the columns of ``values`` (seeds down, configurations across) with the best of them.
+
+    ``step`` is what the values are multiples of, such as one test image: noise is taken to be no
+    less than that of rounding to it. With a single degree of freedom nothing is decided.
 
     Tukey's range test (Tukey 1949; for unequal numbers of seeds Kramer 1956) on the model
     *value = configuration + seed + noise*: what the seeds share does not count, and over all pairs
@@ -127,8 +133,8 @@ def tell_apart(values: pd.DataFrame, better: Direction = "maximize") -> Comparis
     means = values.mean()
     best = means.idxmax() if better == "maximize" else means.idxmin()
     others = [group for group in means.index if group != best]
-    difference, error, freedom = _contrasts(values, best, others)
-    if not freedom or not others:
+    difference, error, freedom = _contrasts(values, best, others, step * step / 12)
+    if freedom < 2 or not others:
         return Comparison(best, (), tuple(others), np.nan)
     bound, visible = _bounds(len(means), freedom)
     known = np.isfinite(error)
@@ -142,11 +148,12 @@ def tell_apart(values: pd.DataFrame, better: Direction = "maximize") -> Comparis
 
 
 def _contrasts(
-    values: pd.DataFrame, best: str, others: list[str]
+    values: pd.DataFrame, best: str, others: list[str], least: float
 ) -> tuple[np.ndarray, np.ndarray, int]:
     """Differences of ``others`` to ``best``, their standard errors, and degrees of freedom.
 
-    Least squares of configuration + seed; an error is infinite where no seeds connect the two.
+    Least squares of configuration + seed, with a variance of ``least`` or more; an error is
+    infinite where no seeds connect the two.
     """
     seeds, groups = np.nonzero(values.notna().to_numpy())
     design = np.zeros((len(seeds), len(values.columns) + len(values.index)))
@@ -160,7 +167,7 @@ def _contrasts(
     contrasts[range(len(others)), [values.columns.get_loc(group) for group in others]] = 1
     contrasts[:, values.columns.get_loc(best)] = -1
     inverse = np.linalg.pinv(design.T @ design)
-    variance = ((y - design @ solution) ** 2).sum() / max(freedom, 1)
+    variance = max(((y - design @ solution) ** 2).sum() / max(freedom, 1), least)
     error = np.sqrt(
         np.maximum(variance * np.einsum("ij,jk,ik->i", contrasts, inverse, contrasts), 0)
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ def find_file(kind: str, given: str) -> Path:
     """The file of a built-in name, or of a path; whatever looks like a path is one."""
     if given.endswith((".yaml", ".yml")) or os.sep in given:
         path = Path(given)
-        if not path.is_file():
+        if not there(path, Path.is_file):
             raise ConfigError(given, "", f"no such {kind} file")
     else:
         names = list_files(kind)
@@ -40,6 +40,20 @@ def find_file(kind: str, given: str) -> Path:
         path = _FOLDER / f"{kind}s" / f"{given}.yaml"
     check_name(path.stem, f"{given}: the file's name names the study")
     return path
+
+
+def there(path: Path, kind: Callable[[Path], bool]) -> bool:
+    """Whether there is something of that ``kind`` (``Path.is_file``); no if no path can be so."""
+    try:
+        return kind(path)
+    except OSError:  # a name that is too long, a folder without rights
+        return False
+
+
+def check_data_dir(path: Path | None) -> None:
+    """What was given as ``--data-dir`` is a folder."""
+    if path is not None and not there(path, Path.is_dir):
+        raise ConfigError(f"--data-dir {path}", "", "no such folder")
 
 
 def check_name(name: str, where: str) -> None:
@@ -59,10 +73,10 @@ def check_text(text: str, where: str, longest: int) -> None:
 
 
 def shown_path(path: Path) -> str:
-    """Built-in files by their place in the repository, others as they were given."""
+    """Built-in files by their place in the repository, others by their whole path."""
     if path.parent.parent == _FOLDER:
         return f"studies/{path.parent.name}/{path.name}"
-    return str(path)
+    return str(path.resolve())
 
 
 def question_of(values: Mapping[str, Any], where: str) -> str:

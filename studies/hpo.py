@@ -39,6 +39,7 @@ from msvit.records.schema import RecordError
 from msvit.records.store import read_search, search_folder, write_search
 from studies.cluster import Place, RayLost
 from studies.command_line import DEFAULT_RESULTS, add_place, notes_on_precision, positive
+from studies.configurations import check_data_dir
 from studies.images import check_images, trained_in
 from studies.search.space import (
     PRUNERS,
@@ -65,8 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.best = 1
         changes = {key: getattr(options, key) for key in ("trials", "minutes", "sampler", "pruner")}
         space = load_space(options.space, name=options.name, **changes)
-        if options.data_dir is not None and not options.data_dir.is_dir():
-            raise ConfigError(f"--data-dir {options.data_dir}", "", "no such folder")
+        check_data_dir(options.data_dir)
         if options.dry_run:
             _dry_run(space)
             return 0

@@ -43,6 +43,7 @@ from msvit.records.store import (
 )
 from studies.cluster import Place, RayLost
 from studies.command_line import add_place, notes_on_precision, positive
+from studies.configurations import check_data_dir
 from studies.grids import list_grids, load_study
 from studies.images import Trained, check_images
 from studies.study import Study, show_value
@@ -60,8 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             message = "which grid? --grid NAME or --grid FILE.yaml; --list shows the names"
             raise ConfigError("", "", message)
         study = load_study(options.grid, options.set, options.seeds)
-        if options.data_dir is not None and not options.data_dir.is_dir():
-            raise ConfigError(f"--data-dir {options.data_dir}", "", "no such folder")
+        check_data_dir(options.data_dir)
         if options.dry_run:
             _dry_run(study, options)
             return 0
@@ -120,7 +120,9 @@ def _check_same(study: Study, results: Path) -> None:
     except RecordError:  # none yet, or none that anybody could read
         return
     same_cells = {c["id"] for c in known["cells"]} == {c.cell.id for c in study.cells}
-    if known["grid_file"] != study.grid_file and not same_cells:
+    # Files of earlier versions were written down as they were given.
+    moved = Path(known["grid_file"]).resolve() != Path(study.grid_file).resolve()
+    if moved and not same_cells:
         raise ConfigError(
             study.grid_file,
             "",

@@ -224,6 +224,22 @@ def test_equal_configurations_are_seldom_told_apart():
     assert sum(alarms.values()) / (studies * len(alarms)) <= 0.06, alarms
 
 
+def test_seeds_that_happen_to_agree_decide_nothing():
+    """Accuracies are multiples of one test image: noise of exactly 0 is what chance makes of it."""
+    values = pd.DataFrame({"a": [0.99, 0.99], "b": [0.985, 0.985]})
+    found = tell_apart(values, step=1 / 340)
+    assert (found.apart, found.ties) == ((), ("b",))
+    assert np.isnan(found.visible)
+    random, studies, alarms = np.random.default_rng(0), 500, 0
+    for _ in range(studies):
+        noise = np.round(0.7 * random.normal(size=(3, 3)))  # in images
+        alarms += bool(tell_apart(pd.DataFrame((333 + noise) / 340), step=1 / 340).apart)
+    assert alarms / studies <= stats.binom(studies, 0.05).ppf(0.999) / studies
+    same = tell_apart(pd.DataFrame({"a": [0.99] * 3, "b": [0.98] * 3}), step=1 / 340)
+    assert same.apart == ("b",)  # more than three images, in every seed
+    assert same.visible > 0.5 / 340
+
+
 def test_the_difference_that_is_called_visible_is_seen_by_four_of_five_studies():
     random = np.random.default_rng(1)
     called, seen, studies = [], 0, 400
@@ -319,6 +335,7 @@ def test_a_table_says_what_it_was_computed_with(tmp_path):
     known = {"processor": "Zen 5", "device": "cpu", "threads": 1, "torch": "2.14"}
     known |= {"spikingjelly": "2.0", "commit": "0123456789abcdef" * 2 + "01234567-dirty"}
     gpu = known | {"device": "H100", "commit": None}
+    results.add("missing", make_cell({"name": "msvit", "scales": [3]}, 0), None)  # no whole numbers
     for seed, environment in enumerate((known, known, gpu)):
         cell = make_cell({"name": "msvit", "scales": [1]}, seed)
         results.add(GROUPS[0], cell, make_record(cell, 0.9, 0.1, environment=environment))
@@ -654,6 +671,16 @@ def test_letters_that_no_font_has_are_one_line_and_no_warning(tmp_path, caplog, 
     assert "no font here has the letters \U0010fffc\U0010fffd" in lines[0]
     assert not [w for w in recwarn if "Glyph" in str(w.message)]
     assert all(path.exists() for path in paths)
+
+
+def test_a_dollar_in_a_label_is_a_dollar(tmp_path):
+    results = Results(tmp_path)
+    for number, group in enumerate((r"cost $\frac$ of it", "a$b_{$c", "$x^2$")):
+        model = {"name": "msvit", "scales": [1] * (number + 1)}
+        results.add_seeds(group, model, [0.9 + 0.01 * number, 0.95], [1e-3 * (number + 1)] * 2)
+    study = results.study()
+    assert len(save_figures(study, tmp_path / "figures")) == 5
+    assert "$x^2$" in {t.get_text() for t in accuracy_energy(study).axes[0].texts}
 
 
 def test_labels_in_any_script_tell_files_apart(tmp_path):

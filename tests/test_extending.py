@@ -174,7 +174,7 @@ def test_a_record_is_read_once_however_much_is_made_of_it(results, grid, monkeyp
     assert sorted(read) == sorted(path.parent.name for path in results.glob("cells/*/record.json"))
 
 
-def test_a_grid_of_the_same_name_takes_no_study_away(results, grid, tmp_path, capsys):
+def test_a_grid_of_the_same_name_takes_no_study_away(results, grid, tmp_path, capsys, monkeypatch):
     arguments = ["--results", str(results)]
     assert run(["--grid", str(grid), *arguments]) == 0
     other = tmp_path / "elsewhere" / grid.name
@@ -185,6 +185,8 @@ def test_a_grid_of_the_same_name_takes_no_study_away(results, grid, tmp_path, ca
     kept = (results / "studies/mine/study.json").read_bytes()
     other.write_text(GRID.replace("[[1], [1, 3]]", "[[1], [3]]"))
     assert run(["--grid", str(other), *arguments]) == 2
+    monkeypatch.chdir(other.parent)  # as it is typed, the name is the same
+    assert run(["--grid", other.name, *arguments]) == 2
     assert "another study of this name" in capsys.readouterr().err
     assert (results / "studies/mine/study.json").read_bytes() == kept
 
@@ -198,3 +200,11 @@ def test_a_network_without_neurons_has_no_firing_rate(results):
     assert report(["--grid", "mine", "--results", str(results)]) == 0
     rows = (results / "studies/mine/table.md").read_text(encoding="utf-8").splitlines()
     assert sum(" — |" in row for row in rows) == 1
+
+
+def test_a_step_holds_no_more_images_than_there_are(trained):
+    record = {**trained[0], "images_per_second": 200.0}
+    assert MEASURES["step_time"].value(record) == pytest.approx(16 / 200)
+    one = {**record["cell"], "data": {**record["cell"]["data"], "train_per_class": 1}}
+    assert MEASURES["step_time"].value({**record, "cell": one}) == pytest.approx(10 / 200)
+    assert MEASURES["step_time"].value({**record, "images_per_second": 0.0}) is None

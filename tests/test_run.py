@@ -551,6 +551,8 @@ def test_all_output_of_a_cell_goes_to_its_log(cell, tmp_path, capfd):
     ("arguments", "parts"),
     [
         ([], ["--grid", "--list"]),
+        (["--grid", "x" * 300 + ".yaml"], ["no such grid file"]),
+        (["--grid", "scales", "--data-dir", "y" * 300], ["--data-dir", "no such folder"]),
         (["--grid", "scale"], ["'scale'", "'scales'"]),
         (["--grid", "nowhere.yaml"], ["nowhere.yaml"]),
         (["--grid", "scales", "--set", "training.epoch=2"], ["'training.epochs'"]),

@@ -110,6 +110,15 @@ def _operations(kind: Literal["macs", "acs"]) -> Callable[[Record], float]:
     return lambda record: sum(row[kind] for row in record["operations"])
 
 
+def _step_time(record: Record) -> float | None:
+    """Seconds of a step, whose batch a small training set may not fill."""
+    cell, rate = record["cell"], record["images_per_second"]
+    images = cell["training"]["batch_size"]
+    if per_class := cell["data"].get("train_per_class"):
+        images = min(images, per_class * cell["model"]["num_classes"])
+    return images / rate if rate else None
+
+
 def _energy(model: str) -> Measure:
     return Measure(
         lambda record: ENERGY_MODELS[model](record["operations"]),
@@ -163,7 +172,7 @@ MEASURES: dict[str, Measure] = {
     "macs": Measure(_operations("macs"), "minimize", "MACs", units=_COUNT, per="image"),
     "acs": Measure(_operations("acs"), "minimize", "ACs", units=_COUNT, per="image"),
     "step_time": Measure(
-        lambda record: record["cell"]["training"]["batch_size"] / record["images_per_second"],
+        _step_time,
         "minimize",
         "training step",
         units={"s": 1.0, "ms": 1e3},

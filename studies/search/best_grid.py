@@ -44,7 +44,11 @@ def write_grid(space: Space, search: Search, numbers: list[int], path: Path) -> 
     if path.suffix not in (".yaml", ".yml"):
         raise ConfigError(f"--grid-out {path}", "", "a name that ends in .yaml is needed")
     check_name(path.stem, f"--grid-out {path}: the file's name names the study")
-    if path.exists() and not path.read_text(encoding="utf-8").startswith(HEAD):
+    try:
+        ours = not path.exists() or path.read_bytes().startswith(HEAD.encode())
+    except OSError as error:
+        raise ConfigError(f"--grid-out {path}", "", f"{error.strerror}") from None
+    if not ours:
         message = "the file is there and was not written by a search"
         raise ConfigError(f"--grid-out {path}", "", message)
     base = {section: space.base[section] for section in ("data", "training")}
