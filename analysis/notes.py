@@ -51,7 +51,7 @@ def notes(study: StudyResults, sources: Mapping[str, str]) -> list[str]:
     found += _origin(finished)
     if sources:
         which = "; ".join(f"{group}: {source}" for group, source in sources.items())
-        found.append(f"† published figure, not measured here. {which}.")
+        found.append(f"† published, not measured here. {which}.")
     return found
 
 
@@ -65,7 +65,7 @@ def _at_chance(finished: pd.DataFrame) -> list[str]:
     if not guessing.any():
         return []
     return [
-        f"No better than chance, so that nothing follows from their other figures: "
+        f"No better than chance, so that nothing follows from their other measures: "
         f"{'; '.join(guessing.index[guessing])}."
     ]
 
@@ -158,7 +158,10 @@ def _verdict(study: StudyResults) -> str:
         return "Only one configuration is finished: nothing to compare yet."
     if seeds.max() < 2:
         return "One seed per configuration: no spread is known, the order may be chance."
-    how = f"Tukey's range test by seed, {1 - CONFIDENCE:.0%} error for all comparisons together"
+    how = (
+        f"Tukey's range test by seed, {1 - CONFIDENCE:.0%} error for all comparisons together "
+        "where the spread over seeds is alike"
+    )
     best = found.best
     if not found.ties:
         verdict = f"{best} has the highest accuracy, apart from every other ({how})."
@@ -167,9 +170,22 @@ def _verdict(study: StudyResults) -> str:
     else:
         named = (f"{group} (one seed)" if seeds[group] == 1 else group for group in found.ties)
         verdict = f"Cannot be told apart from the best, {best}: {'; '.join(named)} ({how})."
+    if found.seeds_differ:
+        verdict += (
+            " Configurations have finished different seeds: they are compared by those that they "
+            "share, and their means are not."
+        )
+    if found.uneven > _UNEVEN:
+        verdict += (
+            f" One configuration varies {found.uneven:.0f} times as much over seeds as is usual "
+            "here, which makes false alarms likelier."
+        )
     if math.isnan(found.visible):
-        return f"{verdict} There are too few seeds in common to say what could have been seen."
+        return f"{verdict} There are too few seeds to say which difference could have been seen."
     return (
-        f"{verdict} A difference of {100 * found.visible:.2g} points between two configurations "
-        f"would be seen by {POWER:.0%} of such studies."
+        f"{verdict} A difference of about {100 * found.visible:.2g} points between two "
+        f"configurations would be seen by {POWER:.0%} of such studies."
     )
+
+
+_UNEVEN = 4  # times the usual spread; seldom exceeded by chance

@@ -71,7 +71,7 @@ def connected(place: Place) -> Iterator[None]:
     watch = None
     try:
         if place.address is None:
-            _start()
+            start_ray()
         else:
             _join(place.address)
         # A scheduler's SIGTERM ends a study as Ctrl-C does; Ray would print a stack and abort.
@@ -200,17 +200,17 @@ def _refusal(address: tuple[str, int], seconds: float, greet: bool = False) -> O
     return None
 
 
-def _start() -> None:
+def start_ray() -> None:
     if "ray" not in sys.modules:  # what is set later would reach its processes, and not this one
         # A token for this run only: Ray would else want to keep one in the home folder.
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     import ray
 
-    folder = _socket_folder()
+    folder = socket_folder()
     # Ray puts the folder it is started from first on its workers' path. Another checkout
     # that the user happens to be in must not take the place of this one.
-    with contextlib.chdir(ROOT), _one_line("Ray does not start"):
+    with contextlib.chdir(ROOT), one_line("Ray does not start"):
         # "local" and not the default, which would try to join what a dead cluster left behind.
         ray.init(
             address="local",
@@ -223,7 +223,7 @@ def _start() -> None:
         )
 
 
-def _socket_folder() -> str:
+def socket_folder() -> str:
     """Where Ray puts its files: sockets among them, whose paths the system keeps short.
 
     Where Ray itself would (``TMPDIR`` in front of ``/tmp``), unless that is too long a path or
@@ -245,7 +245,7 @@ def _socket_folder() -> str:
 
 
 @contextlib.contextmanager
-def _one_line(what: str) -> Iterator[None]:
+def one_line(what: str) -> Iterator[None]:
     """Have whatever Ray raises while it starts said in one line, without those of its own."""
     kept = os.dup(2)
     try:
@@ -273,7 +273,7 @@ def _join(address: str) -> None:
     # Only the packages travel: a working folder would take data and results along.
     packages = [str(ROOT / name) for name in ("msvit", "studies")]
     # The folder is one where no package hides those that travel.
-    with contextlib.chdir("/"), _one_line(f"--address {address}"):
+    with contextlib.chdir("/"), one_line(f"--address {address}"):
         ray.init(
             address=address,
             runtime_env={"py_modules": packages},

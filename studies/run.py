@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(study: Study, options: argparse.Namespace) -> int:
     results = options.results
     records = Records(results, observe)
-    states = _states(study, records)
+    states = states_of(study, records)
     wanted = {"to do", "started", "hindered"} | ({"failed"} if options.retry_failed else set())
     entries = [c for c in study.cells if states[c.cell.id] in wanted]
     entries.sort(key=lambda entry: entry.cell.seed)  # soon one seed of every configuration
@@ -136,7 +136,7 @@ def _report(study: Study, records: Records[Observations]) -> int:
     from analysis.collect import collect
     from analysis.report import print_summary, write_report
 
-    states = _states(study, records)
+    states = states_of(study, records)
     found = collect(records.results, study.name, records)
     if "done" in states.values():
         write_report(found)
@@ -162,7 +162,7 @@ def _dry_run(study: Study, options: argparse.Namespace) -> None:
     """Print every resolved cell: what all share once, then what each configuration adds."""
     results = options.results
     records = Records(results, observe)
-    states = _states(study, records)
+    states = states_of(study, records)
     check_images(_trained_on(study, records), options.data_dir)
     configurations = {c.group: c.cell.as_dict() for c in study.cells}
     print(f"{study.name}: {study.question}")
@@ -213,7 +213,7 @@ def _print_sections(sections: dict[str, dict[str, Any]]) -> None:
             )
 
 
-def _states(study: Study, records: Records[Observations]) -> dict[str, str]:
+def states_of(study: Study, records: Records[Observations]) -> dict[str, str]:
     """Cell id → done, failed, hindered (data, disk, memory, device), started or to do."""
     return {entry.cell.id: _state(entry.cell.id, records) for entry in study.cells}
 

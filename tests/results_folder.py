@@ -30,7 +30,7 @@ LAYERS = [
 
 
 def make_cell(model: dict, seed: int, data: str = "digits", timesteps: int = 4) -> Cell:
-    size = {"digits": 16, "cifar10": 32}[data]
+    size = {"digits": 16, "cifar10": 32, "imagenet": 224}[data]
     return Cell(
         model={"dim": 48, "timesteps": timesteps, "image_size": size, "num_classes": 10, **model},
         data={"name": data, "image_size": size},
@@ -58,10 +58,10 @@ def make_record(cell: Cell, accuracy: float, energy_mj: float, **changes) -> dic
                 "train_loss": 1 / epoch,
                 "train_accuracy": None,
                 "val_loss": 0.1,
-                "val_accuracy": 0.9 + 0.01 * epoch,
+                "val_accuracy": 0.92 - 0.01 * abs(epoch - 2),
                 "seconds": 2.0,
             }
-            for epoch in (1, 2)
+            for epoch in (1, 2, 3)  # the best is not the last
         ],
         "selected_epoch": 2,
         "test": {"images": 360, "loss": 0.1, "accuracy": accuracy},

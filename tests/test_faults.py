@@ -168,7 +168,7 @@ def test_what_is_tried_again(error, message, again, tiny, tmp_path):
     failure = failure_of(cell, error, message, "", 1)
     assert is_of_surroundings(failure) == again
     write_failure(tmp_path, failure)
-    states = run._states(load_study(str(tiny)), run.Records(tmp_path, run.observe))
+    states = run.states_of(load_study(str(tiny)), run.Records(tmp_path, run.observe))
     assert states[cell.id] == ("hindered" if again else "failed")
 
 
@@ -196,7 +196,7 @@ def test_missing_data_end_a_search_before_ray_starts(tmp_path, monkeypatch, caps
         + "parameters: {data.name: {categorical: [digits, cifar10]}}\n"
         + "objectives: {accuracy: maximize}\n"
     )
-    monkeypatch.setattr("studies.cluster._start", lambda: pytest.fail("Ray was started"))
+    monkeypatch.setattr("studies.cluster.start_ray", lambda: pytest.fail("Ray was started"))
     assert hpo.main(["--space", str(space), "--results", str(tmp_path / "results")]) == 2
     assert "CIFAR-10 needs --data-dir" in capsys.readouterr().err
 
@@ -317,16 +317,16 @@ def test_an_address_where_something_else_answers_is_refused_at_once(tmp_path, ca
 def test_sockets_find_a_short_folder(tmp_path, monkeypatch):
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
     monkeypatch.setenv("TMPDIR", "/var/tmp")
-    assert cluster._socket_folder() == "/var/tmp/ray"
+    assert cluster.socket_folder() == "/var/tmp/ray"
     monkeypatch.setenv("TMPDIR", str(tmp_path / ("x" * 120)))
-    assert cluster._socket_folder() == "/tmp/ray"
+    assert cluster.socket_folder() == "/tmp/ray"
     monkeypatch.setattr(cluster, "SOCKET_BYTES", 10)
     with pytest.raises(ConfigError, match="RAY_TMPDIR: a folder"):
-        cluster._socket_folder()
+        cluster.socket_folder()
 
 
 def test_whatever_ray_raises_at_its_start_is_one_line(capfd):
-    @cluster._one_line("Ray does not start")
+    @cluster.one_line("Ray does not start")
     def init():
         os.write(2, b"[2026-01-01 W] rpc_client.h: Failed to connect\n")
         raise Exception("The node timed out\nwith a long story")

@@ -137,8 +137,8 @@ def test_rates_in_tensors_are_those_of_timm():
     on_gpu = make_optimizer(weight, options, GPU)
     with FakeTensorMode(allow_non_fake_inputs=True):
         rates = Rates(on_gpu, options, 5, GPU)
-    assert all(tensor.device == GPU for tensor in rates._tensors)
-    rates._tensors = [torch.zeros(()) for _ in on_gpu.param_groups]
+    assert all(tensor.device == GPU for tensor in rates.tensors)
+    rates.tensors = [torch.zeros(()) for _ in on_gpu.param_groups]
     for update in range(20):
         schedule.step_update(update)
         rates.set(update)
@@ -146,7 +146,7 @@ def test_rates_in_tensors_are_those_of_timm():
         assert rates.current == expected[0]
         assert [float(group["lr"]) for group in on_gpu.param_groups] == pytest.approx(expected)
         kept = [group["lr"] for group in on_gpu.param_groups]
-        assert all(a is b for a, b in zip(kept, rates._tensors, strict=True))
+        assert all(a is b for a, b in zip(kept, rates.tensors, strict=True))
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd"])
@@ -225,7 +225,7 @@ def learn_on_meta(model: nn.Module, **training) -> None:
     with NothingMade(), NothingMoved():
         if mixup:
             images, target = mixup(normalise(images), target)
-        loss, hits, norm = step._learn(images, target)
+        loss, hits, norm = step.learn(images, target)
     assert {x.device for x in (loss, hits, norm)} == {META}
     assert all(w.grad is not None for n, w in model.named_parameters() if n.endswith("r.weight"))
 
@@ -244,7 +244,7 @@ def test_no_recorded_optimizer_waits_for_the_device(name):
                 rates.set(update)
                 for weight in model.parameters():
                     weight.grad = torch.empty_like(weight)
-                assert step._update(torch.empty((), device=GPU)).device == GPU
+                assert step.update(torch.empty((), device=GPU)).device == GPU
 
 
 @pytest.fixture
@@ -289,7 +289,7 @@ def triton_on_meta(monkeypatch):
     for name, value in vars(triton_kernels).items():
         if isinstance(value, triton.JITFunction):
             monkeypatch.setattr(triton_kernels, name, Nothing())
-    monkeypatch.setattr(kernels, "_backend", lambda device, dtype: passes.backend(dtype))
+    monkeypatch.setattr(kernels, "backend_for", lambda device, dtype: passes.backend(dtype))
 
 
 @pytest.mark.parametrize("name", ["msvit", "spikformer", "spikingformer", "maxformer"])

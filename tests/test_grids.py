@@ -356,6 +356,8 @@ def test_what_overrides_change_is_a_study_of_its_own():
         "scales+model.scales=1,3+training.epochs=3",
     ]
     assert len(names[4]) == 100
+    longer = load_study("scales", ["training.lr=" + "0" * 201 + "1"]).name
+    assert longer != names[4]
 
 
 def test_an_option_that_is_set_twice_is_refused():

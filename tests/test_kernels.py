@@ -262,6 +262,17 @@ def test_token_attention_equals_the_reference(
     assert_close(ours, theirs, 1e-10 if dtype == torch.float64 else 2e-2)
 
 
+@pytest.mark.parametrize(("dtype", "head"), [(torch.float32, 3), (torch.bfloat16, 3)])
+def test_heads_that_are_no_whole_words_are_attended_to_as_well(dtype, head):
+    generator = torch.Generator().manual_seed(0)
+    heads, spec = 3, NeuronSpec()
+    joined = torch.randint(2, (4, 2, 5, 2 * heads * head), generator=generator).to(dtype)
+    ours = kernels.token_attention(joined, 2, [], spec, heads)
+    theirs = reference.token_attention(joined, 2, [], spec, heads)
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    assert ours[1].any()
+
+
 def test_every_step_is_one_in_memory_and_so_is_its_gradient():
     x = torch.randn(1, 3, 4, requires_grad=True)
     spread = kernels.every_step(x, 3)

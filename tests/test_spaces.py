@@ -102,6 +102,8 @@ WRONG = [
     ("", "[[1], [1, 3]]", "[[1], [1], [1, 3]]", "parameters.model.scales", "appears twice"),
     ("", "{model.scales: [1, 3]}", "{model.scales: [1, 5]}", "branch_kernel.when", "not one of"),
     ("", "{model.scales: [1, 3]}", "{model.dim: 3}", "branch_kernel.when", "no categorical"),
+    ("", "accuracy: maximize", "test_accuracy: maximize", "objectives.test_accuracy", "accuracy"),
+    ("constraints: ['test_accuracy >= 0.9']", "", "", "constraints[0]", "take accuracy"),
     ("", "energy_mj: minimize", "energy: minimize", "objectives.energy", "'energy_mj'"),
     ("", "energy_mj: minimize", "energy_mj: min", "objectives.energy_mj", "'minimize'"),
     ("", "dim: 32", "dmi: 32", "base.model.dmi", "did you mean 'dim'"),

@@ -132,7 +132,7 @@ def test_without_time_nothing_is_begun(tmp_path, monkeypatch):
         def stop(self):
             pass
 
-    monkeypatch.setattr(gpu_measure, "_Server", Server)
+    monkeypatch.setattr(gpu_measure, "Server", Server)
     out = tmp_path / "out"
     gpu_measure.run(out, [case(OURS), case(PLAIN)], 0.01, lambda _: None, {"packed": ()})
     text = (out / "speed.md").read_text()

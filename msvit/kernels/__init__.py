@@ -63,7 +63,7 @@ def supports(spec: NeuronSpec) -> bool:
 
 def available(device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> bool:
     """Whether units on ``device`` run in compiled passes; compiles them if need be."""
-    return _backend(torch.device(device), dtype) is not None
+    return backend_for(torch.device(device), dtype) is not None
 
 
 def describe(model: nn.Module, device: torch.device, dtype: torch.dtype) -> str:
@@ -259,7 +259,7 @@ def _cpp_on(device: torch.device) -> bool:
     return _allowed() in ("", "cpu")
 
 
-def _backend(device: torch.device, dtype: torch.dtype) -> Backend | None:
+def backend_for(device: torch.device, dtype: torch.dtype) -> Backend | None:
     """The passes for tensors of this kind, None where the reference has to do."""
     if _cpp_on(device):
         return cpu_passes.backend(dtype)
@@ -305,7 +305,7 @@ def _for_unit(
     The passes read memory as it is said to lie; whatever else torch would take, or refuse with
     words, is left to torch.
     """
-    backend = _backend(y.device, y.dtype)
+    backend = backend_for(y.device, y.dtype)
     if backend is None or y.numel() == 0:
         return None
     if norm is not None:

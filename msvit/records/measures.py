@@ -48,6 +48,7 @@ class Measure:
         decimals: digits behind the point in tables; None gives the smallest value three digits.
         every_epoch: its key in what training reports after each epoch, where it is known then.
         most: the largest value that can be, where there is one; the smallest is 0 for all.
+        reported: whether a study reports it in the end, so that nothing may be chosen by it.
     """
 
     value: Callable[[Record], float | None]
@@ -60,6 +61,7 @@ class Measure:
     decimals: int | None = None
     every_epoch: str | None = None
     most: float | None = None
+    reported: bool = False
 
     def unit(self, values: Iterable[float]) -> str:
         """The largest unit in which the largest of ``values`` is at least 1; the last if none is.
@@ -158,6 +160,7 @@ MEASURES: dict[str, Measure] = {
         units=_PERCENT,
         decimals=2,
         most=1.0,
+        reported=True,
     ),
     "energy_mj": _energy(DEFAULT_ENERGY_MODEL),
     "firing_rate": Measure(

@@ -92,7 +92,7 @@ class Rates:
         self._schedule = make_schedule(optimizer, options, steps)
         in_tensors = device.type == "cuda" and options.optimizer in RECORDABLE
         groups = optimizer.param_groups if in_tensors else []
-        self._tensors = [torch.zeros((), device=device) for _ in groups]
+        self.tensors = [torch.zeros((), device=device) for _ in groups]
         self.current = options.lr
         """Of the first group, as a number."""
 
@@ -100,7 +100,7 @@ class Rates:
         """Set the rate of ``update``, counted from 0 over the whole training."""
         self._schedule.step_update(update)  # timm writes numbers into the groups
         self.current = self._optimizer.param_groups[0]["lr"]
-        for group, tensor in zip(self._optimizer.param_groups, self._tensors, strict=False):
+        for group, tensor in zip(self._optimizer.param_groups, self.tensors, strict=False):
             group["lr"] = tensor.fill_(group["lr"])
 
 

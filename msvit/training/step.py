@@ -62,7 +62,7 @@ class TrainingStep:
         self._eager = eager
         # What reads values back steps outside.
         self._in_one = options.optimizer in RECORDABLE
-        self._run = Graphed(self._whole if self._in_one else self._learn, recorder)
+        self._run = Graphed(self._whole if self._in_one else self.learn, recorder)
         if eager:
             _log.info("no CUDA graph, so slower: %s", eager)
         elif recorder is not None and not self._in_one:
@@ -70,7 +70,7 @@ class TrainingStep:
 
     def __call__(self, images: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         loss, hits, norm = self._run(images, target)
-        return loss, hits, norm if self._in_one else self._update(norm)
+        return loss, hits, norm if self._in_one else self.update(norm)
 
     @property
     def how(self) -> str:
@@ -86,10 +86,10 @@ class TrainingStep:
         self._optimizer.zero_grad(set_to_none=True)
 
     def _whole(self, images: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        loss, hits, norm = self._learn(images, target)
-        return loss, hits, self._update(norm)
+        loss, hits, norm = self.learn(images, target)
+        return loss, hits, self.update(norm)
 
-    def _learn(self, images: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def learn(self, images: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Loss, hits, and the norm of the gradient, which is clipped."""
         if images.dtype == torch.uint8:
             images = self._normalise(images)
@@ -112,7 +112,7 @@ class TrainingStep:
                 hits = (logits.mean(0).argmax(-1) == target).sum()
         return loss.detach(), hits, norm
 
-    def _update(self, norm: Tensor) -> Tensor:
+    def update(self, norm: Tensor) -> Tensor:
         """Step the optimizer; the norm of gradient, weights and statistics."""
         if self.scaler.is_enabled():  # it looks for steps to skip itself, and finds some
             norm = torch.zeros_like(norm)

@@ -80,4 +80,7 @@ def _measure(name: Any, where: str) -> Measure:
     measures = all_measures()
     if name not in measures:
         raise ConfigError(where, "", unknown(name, measures, f"{name!r} is not recorded"))
+    if measures[name].reported:
+        message = f"what is reported in the end must choose nothing ({name}); take accuracy"
+        raise ConfigError(where, "", message)
     return measures[name]

@@ -58,7 +58,7 @@ def run(
     out.mkdir(parents=True, exist_ok=True)
     began, end = time.monotonic(), time.monotonic() + 60 * minutes
     until = began + 60 * minutes * (CASES_SHARE if grids else 1.0)
-    server = _Server()
+    server = Server()
     measured: list[tuple[GpuCase, Found]] = []
     done: list[Found] = []
     try:
@@ -121,7 +121,7 @@ def _whole_grid(name: str, grid: str, arguments: tuple[str, ...], seconds: float
     return found | {"seconds": taken, "seconds_per_cell": round(taken / found["cells"], 2)}
 
 
-class _Server:
+class Server:
     """The process that measures; begun anew where it has died or hangs."""
 
     def __init__(self) -> None:
