@@ -101,6 +101,8 @@ def _settings(texts: Sequence[str]) -> dict[str, Any]:
     settings = {}
     for text in texts:
         key, equals, value = text.partition("=")
+        if key.removeprefix("data.") in settings:
+            raise ConfigError(f"--set {key}", "", "given twice")
         if not equals or not key.startswith("data."):
             raise ConfigError(f"--set {text}", "", "write it as data.OPTION=VALUE")
         settings[key.removeprefix("data.")] = parse_yaml(value, f"--set {text}")
