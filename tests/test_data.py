@@ -439,6 +439,35 @@ def test_a_fingerprint_tells_the_images_of_one_folder_from_others(cifar10, monke
     assert options.fingerprint(None) is None
 
 
+def plain_folders(root, shade):
+    """Files of one size and one time of change, whatever the ``shade`` of their images."""
+    for split, count in (("train", 2), ("test", 1)):
+        for file in (f"class{label}/{i}.png" for label in range(10) for i in range(count)):
+            path = root / split / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (32, 32), (shade,) * 3).save(path, compress_level=0)
+            os.utime(path, ns=(0, 0))
+    return root
+
+
+@pytest.mark.parametrize("same", ["place in the cache", "folder"])
+def test_images_of_the_same_size_and_time_are_not_taken_for_others(tmp_path, monkeypatch, same):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    first = plain_folders(tmp_path / "first", 10)
+    second = plain_folders(tmp_path / "second", 20) if same != "folder" else first
+    for folder in {first, second}:
+        (folder / ".msvit-cache").write_text("no folder can be made here")
+    before = load("cifar10", first)
+    if same == "folder":
+        plain_folders(first, 20)
+    after = load("cifar10", second)
+    assert (int(before.test.images.max()), int(after.test.images.max())) == (10, 20)
+    found = data_options("cifar10", {}, "test").fingerprint(second)
+    assert found == after.fingerprint != before.fingerprint
+    caches = list((tmp_path / "cache").rglob("*.npy"))
+    assert len(caches) == 2, "one for each, or the other has been decoded again"
+
+
 def test_fashion_mnist_and_digits_have_fingerprints_of_their_own(fashion_mnist):
     splits = load("fashion_mnist", fashion_mnist)
     found = data_options("fashion_mnist", {"train_per_class": 3}, "test").fingerprint(fashion_mnist)

@@ -27,6 +27,7 @@ from msvit.options import DataError
 
 if TYPE_CHECKING:
     import numpy as np
+    from PIL import Image
 
     from msvit.data.splits import Splits
 
@@ -197,16 +198,18 @@ def _counts(listing: Listing) -> dict[str, list[int]]:
 def _caches(root: Path, listing: Listing) -> list[tuple[Path, str]]:
     """Folders that may keep the decoded images, and their name there.
 
-    It changes when a file is added, removed, resized or touched.
+    It changes when a file is added, removed, resized, touched or replaced. The second folder is
+    shared by all roots, whose paths are therefore in it; copying and unpacking set a file's time
+    of change as they like, so that its inode, and when that has changed, are in it as well.
     """
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(os.fsencode(root.resolve()) + b"\n")
     for file in (file for c in listing.values() for files in c.values() for file in files):
         try:
             status = file.stat()
         except OSError as error:
             raise DataError(f"{file}: cannot be read ({error.strerror})") from error
-        line = f"{file.relative_to(root)} {status.st_size} {status.st_mtime_ns}\n"
-        digest.update(line.encode())
+        facts = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+        digest.update(f"{file.relative_to(root)} {facts}\n".encode())
     name = f"images-{digest.hexdigest()[:12]}"
     return [(root / ".msvit-cache", name), (cache_folder(), name)]
 
@@ -250,8 +253,7 @@ def _pixels(file: Path, size: int) -> np.ndarray:
                 return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=2)
             if mode in ("I", "F"):
                 raise DataError(f"{file}: pixels of 32 bits (mode {mode}); save it with 8 bits")
-            clear = mode in ("LA", "PA", "RGBA") or "transparency" in image.info
-            if clear and np.asarray(image.convert("RGBA"))[..., 3].min() < 255:
+            if can_be_seen_through(image):
                 raise DataError(f"{file}: can be seen through; save it without transparency")
             return np.asarray(image.convert("RGB"))
     except DataError:
@@ -259,6 +261,14 @@ def _pixels(file: Path, size: int) -> np.ndarray:
     except Exception as error:  # decoders raise whatever they like
         reason = " ".join(str(error).split())
         raise DataError(f"{file}: cannot be decoded ({reason})") from error
+
+
+def can_be_seen_through(image: Image.Image) -> bool:
+    """Whether a pixel of it has transparency, of any of Pillow's kinds."""
+    import numpy as np
+
+    may_be = image.mode in ("LA", "PA", "RGBa", "RGBA") or "transparency" in image.info
+    return may_be and bool(np.asarray(image.convert("RGBA"))[..., 3].min() < 255)
 
 
 def _load(cache: Path, listing: Listing) -> tuple[dict[str, np.ndarray], Fingerprint] | None:
