@@ -161,6 +161,36 @@ def test_statistics_that_do_not_fit_the_images_are_refused(mean, std, said):
         Splits(images, images, images, mean, std)
 
 
+def test_a_data_set_of_files_is_told_apart_by_what_it_loads(tmp_path):
+    class Saved(DataOptions):
+        name: ClassVar[str] = "saved"
+        num_classes: ClassVar[int] = 2
+        in_channels: ClassVar[int] = 1
+        image_size: ClassVar[int] = 8
+        mean: ClassVar[tuple[float, ...]] = (0.5,)
+        std: ClassVar[tuple[float, ...]] = (0.5,)
+
+        def load(self, data_dir):
+            both = torch.from_numpy(np.load(data_dir / "images.npy"))
+            images = Images(both, torch.arange(2).repeat(len(both) // 2))
+            return Splits(images, images, images, self.mean, self.std)
+
+    found = []
+    for shade in (1, 2):
+        np.save(tmp_path / "images.npy", np.full((4, 1, 8, 8), shade, np.uint8))
+        found.append(Saved().fingerprint(tmp_path))
+        assert found[-1] == load_splits(Saved(), tmp_path).fingerprint
+    assert found[0]["digest"] != found[1]["digest"]
+    assert Saved().fingerprint(None) is None
+    assert data_options("digits", {}, "test").fingerprint(tmp_path) is None
+
+
+def test_a_deviation_of_0_is_refused_where_it_is_stated():
+    own = {**vars(StripesOptions), "std": (0.0,)}
+    with pytest.raises(TypeError, match=r"data set Flat: std \(0.0,\): above 0"):
+        define("Flat", DataOptions, own, None)
+
+
 def test_digits_are_divided_into_disjoint_balanced_sets():
     splits = load("digits")
     train, validation, test = splits.train, splits.validation, splits.test
