@@ -3,6 +3,7 @@
 import gzip
 import multiprocessing
 import os
+import shutil
 import struct
 import zlib
 from pathlib import Path
@@ -332,8 +333,33 @@ def test_cifar10_says_what_is_wrong_with_the_folders(cifar10, tmp_path):
         load("cifar10", cifar10)
     wrong.unlink()
     (cifar10 / "cifar10" / "test" / "class10").mkdir()
-    with pytest.raises(DataError, match="11 class folders, expected 10"):
+    with pytest.raises(DataError, match=r"11 class folders, .* 10; train has no class10$"):
         load("cifar10", cifar10)
+    (cifar10 / "cifar10" / "train" / "class10").mkdir()
+    with pytest.raises(
+        DataError, match=r"train: 11 class folders, .* 10: class0, class1, class10,"
+    ):
+        load("cifar10", cifar10)
+    for name in ("class10", "class5"):
+        shutil.rmtree(cifar10 / "cifar10" / "test" / name)
+    (cifar10 / "cifar10" / "train" / "class10").rmdir()
+    with pytest.raises(DataError, match=r"test: 9 class folders, .*; class5 is in train alone"):
+        load("cifar10", cifar10)
+
+
+def test_what_is_left_out_of_a_folder_is_told(cifar10):
+    sections = [{"name": "cifar10"}, {"name": "cifar10", "train_per_class": 3}]
+    root = cifar10 / "cifar10"
+    (root / "train" / "Thumbs.db").write_bytes(b"")
+    assert len(notes_on_data(sections, cifar10)) == 1, "only that it is not the published one"
+    image = Image.new("RGB", (32, 32))
+    (root / "train" / "class0" / "more").mkdir()
+    for name in ("class0/more/1.png", "class1/1.bmp", "class2/1.bmp", "1.png"):
+        image.save(root / "train" / name)
+    _, note = notes_on_data(sections, cifar10)
+    assert (
+        f"{root}: not read: train/1.png, train/class0/more, train/class1/1.bmp and 1 more" in note
+    )
 
 
 def test_sixteen_bits_are_scaled_to_eight(cifar10):
@@ -385,7 +411,8 @@ def test_other_kinds_of_pixels_become_red_green_and_blue(cifar10, mode):
 def test_what_is_no_image_is_not_read(cifar10):
     before = load("cifar10", cifar10)
     root = cifar10 / "cifar10"
-    (root / "train" / "__MACOSX").mkdir()
+    for name in ("__MACOSX", "lost+found", "@eaDir", "$RECYCLE.BIN", ".hidden"):
+        (root / "train" / name).mkdir()
     (root / "train" / "class0" / "._0000.jpg").write_bytes(b"Mac")
     (root / "train" / "class0" / "folder.png").mkdir()
     (root / "test" / "class0" / "notes.txt").write_text("no image")

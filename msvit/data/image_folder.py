@@ -12,7 +12,7 @@ import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, ClassVar
@@ -34,7 +34,11 @@ if TYPE_CHECKING:
 _log = logging.getLogger("msvit")
 _SUFFIXES = {".jpg", ".jpeg", ".png"}
 _VALIDATION = 0.05
-_NOT_CLASSES = {"__MACOSX"}  # what archives of a Mac bring along, as ``._*`` files are
+_NOT_SEEN = {
+    *("__macosx", "lost+found", "@eadir", "#recycle", "$recycle.bin", "system volume information"),
+    *("thumbs.db", "desktop.ini"),
+}
+"""What archives and file systems bring along beside hidden files, in lower case."""
 
 Listing = Mapping[str, Mapping[str, list[Path]]]
 """Split → class → its image files, both in the order of names."""
@@ -62,6 +66,19 @@ class Cifar10Options(DataOptions):
         if data_dir is None:
             return None
         return _counts(_listed(_find(data_dir), self.num_classes))
+
+    def left_out(self, data_dir: Path | None) -> str | None:
+        if data_dir is None:
+            return None
+        root = _find(data_dir)
+        listing = _listed(root, self.num_classes)
+        left = [str(path.relative_to(root)) for path in _not_read(root, listing)]
+        if not left:
+            return None
+        return (
+            f"{root}: not read: {_some(left, 3)}; images are .jpg and .png files that lie right in "
+            "the folder of their class"
+        )
 
     def fingerprint(self, data_dir: Path | None) -> Fingerprint | None:
         if data_dir is None:
@@ -139,14 +156,42 @@ def _listed(root: Path, num_classes: int) -> Listing:
         DataError: for what :func:`read_folders` refuses, as far as names tell.
     """
     try:
-        listing = {split: _list(root / split, num_classes) for split in ("train", "test")}
+        names = {split: _class_names(root / split) for split in ("train", "test")}
+        for split, other in (("train", "test"), ("test", "train")):
+            if len(names[split]) != num_classes:
+                raise DataError(
+                    f"{root / split}: {len(names[split])} class folders, expected {num_classes}"
+                    f"{_odd(names[split], names[other], other)}"
+                )
+        if names["train"] != names["test"]:
+            raise DataError(f"{root}: train has the classes {names['train']}, test {names['test']}")
+        return {split: _list(root / split, classes) for split, classes in names.items()}
     except OSError as error:
         place = _shown(error.filename or root)
         raise DataError(f"{place}: cannot be read ({error.strerror})") from error
-    train, test = (list(classes) for classes in listing.values())
-    if train != test:
-        raise DataError(f"{root}: train has the classes {train}, test {test}")
-    return listing
+
+
+def _odd(names: list[str], others: list[str], other: str) -> str:
+    """Which of a wrong number of classes is to blame: those that only one split has, or any."""
+    only, lacking = sorted(set(names) - set(others)), sorted(set(others) - set(names))
+    if only:
+        return f"; {other} has no {_some(only)}"
+    return f"; {_some(lacking)} is in {other} alone" if lacking else f": {_some(names)}"
+
+
+def _some(names: Sequence[str], most: int = 20) -> str:
+    """``a, b, c``, of many the first."""
+    shown = ", ".join(names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most:,} more"
+
+
+def _not_read(root: Path, listing: Listing) -> Iterator[Path]:
+    """Files and folders that are seen and hold no image of ``listing``."""
+    for split, classes in listing.items():
+        yield from (path for path in _entries(root / split) if not path.is_dir())
+        for name, files in classes.items():
+            read = set(files)
+            yield from (path for path in _entries(root / split / name) if path not in read)
 
 
 def _class_names(folder: Path) -> list[str]:
@@ -158,10 +203,7 @@ def _class_names(folder: Path) -> list[str]:
     return [path.name for path in _entries(folder) if path.is_dir()]
 
 
-def _list(folder: Path, num_classes: int) -> dict[str, list[Path]]:
-    names = _class_names(folder)
-    if len(names) != num_classes:
-        raise DataError(f"{folder}: {len(names)} class folders, expected {num_classes}")
+def _list(folder: Path, names: list[str]) -> dict[str, list[Path]]:
     fewest = 2 if folder.name == "train" else 1
     classes = {}
     for name in names:
@@ -176,8 +218,9 @@ def _list(folder: Path, num_classes: int) -> dict[str, list[Path]]:
 
 
 def _entries(folder: Path) -> list[Path]:
-    """What lies in ``folder``, sorted by name; hidden files and those of a Mac are not seen."""
-    seen = sorted(p for p in folder.iterdir() if p.name[0] != "." and p.name not in _NOT_CLASSES)
+    """What lies in ``folder``, sorted by name; what is hidden or a system's own is not seen."""
+    names = (p for p in folder.iterdir() if p.name[0] != "." and p.name.lower() not in _NOT_SEEN)
+    seen = sorted(names)
     for path in seen:
         if path.is_symlink() and not path.exists():
             raise DataError(f"{_shown(path)}: a link to nothing, or to itself")

@@ -81,6 +81,14 @@ class DataOptions(Options):
         """
         return None
 
+    def left_out(self, data_dir: Path | None) -> str | None:
+        """A sentence where files lie beside the images that :meth:`load` would not read.
+
+        Raises:
+            DataError: where files are missing or cannot be opened.
+        """
+        return None
+
     def fingerprint(self, data_dir: Path | None) -> Fingerprint | None:
         """Which images :meth:`load` would read now: here by reading them.
 
