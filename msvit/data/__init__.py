@@ -57,7 +57,7 @@ def check_data(data: Iterable[Mapping[str, Any]], data_dir: Path | None) -> None
 
 
 def notes_on_data(data: Iterable[Mapping[str, Any]], data_dir: Path | None) -> list[str]:
-    """What to know of the images of cells first: are they all there is, and what their name says?"""
+    """What to know of the images of cells first: all there is, and what their name says?"""
     found = []
     for options in _each(data):
         counts = options.counts(data_dir)
