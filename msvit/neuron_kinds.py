@@ -12,6 +12,16 @@ SurrogateName = Literal["sigmoid", "atan", "erf", "piecewise_quadratic", "soft_s
 
 SURROGATES: tuple[SurrogateName, ...] = get_args(SurrogateName)
 
+DEFAULT_ALPHA: dict[SurrogateName, float] = {
+    "sigmoid": 4.0,
+    "atan": 2.0,
+    "erf": 2.0,
+    "piecewise_quadratic": 1.0,
+    "soft_sign": 2.0,
+    "rect": 1.0,
+}
+"""The sharpness of a surrogate where none is asked for: spikingjelly's."""
+
 _SURROGATE = ("surrogate", "surrogate_alpha")
 
 OPTIONS_READ: dict[NeuronName, tuple[str, ...]] = {

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,12 @@ class Options(BaseModel):
     """Base of all option sets: frozen, strict (``"3"`` is no number), unknown keys refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*")
+    @classmethod
+    def _without_minus_zero(cls, value: Any) -> Any:
+        """-0.0 is the same as 0.0, and would be another text."""
+        return 0.0 if isinstance(value, float) and value == 0 else value
 
     @classmethod
     def lacking(cls, values: Mapping[str, Any]) -> dict[str, str]:

@@ -16,7 +16,7 @@ SMALL = {
     "qkformer": {"dim": 32, "heads": 4},
     "spikformer": {"dim": 32, "heads": 4, "depths": (2,)},
     "spikingformer": {"dim": 32, "heads": 4, "depths": (2,)},
-    "sdt": {"dim": 32, "heads": 4, "depths": (2,)},
+    "sdt": {"dim": 32, "depths": (2,)},
     "metaspikeformer": {"dim": 32, "heads": 4},
     "spikingresformer": {"dim": 32, "first_dim": 16, "heads": 4, "group_size": 8},
     "maxformer": {"dim": 32, "heads": 4},

@@ -190,6 +190,7 @@ def test_what_is_written_is_read_as_it_was():
         ("msvit", {"stages": [1, 2, 3]}, "batch_coupled", True, {"stages": [1]}),
         ("maxformer", {"mixers": ["identity"] * 3}, "attn_threshold", 1.0, {}),
         ("spikformer", {"depths": [1]}, "drop_path", 0.1, {"depths": [2]}),
+        ("sdt", {}, "heads", 7, {"attn_pool": True, "dim": 56}),
         ("training", {"schedule": "constant"}, "min_lr", 0.0, {}),
         ("training", {"warmup_epochs": 0}, "warmup_lr", 0.0, {}),
     ],
@@ -207,6 +208,38 @@ def test_an_option_without_effect_is_not_set(name, beside, option, value, meant)
     section = plain.training if name == "training" else plain.model
     assert cell(**beside, **{option: section[option]}).id == plain.id
     assert cell(**meant, **{option: value}).id != cell(**meant).id
+
+
+@pytest.mark.parametrize(
+    ("name", "said", "plainly", "other"),
+    [
+        ("msvit", {"stages": [2, 1, 1]}, {}, {"stages": [1]}),
+        ("msvit", {"stages": [], "scales": [1, 5]}, {"stages": []}, {"stages": [], "scales": [3]}),
+        (
+            *("msvit", {"stages": [], "scales": [3, 5]}, {"stages": [], "scales": [3]}),
+            {"stages": [1], "scales": [3]},
+        ),
+        ("msvit", {"surrogate_alpha": 4.0}, {}, {"surrogate_alpha": 2.0}),
+        (
+            *("msvit", {"surrogate": "atan", "surrogate_alpha": 2.0}, {"surrogate": "atan"}),
+            {"surrogate": "atan", "surrogate_alpha": 4.0},
+        ),
+        ("metaspikeformer", {"last_dim": 60}, {}, {"last_dim": 72}),
+        ("training", {"weight_decay": -0.0}, {"weight_decay": 0.0}, {"weight_decay": 0.1}),
+        ("training", {"mixup": -0.0}, {}, {"mixup": 0.5}),
+    ],
+)
+def test_what_can_be_said_in_several_ways_is_one_cell(name, said, plainly, other):
+    def cell(options):
+        if name == "training":
+            return resolve_cell(raw(training=options), "t")
+        own = {"name": name, "dim": 48, "heads": 4 if name == "msvit" else 6} | options
+        return resolve_cell({"model": own, "data": {"name": "digits"}}, "t")
+
+    assert cell(said) == cell(plainly)
+    assert cell(said).id == cell(plainly).id
+    assert cell(other).id != cell(plainly).id
+    assert resolve_cell(cell(said).as_dict(), "t").id == cell(said).id
 
 
 def test_what_a_recipe_says_in_vain_makes_no_other_cell(monkeypatch):

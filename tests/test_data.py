@@ -3,6 +3,7 @@
 import gzip
 import multiprocessing
 import os
+import shutil
 import struct
 import zlib
 from pathlib import Path
@@ -161,6 +162,36 @@ def test_statistics_that_do_not_fit_the_images_are_refused(mean, std, said):
         Splits(images, images, images, mean, std)
 
 
+def test_a_data_set_of_files_is_told_apart_by_what_it_loads(tmp_path):
+    class Saved(DataOptions):
+        name: ClassVar[str] = "saved"
+        num_classes: ClassVar[int] = 2
+        in_channels: ClassVar[int] = 1
+        image_size: ClassVar[int] = 8
+        mean: ClassVar[tuple[float, ...]] = (0.5,)
+        std: ClassVar[tuple[float, ...]] = (0.5,)
+
+        def load(self, data_dir):
+            both = torch.from_numpy(np.load(data_dir / "images.npy"))
+            images = Images(both, torch.arange(2).repeat(len(both) // 2))
+            return Splits(images, images, images, self.mean, self.std)
+
+    found = []
+    for shade in (1, 2):
+        np.save(tmp_path / "images.npy", np.full((4, 1, 8, 8), shade, np.uint8))
+        found.append(Saved().fingerprint(tmp_path))
+        assert found[-1] == load_splits(Saved(), tmp_path).fingerprint
+    assert found[0]["digest"] != found[1]["digest"]
+    assert Saved().fingerprint(None) is None
+    assert data_options("digits", {}, "test").fingerprint(tmp_path) is None
+
+
+def test_a_deviation_of_0_is_refused_where_it_is_stated():
+    own = {**vars(StripesOptions), "std": (0.0,)}
+    with pytest.raises(TypeError, match=r"data set Flat: std \(0.0,\): above 0"):
+        define("Flat", DataOptions, own, None)
+
+
 def test_digits_are_divided_into_disjoint_balanced_sets():
     splits = load("digits")
     train, validation, test = splits.train, splits.validation, splits.test
@@ -302,8 +333,33 @@ def test_cifar10_says_what_is_wrong_with_the_folders(cifar10, tmp_path):
         load("cifar10", cifar10)
     wrong.unlink()
     (cifar10 / "cifar10" / "test" / "class10").mkdir()
-    with pytest.raises(DataError, match="11 class folders, expected 10"):
+    with pytest.raises(DataError, match=r"11 class folders, .* 10; train has no class10$"):
         load("cifar10", cifar10)
+    (cifar10 / "cifar10" / "train" / "class10").mkdir()
+    with pytest.raises(
+        DataError, match=r"train: 11 class folders, .* 10: class0, class1, class10,"
+    ):
+        load("cifar10", cifar10)
+    for name in ("class10", "class5"):
+        shutil.rmtree(cifar10 / "cifar10" / "test" / name)
+    (cifar10 / "cifar10" / "train" / "class10").rmdir()
+    with pytest.raises(DataError, match=r"test: 9 class folders, .*; class5 is in train alone"):
+        load("cifar10", cifar10)
+
+
+def test_what_is_left_out_of_a_folder_is_told(cifar10):
+    sections = [{"name": "cifar10"}, {"name": "cifar10", "train_per_class": 3}]
+    root = cifar10 / "cifar10"
+    (root / "train" / "Thumbs.db").write_bytes(b"")
+    assert len(notes_on_data(sections, cifar10)) == 1, "only that it is not the published one"
+    image = Image.new("RGB", (32, 32))
+    (root / "train" / "class0" / "more").mkdir()
+    for name in ("class0/more/1.png", "class1/1.bmp", "class2/1.bmp", "1.png"):
+        image.save(root / "train" / name)
+    _, note = notes_on_data(sections, cifar10)
+    assert (
+        f"{root}: not read: train/1.png, train/class0/more, train/class1/1.bmp and 1 more" in note
+    )
 
 
 def test_sixteen_bits_are_scaled_to_eight(cifar10):
@@ -355,7 +411,8 @@ def test_other_kinds_of_pixels_become_red_green_and_blue(cifar10, mode):
 def test_what_is_no_image_is_not_read(cifar10):
     before = load("cifar10", cifar10)
     root = cifar10 / "cifar10"
-    (root / "train" / "__MACOSX").mkdir()
+    for name in ("__MACOSX", "lost+found", "@eaDir", "$RECYCLE.BIN", ".hidden"):
+        (root / "train" / name).mkdir()
     (root / "train" / "class0" / "._0000.jpg").write_bytes(b"Mac")
     (root / "train" / "class0" / "folder.png").mkdir()
     (root / "test" / "class0" / "notes.txt").write_text("no image")
@@ -437,6 +494,35 @@ def test_a_fingerprint_tells_the_images_of_one_folder_from_others(cifar10, monke
     assert other["counts"] == first["counts"]
     assert other["digest"] != first["digest"]
     assert options.fingerprint(None) is None
+
+
+def plain_folders(root, shade):
+    """Files of one size and one time of change, whatever the ``shade`` of their images."""
+    for split, count in (("train", 2), ("test", 1)):
+        for file in (f"class{label}/{i}.png" for label in range(10) for i in range(count)):
+            path = root / split / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (32, 32), (shade,) * 3).save(path, compress_level=0)
+            os.utime(path, ns=(0, 0))
+    return root
+
+
+@pytest.mark.parametrize("same", ["place in the cache", "folder"])
+def test_images_of_the_same_size_and_time_are_not_taken_for_others(tmp_path, monkeypatch, same):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    first = plain_folders(tmp_path / "first", 10)
+    second = plain_folders(tmp_path / "second", 20) if same != "folder" else first
+    for folder in {first, second}:
+        (folder / ".msvit-cache").write_text("no folder can be made here")
+    before = load("cifar10", first)
+    if same == "folder":
+        plain_folders(first, 20)
+    after = load("cifar10", second)
+    assert (int(before.test.images.max()), int(after.test.images.max())) == (10, 20)
+    found = data_options("cifar10", {}, "test").fingerprint(second)
+    assert found == after.fingerprint != before.fingerprint
+    caches = list((tmp_path / "cache").rglob("*.npy"))
+    assert len(caches) == 2, "one for each, or the other has been decoded again"
 
 
 def test_fashion_mnist_and_digits_have_fingerprints_of_their_own(fashion_mnist):

@@ -152,6 +152,14 @@ def test_images_of_any_kind_become_the_same_input():
         (Image.new("L", (9, 8)), r"\(1, 8, 8\), not of \(1, 8, 9\)"),
         (torch.zeros(3, 8, 8, dtype=torch.uint8), r"not of \(3, 8, 8\)"),
         (torch.zeros(8, 8, dtype=torch.uint8), r"not of \(8, 8\)"),
+        (Image.new("RGBA", (8, 8), (0, 0, 0, 254)), "seen through"),
+        (Image.new("LA", (8, 8)), "seen through"),
+        (np.zeros((8, 8, 4), np.uint8), "seen through"),
+        (np.zeros((1, 8, 8), np.uint8), r"\[H, W\].* not of \(1, 8, 8\)"),
+        (np.zeros((2, 8, 8, 1), np.uint8), r"not of \(2, 8, 8, 1\)"),
+        (np.zeros(8, np.uint8), r"not of \(8,\)"),
+        (np.zeros((8, 8, 5), np.uint8), r"not of \(8, 8, 5\)"),
+        ([], "the list is empty"),
     ],
 )
 def test_images_that_the_model_does_not_know_are_refused(image, said):

@@ -155,7 +155,9 @@ def test_heads_have_no_part_in_sdt_until_spikes_spread():
     x = small_input(small_model("sdt"), batch=2)
 
     def output(heads: int, spread: bool) -> torch.Tensor:
-        model = small_model("sdt", heads=heads, attn_pool=spread).double()
+        model = small_model("sdt", attn_pool=spread).double()
+        for block in model.blocks:
+            block.attention.heads = heads
         fire(model)
         return model(x)
 
@@ -222,8 +224,9 @@ def official_state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     ("name", "options", "said"),
     [
         ("sdt", {"attn_scale": 0.25}, "unknown option"),  # it has no product to scale
-        ("sdt", {"heads": 7}, "cannot be split into 7 heads"),
-        ("sdt", {"dim": 36, "heads": 4}, "multiple of 8"),
+        ("sdt", {"heads": 7}, "channel by channel"),
+        ("sdt", {"heads": 7, "attn_pool": True}, "cannot be split into 7 heads"),
+        ("sdt", {"dim": 36}, "multiple of 8"),
         ("sdt_dvs128", {"image_size": 100}, "no multiple of 8"),
         ("spikingformer", {"pools": [True, True, True]}, "at least 4"),
         ("spikingformer", {"qkv_bias": True}, "unknown option"),

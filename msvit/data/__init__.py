@@ -57,13 +57,14 @@ def check_data(data: Iterable[Mapping[str, Any]], data_dir: Path | None) -> None
 
 
 def notes_on_data(data: Iterable[Mapping[str, Any]], data_dir: Path | None) -> list[str]:
-    """What to know of the images of cells before they are used: are they what their name says?"""
+    """What to know of the images of cells first: all there is, and what their name says?"""
     found = []
     for options in _each(data):
         counts = options.counts(data_dir)
-        note = options.unlike_published(counts) if counts is not None else None
-        if note is not None and note not in found:
-            found.append(note)
+        unlike = options.unlike_published(counts) if counts is not None else None
+        for note in (unlike, options.left_out(data_dir)):
+            if note is not None and note not in found:
+                found.append(note)
     return found
 
 

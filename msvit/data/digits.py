@@ -35,6 +35,9 @@ class DigitsOptions(DataOptions):
     image_size: int = Field(16, ge=8, le=64)
     train_per_class: int | None = Field(None, gt=0, le=119)  # the rarest class has so many
 
+    def fingerprint(self, data_dir: Path | None) -> None:
+        """Wherever other data sets are, these images are scikit-learn's."""
+
     def load(self, data_dir: Path | None) -> Splits:
         """1,247 training, 210 validation and 340 test images, the last two balanced."""
         import torch

@@ -12,7 +12,7 @@ import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, ClassVar
@@ -27,13 +27,18 @@ from msvit.options import DataError
 
 if TYPE_CHECKING:
     import numpy as np
+    from PIL import Image
 
     from msvit.data.splits import Splits
 
 _log = logging.getLogger("msvit")
 _SUFFIXES = {".jpg", ".jpeg", ".png"}
 _VALIDATION = 0.05
-_NOT_CLASSES = {"__MACOSX"}  # what archives of a Mac bring along, as ``._*`` files are
+_NOT_SEEN = {
+    *("__macosx", "lost+found", "@eadir", "#recycle", "$recycle.bin", "system volume information"),
+    *("thumbs.db", "desktop.ini"),
+}
+"""What archives and file systems bring along beside hidden files, in lower case."""
 
 Listing = Mapping[str, Mapping[str, list[Path]]]
 """Split → class → its image files, both in the order of names."""
@@ -61,6 +66,19 @@ class Cifar10Options(DataOptions):
         if data_dir is None:
             return None
         return _counts(_listed(_find(data_dir), self.num_classes))
+
+    def left_out(self, data_dir: Path | None) -> str | None:
+        if data_dir is None:
+            return None
+        root = _find(data_dir)
+        listing = _listed(root, self.num_classes)
+        left = [str(path.relative_to(root)) for path in _not_read(root, listing)]
+        if not left:
+            return None
+        return (
+            f"{root}: not read: {_some(left, 3)}; images are .jpg and .png files that lie right in "
+            "the folder of their class"
+        )
 
     def fingerprint(self, data_dir: Path | None) -> Fingerprint | None:
         if data_dir is None:
@@ -138,14 +156,42 @@ def _listed(root: Path, num_classes: int) -> Listing:
         DataError: for what :func:`read_folders` refuses, as far as names tell.
     """
     try:
-        listing = {split: _list(root / split, num_classes) for split in ("train", "test")}
+        names = {split: _class_names(root / split) for split in ("train", "test")}
+        for split, other in (("train", "test"), ("test", "train")):
+            if len(names[split]) != num_classes:
+                raise DataError(
+                    f"{root / split}: {len(names[split])} class folders, expected {num_classes}"
+                    f"{_odd(names[split], names[other], other)}"
+                )
+        if names["train"] != names["test"]:
+            raise DataError(f"{root}: train has the classes {names['train']}, test {names['test']}")
+        return {split: _list(root / split, classes) for split, classes in names.items()}
     except OSError as error:
         place = _shown(error.filename or root)
         raise DataError(f"{place}: cannot be read ({error.strerror})") from error
-    train, test = (list(classes) for classes in listing.values())
-    if train != test:
-        raise DataError(f"{root}: train has the classes {train}, test {test}")
-    return listing
+
+
+def _odd(names: list[str], others: list[str], other: str) -> str:
+    """Which of a wrong number of classes is to blame: those that only one split has, or any."""
+    only, lacking = sorted(set(names) - set(others)), sorted(set(others) - set(names))
+    if only:
+        return f"; {other} has no {_some(only)}"
+    return f"; {_some(lacking)} is in {other} alone" if lacking else f": {_some(names)}"
+
+
+def _some(names: Sequence[str], most: int = 20) -> str:
+    """``a, b, c``, of many the first."""
+    shown = ", ".join(names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most:,} more"
+
+
+def _not_read(root: Path, listing: Listing) -> Iterator[Path]:
+    """Files and folders that are seen and hold no image of ``listing``."""
+    for split, classes in listing.items():
+        yield from (path for path in _entries(root / split) if not path.is_dir())
+        for name, files in classes.items():
+            read = set(files)
+            yield from (path for path in _entries(root / split / name) if path not in read)
 
 
 def _class_names(folder: Path) -> list[str]:
@@ -157,10 +203,7 @@ def _class_names(folder: Path) -> list[str]:
     return [path.name for path in _entries(folder) if path.is_dir()]
 
 
-def _list(folder: Path, num_classes: int) -> dict[str, list[Path]]:
-    names = _class_names(folder)
-    if len(names) != num_classes:
-        raise DataError(f"{folder}: {len(names)} class folders, expected {num_classes}")
+def _list(folder: Path, names: list[str]) -> dict[str, list[Path]]:
     fewest = 2 if folder.name == "train" else 1
     classes = {}
     for name in names:
@@ -175,8 +218,9 @@ def _list(folder: Path, num_classes: int) -> dict[str, list[Path]]:
 
 
 def _entries(folder: Path) -> list[Path]:
-    """What lies in ``folder``, sorted by name; hidden files and those of a Mac are not seen."""
-    seen = sorted(p for p in folder.iterdir() if p.name[0] != "." and p.name not in _NOT_CLASSES)
+    """What lies in ``folder``, sorted by name; what is hidden or a system's own is not seen."""
+    names = (p for p in folder.iterdir() if p.name[0] != "." and p.name.lower() not in _NOT_SEEN)
+    seen = sorted(names)
     for path in seen:
         if path.is_symlink() and not path.exists():
             raise DataError(f"{_shown(path)}: a link to nothing, or to itself")
@@ -197,16 +241,18 @@ def _counts(listing: Listing) -> dict[str, list[int]]:
 def _caches(root: Path, listing: Listing) -> list[tuple[Path, str]]:
     """Folders that may keep the decoded images, and their name there.
 
-    It changes when a file is added, removed, resized or touched.
+    It changes when a file is added, removed, resized, touched or replaced. The second folder is
+    shared by all roots, whose paths are therefore in it; copying and unpacking set a file's time
+    of change as they like, so that its inode, and when that has changed, are in it as well.
     """
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(os.fsencode(root.resolve()) + b"\n")
     for file in (file for c in listing.values() for files in c.values() for file in files):
         try:
             status = file.stat()
         except OSError as error:
             raise DataError(f"{file}: cannot be read ({error.strerror})") from error
-        line = f"{file.relative_to(root)} {status.st_size} {status.st_mtime_ns}\n"
-        digest.update(line.encode())
+        facts = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+        digest.update(f"{file.relative_to(root)} {facts}\n".encode())
     name = f"images-{digest.hexdigest()[:12]}"
     return [(root / ".msvit-cache", name), (cache_folder(), name)]
 
@@ -250,8 +296,7 @@ def _pixels(file: Path, size: int) -> np.ndarray:
                 return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=2)
             if mode in ("I", "F"):
                 raise DataError(f"{file}: pixels of 32 bits (mode {mode}); save it with 8 bits")
-            clear = mode in ("LA", "PA", "RGBA") or "transparency" in image.info
-            if clear and np.asarray(image.convert("RGBA"))[..., 3].min() < 255:
+            if can_be_seen_through(image):
                 raise DataError(f"{file}: can be seen through; save it without transparency")
             return np.asarray(image.convert("RGB"))
     except DataError:
@@ -259,6 +304,14 @@ def _pixels(file: Path, size: int) -> np.ndarray:
     except Exception as error:  # decoders raise whatever they like
         reason = " ".join(str(error).split())
         raise DataError(f"{file}: cannot be decoded ({reason})") from error
+
+
+def can_be_seen_through(image: Image.Image) -> bool:
+    """Whether a pixel of it has transparency, of any of Pillow's kinds."""
+    import numpy as np
+
+    may_be = image.mode in ("LA", "PA", "RGBa", "RGBA") or "transparency" in image.info
+    return may_be and bool(np.asarray(image.convert("RGBA"))[..., 3].min() < 255)
 
 
 def _load(cache: Path, listing: Listing) -> tuple[dict[str, np.ndarray], Fingerprint] | None:

@@ -29,7 +29,8 @@ class DataOptions(Options):
     statistics of other images, a model would train, and worse.
 
     Raises:
-        TypeError: for a subclass that leaves one of them out, when it is defined.
+        TypeError: for a subclass that leaves one of them out, or whose ``std`` is not above 0, when
+            it is defined.
     """
 
     name: ClassVar[str]
@@ -58,6 +59,8 @@ class DataOptions(Options):
             raise TypeError(
                 f"data set {cls.__name__}: it states no {', '.join(missing)} of its own"
             )
+        if cls.std is not None and not all(value > 0 for value in cls.std):
+            raise TypeError(f"data set {cls.__name__}: std {cls.std}: above 0 is needed")
 
     def check(self, data_dir: Path | None) -> None:
         """Whether the images are there, as far as a look at the files tells; nothing is decoded.
@@ -78,15 +81,25 @@ class DataOptions(Options):
         """
         return None
 
+    def left_out(self, data_dir: Path | None) -> str | None:
+        """A sentence where files lie beside the images that :meth:`load` would not read.
+
+        Raises:
+            DataError: where files are missing or cannot be opened.
+        """
+        return None
+
     def fingerprint(self, data_dir: Path | None) -> Fingerprint | None:
-        """Which images :meth:`load` would read now.
+        """Which images :meth:`load` would read now: here by reading them.
 
         None where they are part of a package, or nobody says where they are.
 
         Raises:
             DataError: where files are missing or broken.
         """
-        return None
+        from msvit.data import load_splits
+
+        return None if data_dir is None else load_splits(self, data_dir).fingerprint
 
     @classmethod
     def unlike_published(cls, counts: Mapping[str, Sequence[int]]) -> str | None:

@@ -35,20 +35,16 @@ from typing import Any, NamedTuple, Protocol, get_args
 import torch
 from torch import Tensor
 
-from msvit.neuron_kinds import GLIF_HIGHEST_THRESHOLD, SURROGATES, NeuronName, SurrogateName
+from msvit.neuron_kinds import (
+    DEFAULT_ALPHA,
+    GLIF_HIGHEST_THRESHOLD,
+    SURROGATES,
+    NeuronName,
+    SurrogateName,
+)
 
 EQUATIONS: tuple[NeuronName, ...] = ("if", "lif", "plif")
 """The kinds of neuron that are told here, and that kernels know."""
-
-DEFAULT_ALPHA: dict[SurrogateName, float] = {
-    "sigmoid": 4.0,
-    "atan": 2.0,
-    "erf": 2.0,
-    "piecewise_quadratic": 1.0,
-    "soft_sign": 2.0,
-    "rect": 1.0,
-}
-"""The sharpness of a surrogate where none is asked for: spikingjelly's."""
 
 
 @dataclass(frozen=True)

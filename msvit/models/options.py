@@ -9,9 +9,16 @@ from collections.abc import Mapping
 from math import prod
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from msvit.neuron_kinds import (
+    DEFAULT_ALPHA,
     GLIF_HIGHEST_THRESHOLD,
     OPTIONS_READ,
     PER_TIMESTEP,
@@ -77,9 +84,16 @@ class SpikingOptions(ModelOptions):
         return {option: why for option in _NEURON_OPTIONS if option not in has}
 
     @model_serializer(mode="wrap")
-    def _without_lacking(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _as_written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without what is lacking, and what can be said in several ways always in the same."""
         lacking = self.lacking(self.__dict__)
-        return {key: value for key, value in write(self).items() if key not in lacking}
+        values = {**write(self), **self._restated()}
+        return {key: value for key, value in values.items() if key not in lacking}
+
+    def _restated(self) -> dict[str, Any]:
+        """Options that say what another value says too, with the one that is written down."""
+        usual = self.surrogate_alpha == DEFAULT_ALPHA[self.surrogate]
+        return {"surrogate_alpha": None} if usual else {}
 
     @model_validator(mode="after")
     def _check_neuron(self) -> SpikingOptions:
@@ -200,6 +214,19 @@ class MSVITOptions(HierarchicalOptions):
             found["projections"] = "there is one projection, whoever shares it"
         return found
 
+    @field_validator("stages")
+    @classmethod
+    def _in_order(cls, stages: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(sorted(set(stages)))
+
+    def _restated(self) -> dict[str, Any]:
+        found = super()._restated()
+        if not self.stages and len(self.depths) > 1:  # only the first scale is there
+            usual = type(self).model_fields["scales"].default
+            same = self.scales[0] == usual[0]
+            found["scales"] = usual if same else self.scales[:1]
+        return found
+
     @model_validator(mode="after")
     def _check_scales(self) -> MSVITOptions:
         even = [s for s in self.scales if s % 2 == 0]
@@ -246,7 +273,8 @@ class ColumnarOptions(SpikingOptions):
     def _check_geometry(self) -> ColumnarOptions:
         if self.dim % 8:
             raise ValueError(f"dim: the stem needs a multiple of 8, not {self.dim}")
-        check_heads(self.dim, self.heads)
+        if "heads" not in self.idle(self.__dict__):
+            check_heads(self.dim, self.heads)
         check_image(self.image_size, prod(2 for pool in self.pools if pool))
         return self
 
@@ -275,6 +303,13 @@ class SDTOptions(ColumnarOptions):
     dim: Count = 512
     depths: tuple[Count, ...] = (2,)
     attn_pool: bool = False
+
+    @classmethod
+    def idle(cls, values: Mapping[str, Any]) -> dict[str, str]:
+        found = super().idle(values)
+        if not values["attn_pool"]:
+            found["heads"] = "attention works channel by channel (attn_pool false)"
+        return found
 
 
 class SpikingResformerOptions(SpikingOptions):
@@ -371,6 +406,10 @@ class MetaSpikeFormerOptions(SpikingOptions):
     def stage_dims(self) -> list[int]:
         last = self.last_dim or self.dim * 5 // 4
         return [self.dim // 8, self.dim // 4, self.dim // 2, self.dim, last]
+
+    def _restated(self) -> dict[str, Any]:
+        usual = self.last_dim == self.dim * 5 // 4
+        return {**super()._restated(), **({"last_dim": None} if usual else {})}
 
     @model_validator(mode="after")
     def _check_geometry(self) -> MetaSpikeFormerOptions:

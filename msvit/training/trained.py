@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from msvit.cells import Cell, canonical_json, without_effect
 from msvit.checkpoints import CheckpointError
 from msvit.data import data_options, load_splits
+from msvit.data.image_folder import can_be_seen_through
 from msvit.models import create_model, zoo
 from msvit.records.store import cell_folder, read_record
 from msvit.state_dicts import read_checkpoint
@@ -54,9 +55,12 @@ class Prepare:
                 tensor ``[C, H, W]`` or ``[B, C, H, W]``. Bytes; 0 is black.
 
         Raises:
-            ValueError: for images of another size, or other than 8 bits.
+            ValueError: for images of another size or shape, other than 8 bits, or that can be seen
+                through; and for a list of none.
         """
         if isinstance(images, list | tuple):
+            if not images:
+                raise ValueError("an image is needed, or several; the list is empty")
             return torch.cat([self(image) for image in images])
         if not isinstance(images, Tensor):
             images = self._pixels(images)
@@ -77,7 +81,14 @@ class Prepare:
             image = np.asarray(image)
             if image.dtype != np.uint8:
                 raise ValueError(f"images of bytes (0 to 255) are needed, not of {image.dtype}")
+            if image.ndim not in (2, 3) or image.shape[2:] not in ((), (1,), (2,), (3,), (4,)):
+                raise ValueError(
+                    "an array [H, W] or [H, W, C] of at most 4 channels is needed, not of "
+                    f"{image.shape}; [C, H, W] and [B, C, H, W] are shapes of tensors"
+                )
             image = Image.fromarray(image.squeeze(-1) if image.shape[2:] == (1,) else image)
+        if can_be_seen_through(image):  # white or black behind it would be a guess
+            raise ValueError("images that can be seen through are refused, as in training")
         if image.mode[0] in "IF":  # 16 or 32 bits, which a conversion would cut off
             raise ValueError(f"images of 8 bits are needed, not of PIL's mode {image.mode!r}")
         pixels = np.array(image.convert("L" if self.channels == 1 else "RGB"))
