@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self, get_args
@@ -182,9 +183,12 @@ class Options(BaseModel):
         ours = error["type"] == "value_error"  # raised by a validator of this project
         message = str(error["ctx"]["error"]) if ours else f"{error['msg']} (got {given!r})"
         if error["type"] in ("tuple_type", "list_type") and isinstance(given, str | int | float):
-            message += f"; write it as [{given}]"
+            items = re.findall(r"[^][(){},;\s]+", str(given))  # of 1 3, (1, 3) or 1;3 as well
+            message += f"; write it as [{','.join(items)}]"
         if error["type"] == "bool_type" and isinstance(given, str):
             message += "; write true or false"
+        elif isinstance(given, str) and given.lower() == "none" and cls._may_be_null(loc):
+            message += "; write null"  # tables print it as none
         return message[0].lower() + message[1:]
 
     @classmethod
@@ -200,16 +204,23 @@ class Options(BaseModel):
         return list(options.model_fields)
 
     @classmethod
-    def _choices_at(cls, loc: tuple[Any, ...]) -> list[str]:
+    def _kinds_at(cls, loc: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The annotation of the option at ``loc``, and what it is a union or choice of."""
         options: Any = cls
         for part in loc[:-1]:
             field = options.model_fields.get(part) if _is_options(options) else None
             options = field.annotation if field else None
         field = options.model_fields.get(loc[-1]) if _is_options(options) else None
-        if field is None:
-            return []
+        return () if field is None else (field.annotation, *get_args(field.annotation))
+
+    @classmethod
+    def _may_be_null(cls, loc: tuple[Any, ...]) -> bool:
+        return type(None) in cls._kinds_at(loc)
+
+    @classmethod
+    def _choices_at(cls, loc: tuple[Any, ...]) -> list[str]:
         # Of Literal["a", "b"], and of the same where None is valid as well.
-        kinds = (field.annotation, *get_args(field.annotation))
+        kinds = cls._kinds_at(loc)
         choices = [choice for kind in kinds for choice in get_args(kind)]
         null = ["null"] if type(None) in choices else []
         return [choice for choice in choices if isinstance(choice, str)] + null

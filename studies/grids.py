@@ -241,6 +241,10 @@ def _refuse(key: str, valid: set[str], place: str) -> NoReturn:
     """An option that no configuration has."""
     if key == "seed":
         raise ConfigError(place, "", "seeds are set by --seeds")
+    if key in SECTIONS:
+        naming = f"{key}.recipe" if key == "training" else f"{key}.name"
+        message = f"{key!r} is a section of options; did you mean {naming!r}?"
+        raise ConfigError(place, "", message)
     # A bare option is most likely meant as the dotted key that ends in it.
     dotted = sorted(k for k in valid if k.partition(".")[2] == key)
     if dotted:

@@ -160,7 +160,18 @@ def test_a_disk_is_recognised_behind_what_a_library_says(tmp_path, monkeypatch):
         ("RuntimeError", "CUDA error: an illegal memory access was encountered", True),
         ("RuntimeError", "shapes cannot be multiplied", False),
         ("TrainingDiverged", "epoch 1, step 1 of 8", False),
-        ("WorkerCrashedError", "the process died 3 times", False),
+        ("BrokenPipeError", "[Errno 32] Broken pipe", True),
+        ("RuntimeError", "unable to mmap 64 bytes: Cannot allocate memory (12)", True),
+        ("RuntimeError", "can't start new thread", True),
+        ("RuntimeError", "unable to open shared memory object: Too many open files (24)", True),
+        ("RuntimeError", "No CUDA GPUs are available", True),
+        ("RuntimeError", "Found no NVIDIA driver on your system.", True),
+        ("RuntimeError", "CUDA unknown error - this may be due to an incorrect setup", True),
+        ("RuntimeError", "DataLoader worker (pid 7) is killed by signal: Bus error.", True),
+        ("WorkerCrashedError", "the process died 3 times", True),  # killed for memory, most often
+        ("LocalRayletDiedError", "the node's raylet died", True),
+        ("RuntimeEnvSetupError", "the working directory cannot be unpacked", True),
+        ("ValueError", "out of memory of what was meant", False),
     ],
 )
 def test_what_is_tried_again(error, message, again, tiny, tmp_path):
@@ -378,6 +389,15 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 def test_ctrl_c_while_modules_load_says_nothing(script):
     code = [sys.executable, "-c", INTERRUPTED, str(RUN.parent.parent / script)]
     done = subprocess.run(code, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+def test_ctrl_c_while_the_zoo_loads_torch_says_nothing():
+    program = INTERRUPTED.replace('"pydantic"', '"torch"').replace(
+        'run_path(sys.argv[0], run_name="__main__")', "_run_module_as_main(sys.argv[0])"
+    )
+    code = [sys.executable, "-c", program, "msvit.models"]
+    done = subprocess.run(code, capture_output=True, text=True, cwd=RUN.parent.parent)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 

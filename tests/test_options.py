@@ -77,7 +77,28 @@ def test_an_upper_case_neuron_is_understood():
         resolve_cell({"model": {"name": "msvit", "neuron": "LIF"}, "data": {"name": "digits"}}, "t")
 
 
-@pytest.mark.parametrize(("given", "written"), [("1,3", r"\[1,3\]"), ("3", r"\[3\]")])
-def test_a_list_without_brackets_is_told_how_to_write_it(given, written):
-    with pytest.raises(ConfigError, match=f"write it as {written}"):
+@pytest.mark.parametrize("given", ["1,3", "3", "1 3", "(1,3)", "(1, 3)", "1;3"])
+def test_a_list_without_brackets_is_told_how_to_write_it(given):
+    with pytest.raises(ConfigError, match="write it as") as caught:
         load_study("scales", [f"model.scales={given}"])
+    written = str(caught.value).rpartition("write it as ")[2]
+    assert written == ("[3]" if given == "3" else "[1,3]")
+    load_study("scales", [f"model.scales={written}"])
+
+
+def test_none_is_told_to_be_null_where_it_may_be():
+    with pytest.raises(ConfigError, match=r"training\.clip_grad: .*'none'\); write null"):
+        load_study("scales", ["training.clip_grad=none"])
+    load_study("scales", ["training.clip_grad=null"])
+    with pytest.raises(ConfigError) as caught:
+        load_study("scales", ["training.lr=none"])
+    assert "null" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [("model=msvit", "model.name"), ("training=digits", "training.recipe")],
+)
+def test_a_section_that_is_set_is_told_what_names_it(given, meant):
+    with pytest.raises(ConfigError, match=f"did you mean '{meant}'"):
+        load_study("scales", [given])

@@ -83,7 +83,7 @@ def test_early_stopping_needs_an_objective_that_is_known_early(space):
 
 
 WRONG = [
-    ("", "training.lr:", "training.rl:", "parameters.training.rl: ", "did you mean 'lr'"),
+    ("", "training.lr:", "training.rl:", "parameters.training.rl: ", "did you mean 'training.lr'"),
     ("", "model.scales:", "scales:", "unknown section 'scales'", "model"),
     ("", "[0.001, 0.1]", "[0.1, 0.001]", "parameters.training.lr.float", "the range is empty"),
     ("", "[0.001, 0.1]", "[-0.1, 0.1]", "parameters.training.lr.float", "above 0"),
@@ -100,6 +100,7 @@ WRONG = [
     ),
     ("", "[[1], [1, 3]]", "[]", "parameters.model.scales.categorical", "a list of values"),
     ("", "[[1], [1, 3]]", "[[1], [1], [1, 3]]", "parameters.model.scales", "appears twice"),
+    ("", "{float: [0.001, 0.1], log: true", "{categorical: [1, 1.0]", "training.lr", "twice"),
     ("", "{model.scales: [1, 3]}", "{model.scales: [1, 5]}", "branch_kernel.when", "not one of"),
     ("", "{model.scales: [1, 3]}", "{model.dim: 3}", "branch_kernel.when", "no categorical"),
     ("", "accuracy: maximize", "test_accuracy: maximize", "objectives.test_accuracy", "accuracy"),

@@ -158,7 +158,7 @@ def convolve(
 
 def every_step(x: Tensor, steps: int) -> Tensor:
     """``[1, ...]`` as ``[T, ...]`` without a copy, which units recognise and compute once."""
-    if torch.compiler.is_compiling() or not (torch.is_grad_enabled() and x.requires_grad):
+    if _recorded() or not (torch.is_grad_enabled() and x.requires_grad):
         return x.expand(steps, *x.shape[1:])
     return autograd.every_step(x, steps)
 

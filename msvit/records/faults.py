@@ -7,6 +7,7 @@ tried again by the same command.
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import errno
 import os
@@ -20,15 +21,24 @@ from msvit.records.store import unwritable
 _PROBE_BYTES = 1 << 20
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
-_KINDS = {"DataError", "MemoryError", "ImportError", "ModuleNotFoundError", "OSError"} | {
-    kind.__name__ for kind in OSError.__subclasses__()
+_KINDS = {"DataError", "MemoryError", "ImportError", "ModuleNotFoundError"} | {
+    name  # every system error; a record tells its kind by name alone
+    for name, kind in vars(builtins).items()
+    if isinstance(kind, type) and issubclass(kind, OSError)
 }
-_KINDS_ELSEWHERE = {"OutOfMemoryError", "AcceleratorError", "NodeDiedError"}  # of torch and Ray
-# What torch raises as a plain RuntimeError: allocators, devices, a checkpoint cut short.
+_KINDS_ELSEWHERE = {  # of torch and Ray; a worker also crashes where memory's guards kill it
+    *("OutOfMemoryError", "AcceleratorError", "NodeDiedError", "WorkerCrashedError"),
+    *("LocalRayletDiedError", "OwnerDiedError", "ObjectLostError", "RuntimeEnvSetupError"),
+    *("OutOfDiskError", "ObjectStoreFullError", "RaySystemError", "RpcError"),
+}
+# What torch and Python raise as a plain RuntimeError, in lower case: allocators, devices, threads,
+# files, processes that load data, a checkpoint cut short.
 _WORDS = (
-    *("out of memory", "can't allocate memory", "cannot allocate memory"),
-    *("CUDA error", "CUDA driver", "cuDNN error", "CUBLAS_STATUS", "CUDNN_STATUS", "NCCL error"),
-    *("unexpected pos", "PytorchStreamWriter failed"),
+    *("out of memory", "can't allocate memory", "cannot allocate memory", "unable to mmap"),
+    *("cuda error", "cuda unknown error", "cuda driver", "no cuda gpus are available"),
+    *("no nvidia driver", "cudnn error", "cublas_status", "cudnn_status", "nccl error"),
+    *("can't start new thread", "too many open files", "is killed by signal"),
+    *("unexpected pos", "pytorchstreamwriter failed"),
 )
 
 
@@ -36,7 +46,8 @@ def is_of_surroundings(failure: Failure) -> bool:
     """Whether what failed was not the cell: the same cell may do well another time."""
     if failure["error"] in _KINDS | _KINDS_ELSEWHERE:
         return True
-    return failure["error"] == "RuntimeError" and any(w in failure["message"] for w in _WORDS)
+    message = failure["message"].lower()
+    return failure["error"] == "RuntimeError" and any(word in message for word in _WORDS)
 
 
 @contextlib.contextmanager

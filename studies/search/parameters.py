@@ -143,9 +143,14 @@ def _choices(values: Any, where: str) -> tuple[Scalar, ...]:
         raise ConfigError(where, "", f"a list of values is needed (got {values!r})")
     encoded = [encode(value) for value in values]
     for value in encoded:
-        if sum(other == value and type(other) is type(value) for other in encoded) > 1:
+        if sum(_same(decode(other), decode(value)) for other in encoded) > 1:
             raise ConfigError(where, "", f"{value!r} appears twice")
     return tuple(encoded)
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether both make the same cell, as 2 and 2.0 do; true is no number."""
+    return a == b and isinstance(a, bool) == isinstance(b, bool)
 
 
 def _range(values: Any, kind: str, where: str) -> tuple[float, float]:

@@ -293,7 +293,8 @@ def _check_known(space: Space, key: str, where: str) -> None:
         raise ConfigError(where, f"base.{section}.name", "a name is needed", ": ")
     known = {o for name in choices for o in option_names(section, str(name), f"{where}: {section}")}
     if option not in known:
-        raise ConfigError(f"{where}: parameters", key, unknown_option(option, known))
+        keys = [f"{section}.{name}" for name in known]
+        raise ConfigError(f"{where}: parameters", key, unknown_option(key, keys))
 
 
 def _possible(space: Space, chosen: Mapping[str, Scalar]) -> Cell | ConfigError:
