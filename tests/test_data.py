@@ -257,6 +257,14 @@ def test_a_broken_idx_file_is_named(fashion_mnist, damage):
         load("fashion_mnist", fashion_mnist)
 
 
+@pytest.mark.parametrize("split", ["train", "t10k"])
+def test_a_label_that_no_image_has_is_named(fashion_mnist, split):
+    file = fashion_mnist / f"{split}-labels-idx1-ubyte.gz"
+    write_idx(file, np.minimum(fashion_mnist_module.read_idx(file), 8))
+    with pytest.raises(DataError, match=f"{file.name}: no image has the label 9"):
+        load("fashion_mnist", fashion_mnist)
+
+
 def test_fashion_mnist_is_found_where_debian_puts_it(fashion_mnist, tmp_path, monkeypatch):
     monkeypatch.setattr(fashion_mnist_module, "DEBIAN_FOLDER", fashion_mnist)
     expected = load("fashion_mnist", fashion_mnist).test.images

@@ -132,6 +132,8 @@ def _file(folder: Path, name: str) -> Path:
 
 def _read(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Split → images uint8 ``[N, 28, 28]`` and their labels ``[N]``."""
+    import numpy as np
+
     arrays = {}
     for split, names in _FILES.items():
         image_file, label_file = (_file(folder, name) for name in names)
@@ -143,6 +145,8 @@ def _read(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         if not len(labels) or labels.max() > 9:
             what = f"label {labels.max()}" if len(labels) else "no label"
             raise DataError(f"{label_file}: {what}, expected 0 to 9")
+        if (counts := np.bincount(labels, minlength=10)).min() == 0:
+            raise DataError(f"{label_file}: no image has the label {counts.argmin()}")
         arrays[split] = (images, labels)
     return arrays
 
