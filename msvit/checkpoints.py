@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import fnmatch
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -28,7 +30,8 @@ from msvit.state_dicts import (
 __all__ = ["CheckpointError", "LoadReport", "OfficialMap", "load_official"]
 
 _log = logging.getLogger("msvit")
-_PROFILING = ("*total_ops", "*total_params")  # thop's counters, in every module it has seen
+# Counters: thop's, in every module it has seen; and of the copies that torch has averaged.
+_COUNTERS = ("*total_ops", "*total_params", "n_averaged")
 
 
 @dataclass
@@ -103,7 +106,7 @@ class LoadReport:
 
 
 def load_official(
-    model: nn.Module, source: str | Path | Mapping, strict: bool = True, head: bool = True
+    model: nn.Module, source: str | os.PathLike | Mapping, strict: bool = True, head: bool = True
 ) -> LoadReport:
     """Load official weights, or those of a cell, into a model of the zoo.
 
@@ -120,11 +123,14 @@ def load_official(
 
     Raises:
         CheckpointError: if the checkpoint cannot be read or does not fit; naming the file and the
-            first tensors that are missing, unexpected or of another shape.
+            first tensors that are missing, unexpected, or of another shape or kind.
     """
     content, name = source, "the given mapping"
-    if not isinstance(source, Mapping):
+    if isinstance(source, str | os.PathLike):
         content, name = read_checkpoint(Path(source)), str(source)
+    elif not isinstance(source, Mapping):
+        kind = type(source).__name__
+        raise CheckpointError(f"a path or a mapping of names to tensors is needed, not {kind}")
     found = _best_fit(model, content, name, head)
     report = found.report
     if report.mismatched or (strict and report.problems):
@@ -136,9 +142,9 @@ def load_official(
         elif found.mismatched:
             lines.append("was the model built with the checkpoint's sizes?")
         raise CheckpointError("\n".join(lines))
-    for target, tensor in found.tensors.items():
-        if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise CheckpointError(f"{name}: {target} would get values that are not finite")
+    for target, own in model.state_dict().items():
+        if target in found.tensors and (flaw := _flaw(target, found.tensors[target], own.dtype)):
+            raise CheckpointError(f"{name}: {target} would get {flaw}")
     model.load_state_dict(found.tensors, strict=False)
     _log.info("%s", report.summary)
     return report
@@ -168,8 +174,12 @@ def _best_fit(model: nn.Module, content: Any, name: str, head: bool) -> _Convers
         for found in find_state_dicts(content, known):
             fits.append(_convert(model, names, known, found, name, head))
     if not fits:
-        there = tensor_names(content)
-        held = f"none of {type(model).__name__}: {_shown(there)}" if there else "none at all"
+        if there := tensor_names(content):
+            held = f"none of {type(model).__name__}: {_shown(there)}"
+        elif arrays := tensor_names(content, np.ndarray):
+            held = f"only numpy arrays: {_shown(arrays)}; torch.from_numpy makes tensors of them"
+        else:
+            held = "none at all"
         raise CheckpointError(f"{name}: tensors were looked for, and there are {held}")
     best = max(fits, key=lambda fit: (fit.fit, fit.preferred))
     equals = [fit.report.taken for fit in fits if fit.fit == best.fit and fit is not best]
@@ -205,6 +215,10 @@ def _convert(
             if not target.endswith("num_batches_tracked"):
                 report.missing += absent
             continue
+        unusable = [f"{key} ({why})" for key in keys if (why := _unusable(official[key], expected))]
+        if unusable:
+            report.mismatched.append(f"{' + '.join(unusable)} does not fit {target}")
+            continue
         tensor = _join(target, expected, [official[key] for key in keys])
         if tensor is None:
             shapes = " + ".join(f"{key} {tuple(official[key].shape)}" for key in keys)
@@ -219,7 +233,7 @@ def _convert(
     for key in official:
         if key in used:
             continue
-        if any(fnmatch.fnmatch(key, pattern) for pattern in (*names.ignored, *_PROFILING)):
+        if any(fnmatch.fnmatch(key, pattern) for pattern in (*names.ignored, *_COUNTERS)):
             report.ignored.append(key)
         elif _is_classifier(key, official, known, heads):
             report.ignored.append(key)
@@ -243,13 +257,36 @@ def _convert(
 def _join(target: str, expected: Tensor, parts: list[Tensor]) -> Tensor | None:
     """Several official tensors as the one of ours; None where the shape is another."""
     if target.endswith("num_batches_tracked"):
-        return parts[0]
+        return parts[0].reshape(expected.shape) if parts[0].numel() == 1 else None
     if any(part.shape[1:] != parts[0].shape[1:] for part in parts):
         return None
     found = torch.cat(parts) if len(parts) > 1 else parts[0]
     if found.numel() == expected.numel() and found.shape[:1] == expected.shape[:1]:
         return found.reshape(expected.shape)  # Linear, Conv1d and Conv2d hold the same numbers
     return None
+
+
+def _unusable(tensor: Tensor, expected: Tensor) -> str:
+    """Why a tensor, whatever its shape and values, is none that ours can take; or nothing."""
+    if tensor.is_meta:
+        return "of the meta device, without values"
+    if tensor.is_quantized:
+        return "quantised"
+    if tensor.layout != torch.strided:
+        return str(tensor.layout).removeprefix("torch.")
+    # A count may be a float, where a whole state dict was converted.
+    real = tensor.is_floating_point() or not (expected.is_floating_point() or tensor.is_complex())
+    return "" if real else f"of {tensor.dtype}"
+
+
+def _flaw(target: str, tensor: Tensor, dtype: torch.dtype) -> str:
+    """What is wrong with the values that ``target``, of ``dtype``, would get; or nothing."""
+    values = tensor.to(dtype if dtype.is_floating_point else torch.float64)
+    if not values.isfinite().all():
+        return f"values that are not finite in {values.dtype}"
+    if target.endswith("running_var") and (values < 0).any():
+        return "variances below 0"
+    return ""
 
 
 def _classifier(model: nn.Module) -> set[str]:

@@ -125,6 +125,8 @@ class Neuron(nn.Module):
             )
         if self.in_kernels:
             return self.spikes(kernels.neuron(current, self.spec, self.time_constant))
+        if current.numel() == 0:  # which spikingjelly's ILIF refuses
+            return self.spikes(current)
         # bf16 would round the potential itself: 3e-4 of the spikes would differ.
         exact = current if current.dtype == torch.float64 else current.float()
         spikes = self.node(exact).to(current.dtype)

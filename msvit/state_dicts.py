@@ -29,8 +29,33 @@ _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped
 _PREFERRED = re.compile(r"(?:^|[._])(?:ema|best)(?:[._]|$)")
 
 
+_BIT_GENERATORS = (
+    *(("_mt19937", "MT19937"), ("_pcg64", "PCG64"), ("_pcg64", "PCG64DXSM")),
+    *(("_philox", "Philox"), ("_sfc64", "SFC64")),
+)
+_OTHER_FORMATS = {
+    b"version https://git-lfs": "a Git LFS pointer: git lfs pull brings the file itself",
+    b"\x1f\x8b": "compressed by gzip: unpack it",
+    b"BZh": "compressed by bzip2: unpack it",
+    b"\xfd7zXZ": "compressed by xz: unpack it",
+    b"\x28\xb5\x2f\xfd": "compressed by zstd: unpack it",
+    b"<": "a web page",
+}
+"""What files open with that are mistaken for checkpoints."""
+
+
 class CheckpointError(ValueError):
     """A checkpoint that does not fit; the message names the file and what is wrong first."""
+
+
+class _Left:
+    """Stands for what is of no use here, whatever it is made of."""
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
 
 
 def _harmless() -> list[Any]:
@@ -55,11 +80,20 @@ def _harmless() -> list[Any]:
         "lightning_fabric.utilities.data.AttributeDict",
         "lightning.fabric.utilities.data.AttributeDict",
     ]
+    generators = [  # numpy's, of random numbers
+        "numpy.random._pickle.__generator_ctor",
+        "numpy.random._pickle.__randomstate_ctor",
+        "numpy.random._pickle.__bit_generator_ctor",
+        "numpy.random.bit_generator.SeedSequence",
+        "numpy.random.bit_generator.__pyx_unpickle_SeedSequence",
+        *(f"numpy.random.{module}.{name}" for module, name in _BIT_GENERATORS),
+    ]
     return [
         argparse.Namespace,
         types.SimpleNamespace,
         *(slice, range, frozenset, dict, list),
-        *(datetime.datetime, datetime.date, datetime.timedelta),
+        *(datetime.datetime, datetime.date, datetime.time, datetime.timedelta, datetime.timezone),
+        (lambda *_: [], "collections.deque"),
         (lambda *_: collections.OrderedDict(), "collections.defaultdict"),
         (_codecs.encode, "_codecs.encode"),  # bytes, in old pickles
         *((multiarray.scalar, f"{module}.scalar") for module in (old, new)),
@@ -69,6 +103,7 @@ def _harmless() -> list[Any]:
         *numbers,
         *paths,
         *((collections.OrderedDict, name) for name in settings),
+        *((_Left, name) for name in generators),
     ]
 
 
@@ -98,7 +133,19 @@ def read_checkpoint(path: Path) -> Any:
             ) from None
         lines = message.rpartition("WeightsUnpickler error:")[2].strip().splitlines()
         reason = lines[0].partition(". ")[0] if lines else repr(error)
-        raise CheckpointError(f"{path}: not a checkpoint of plain tensors ({reason})") from None
+        if reason.startswith("Unsupported operand"):
+            reason = "written neither by torch.save nor as safetensors"
+        raise CheckpointError(
+            f"{path}: not a checkpoint of plain tensors ({_other_format(path) or reason})"
+        ) from None
+
+
+def _other_format(path: Path) -> str | None:
+    with path.open("rb") as file:
+        start = file.read(max(map(len, _OTHER_FORMATS)))
+    if not start:
+        return "empty"
+    return next((told for mark, told in _OTHER_FORMATS.items() if start.startswith(mark)), None)
 
 
 def _is_safetensors(path: Path) -> bool:
@@ -140,9 +187,9 @@ def find_state_dicts(content: Any, names: Collection[str]) -> list[StateDict]:
     return found
 
 
-def tensor_names(content: Any) -> list[str]:
-    """Names of the tensors in that mapping of ``content`` that has most of them."""
-    names = [[str(k) for k, v in m.items() if isinstance(v, Tensor)] for _, m in _mappings(content)]
+def tensor_names(content: Any, kind: type = Tensor) -> list[str]:
+    """Names of the tensors (or another kind) in that mapping of ``content`` that has most."""
+    names = [[str(k) for k, v in m.items() if isinstance(v, kind)] for _, m in _mappings(content)]
     return max(names, key=len, default=[])
 
 

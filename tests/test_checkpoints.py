@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import datetime
+import gzip
 import os
 import pathlib
-from collections import OrderedDict
+import re
+from collections import OrderedDict, deque
 
 import numpy as np
 import pytest
@@ -181,6 +184,72 @@ def test_a_checkpoint_that_does_not_fit_is_told_by_file_and_tensor(state, tmp_pa
     told(state | {first: state[first] * float("nan")}, "not finite")
 
 
+CONV, NORM = "patch_embed1.proj_conv.weight", "patch_embed1.proj_bn"
+
+
+UNUSABLE = {
+    "infinite once rounded": (CONV, lambda v: torch.full_like(v, 1e200, dtype=torch.float64)),
+    "a variance below 0": (f"{NORM}.running_var", lambda v: v - 10),
+    "truths": (CONV, lambda v: v > 0),
+    "complex": (CONV, lambda v: v.to(torch.complex64)),
+    "whole numbers": (CONV, lambda v: v.int()),
+    "two counts": (f"{NORM}.num_batches_tracked", lambda v: torch.stack([v, v])),
+    "quantised": (CONV, lambda v: torch.quantize_per_tensor(v, 0.1, 0, torch.qint8)),
+    "sparse": (CONV, lambda v: v.to_sparse()),
+    "without memory": (CONV, lambda v: v.to("meta")),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*quantiz.*")
+@pytest.mark.parametrize("kind", UNUSABLE)
+def test_tensors_that_cannot_be_weights_are_refused_by_name(kind, state):
+    key, spoil = UNUSABLE[kind]
+    ours = "embeddings.0.units.0." + ("conv.weight" if key == CONV else "norm")
+    loaded = model()
+    before = {name: tensor.clone() for name, tensor in loaded.state_dict().items()}
+    with pytest.raises(CheckpointError, match=re.escape(ours)):
+        load_official(loaded, state | {key: spoil(state[key])})
+    for name, tensor in loaded.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+
+
+def test_a_state_dict_in_another_precision_is_taken(trained, state):
+    loaded = model()
+    load_official(loaded, {key: tensor.double() for key, tensor in state.items()})
+    for name, tensor in trained.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor), name
+
+
+def test_an_average_of_torch_is_taken_its_counter_left(trained):
+    report = load_official(model(), torch.optim.swa_utils.AveragedModel(trained).state_dict())
+    assert report.loaded == len(trained.state_dict())
+    assert report.ignored == ["n_averaged"]
+
+
+def test_arrays_of_numpy_are_told_what_they_are(state):
+    arrays = {key: tensor.numpy() for key, tensor in state.items()}
+    with pytest.raises(CheckpointError, match=r"only numpy arrays: .*torch\.from_numpy"):
+        load_official(model(), {"weights": arrays})
+
+
+@pytest.mark.parametrize("source", [None, 3, [1.0]])
+def test_what_is_neither_file_nor_mapping_is_refused(source):
+    with pytest.raises(CheckpointError, match=f"not {type(source).__name__}"):
+        load_official(model(), source)
+
+
+def test_plain_values_of_the_library_are_no_code(state, tmp_path):
+    path = tmp_path / "checkpoint.pth"
+    beside = {
+        "losses": deque([0.5, 0.25], maxlen=9),
+        "saved": datetime.datetime.now(datetime.timezone(datetime.timedelta(hours=1))),
+        "random": [np.random.default_rng(0), np.random.RandomState(0)],
+    }
+    torch.save({"model": state, **beside}, path)
+    report = load_official(model(), path)
+    assert (report.loaded, report.left) == (len(state), [*beside])
+
+
 def test_a_checkpoint_with_code_in_it_is_refused_unread(tmp_path):
     path, proof = tmp_path / "checkpoint.pth", tmp_path / "proof"
 
@@ -211,6 +280,24 @@ def test_what_is_no_checkpoint_is_told_by_its_path(content, tmp_path):
     with pytest.raises(CheckpointError, match="not a checkpoint") as error:
         load_official(model(), path)
     assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n", "git lfs pull"),
+        (gzip.compress(b"weights"), "gzip: unpack it"),
+        (b"<!DOCTYPE html>", "a web page"),
+        (b"", "empty"),
+        (b'{"weights": 1}', "neither by torch.save nor as safetensors"),
+    ],
+    ids=["pointer", "gzip", "page", "empty", "json"],
+)
+def test_what_a_file_is_instead_is_told(content, told, tmp_path):
+    path = tmp_path / "checkpoint.pth"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=told):
+        load_official(model(), path)
 
 
 def test_safetensors_are_read_whatever_their_name(trained, state, tmp_path):

@@ -168,3 +168,9 @@ def test_wrong_options_are_named(name, options, said):
     with pytest.raises(ConfigError, match="(?s).*" + said.replace("(", r"\(")) as caught:
         model_options(name, options)
     assert "Traceback" not in str(caught.value)
+
+
+@pytest.mark.parametrize("options", [{"neuron": "ilif"}, {"batch_coupled": True}, {}])
+def test_an_empty_batch_has_no_logits(options):
+    model = small_model("qkformer", timesteps=2, **options).eval()
+    assert model(small_input(model, 0, torch.float32)).shape == (2, 0, 10)

@@ -114,6 +114,8 @@ def surrogate_function(spec: NeuronSpec) -> surrogate.SurrogateFunctionBase:
 
 
 def _fire(x: Tensor, spec: NeuronSpec, plif_w: Tensor | None) -> Tensor:
+    if len(x) == 0:  # of a neuron that steps over the images of an empty batch
+        return x
     membrane = torch.zeros_like(x[0])
     v_reset = 0.0 if spec.hard_reset else None
     common = (spec.threshold, v_reset, surrogate_function(spec), spec.detach_reset)

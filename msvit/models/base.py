@@ -28,7 +28,10 @@ def neuron_spec(options: SpikingOptions) -> NeuronSpec:
 
 
 class Model(nn.Module):
-    """Base of the zoo: images ``[B, C, H, W]`` or events ``[T, B, C, H, W]`` → ``[T, B, K]``."""
+    """Base of the zoo: images ``[B, C, H, W]`` or events ``[T, B, C, H, W]`` → ``[T, B, K]``.
+
+    NaN reaches no threshold: of images that are not finite, a spiking model's logits may be.
+    """
 
     def __init__(self, options: ModelOptions) -> None:
         super().__init__()
