@@ -67,7 +67,7 @@ def connected(place: Place) -> Iterator[None]:
             "",
             f"this process may use {most} here; --address names a cluster with larger machines",
         )
-    _calm_ray()
+    calm_ray()
     watch = None
     try:
         if place.address is None:
@@ -95,7 +95,7 @@ def connected(place: Place) -> Iterator[None]:
             watch.over.set()
 
 
-def _calm_ray() -> None:
+def calm_ray() -> None:
     """Settings that Ray reads when it is imported."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no reports over the network
     # Ray would print paragraphs on each lost process and node, with lines of their logs; the study

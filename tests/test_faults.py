@@ -14,6 +14,7 @@ import torch
 
 from analysis import report, search_report
 from analysis.canvas import slug
+from msvit.allotment import GPU_SHARE
 from msvit.data import check_data
 from msvit.models import __main__ as models
 from msvit.options import ConfigError, DataError
@@ -245,6 +246,7 @@ trials: 2
     ],
 )
 def test_a_trial_that_its_surroundings_end_goes_on_next_time(ending, tmp_path):
+    from studies.packing import Packing
     from studies.search.ledger import Ledger
     from studies.search.tuner import make_proposer
 
@@ -252,7 +254,8 @@ def test_a_trial_that_its_surroundings_end_goes_on_next_time(ending, tmp_path):
     path.write_text(SPACE)
     space, said = load_space(str(path)), []
     ledger = Ledger.open(space, str(tmp_path / "study.journal"), seed=0)
-    proposer = make_proposer(space, ledger, tmp_path, None, None, said.append)
+    shares = Packing(tmp_path, None, 0.0)
+    proposer = make_proposer(space, ledger, tmp_path, None, None, said.append, shares)
     assert proposer.suggest("a") != "FINISHED"
     proposer.on_trial_complete("a", ending)
     assert [trial.state.name for trial in ledger.study.get_trials()] == ["RUNNING"]
@@ -273,10 +276,11 @@ def test_a_trial_says_what_ended_it(tmp_path, monkeypatch, tiny):
     from studies.search import trial
 
     cell = load_study(str(tiny)).cells[0].cell
-    task = {"cells": [cell.as_dict()], "results": str(tmp_path), "data_dir": None}
+    task = {"cells": [cell.as_dict()], "results": str(tmp_path), "data_dir": None, "gpus": 0}
     config = {"task": trial.json.dumps(task | {"every_epoch": None})}
     told = []
     monkeypatch.setattr(tune, "report", told.append)
+    monkeypatch.setenv(GPU_SHARE, "1")  # set by the trial, and put back with it
 
     def full(*_, **__):
         raise RecordError("results: cannot be written (No space left on device).")
@@ -349,8 +353,8 @@ def test_whatever_ray_raises_at_its_start_is_one_line(capfd):
 
 
 LOST_NODE = """
-from studies.cluster import _calm_ray
-_calm_ray()
+from studies.cluster import calm_ray
+calm_ray()
 from ray._private.worker import print_to_stdstream
 lines = ["Raylet is terminated. Last 20 lines of the Raylet logs:\\n    [state-dump]\\n", ""]
 for line in lines:
