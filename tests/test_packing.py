@@ -27,7 +27,7 @@ from studies.packing import (
     share,
 )
 from studies.progress import Display
-from tests.test_run import bare_record, tiny  # noqa: F401 -- a fixture
+from tests.test_run import ROOT, bare_record, tiny  # noqa: F401 -- a fixture
 
 H100 = Device("NVIDIA H100 80GB HBM3", 85.5)
 SMALL = Device("NVIDIA T4", 16.1)
@@ -179,7 +179,8 @@ def one_gpu(tmp_path):
     path = f"{tmp_path}:{os.environ['PATH']}"
     cluster = subprocess.Popen(
         [sys.executable, "-c", CLUSTER],
-        env=os.environ | ENVIRONMENT | {"PATH": path},
+        # Workers unpickle what this file defines; an installed project does not bring its tests.
+        env=os.environ | ENVIRONMENT | {"PATH": path, "PYTHONPATH": str(ROOT)},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
