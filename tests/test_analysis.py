@@ -210,6 +210,7 @@ def test_seeds_that_only_some_have_still_count():
     assert np.isnan(found.visible)
 
 
+@pytest.mark.slow
 def test_equal_configurations_are_seldom_told_apart():
     """Simulated, without any difference in truth: 5 % of studies see one, whatever their size."""
     random, studies, alarms = np.random.default_rng(0), 500, {}
@@ -696,6 +697,7 @@ def test_figures_of_unfinished_studies_say_so(partial, tmp_path):
         assert [t.get_text() for t in figure.axes[0].texts] == ["no finished cell yet"]
 
 
+@pytest.mark.slow
 def test_letters_that_no_font_has_are_one_line_and_no_warning(tmp_path, caplog, recwarn):
     results = Results(tmp_path)
     group = "odd \U0010fffd\U0010fffc"
@@ -708,6 +710,7 @@ def test_letters_that_no_font_has_are_one_line_and_no_warning(tmp_path, caplog, 
     assert all(path.exists() for path in paths)
 
 
+@pytest.mark.slow
 def test_a_dollar_in_a_label_is_a_dollar(tmp_path):
     results = Results(tmp_path)
     for number, group in enumerate((r"cost $\frac$ of it", "a$b_{$c", "$x^2$")):

@@ -11,6 +11,8 @@ import torch
 from msvit.models.options import SpikingOptions
 from tests.small import SMALL, fire, small_input, small_model
 
+pytestmark = pytest.mark.slow
+
 
 def ready(name):
     """A small model in eval mode that fires, float64, and its input.

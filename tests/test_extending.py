@@ -144,6 +144,7 @@ def test_a_measure_younger_than_a_search_is_read_off_its_records(results, tmp_pa
     assert sorted(trials["spikes"]) == sorted(map(spikes, records.values()))
 
 
+@pytest.mark.slow
 def test_a_new_figure_is_drawn_and_goes_when_it_is_taken_back(results, monkeypatch):
     folder = results / "studies/mine/figures"
 
@@ -174,6 +175,7 @@ def test_a_record_is_read_once_however_much_is_made_of_it(results, grid, monkeyp
     assert sorted(read) == sorted(path.parent.name for path in results.glob("cells/*/record.json"))
 
 
+@pytest.mark.slow
 def test_a_grid_of_the_same_name_takes_no_study_away(results, grid, tmp_path, capsys, monkeypatch):
     arguments = ["--results", str(results)]
     assert run(["--grid", str(grid), *arguments]) == 0

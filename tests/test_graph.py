@@ -34,6 +34,8 @@ from msvit.training.step import TrainingStep, choose_recorder
 from tests.small import SMALL
 from tests.test_training import Stopped, comparable, stop_after, tiny_cell
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 GPU = torch.device("cuda", 0)
 

@@ -18,6 +18,8 @@ from msvit.options import ConfigError
 from tests import oracles
 from tests.small import fire, small_input, small_model
 
+pytestmark = pytest.mark.slow
+
 ARCHITECTURES = ("spikformer", "spikingformer", "sdt")
 #: Parameters of the official implementations at the published sizes, measured with their code.
 OFFICIAL_PARAMETERS = {

@@ -21,6 +21,8 @@ from msvit.options import ConfigError
 from tests import oracles_staged as oracles
 from tests.small import fire, small_input, small_model
 
+pytestmark = pytest.mark.slow
+
 #: Parameters of the official implementations at the published sizes, measured with their code.
 OFFICIAL_PARAMETERS = {
     "metaspikeformer_15m": 15_112_208,
