@@ -20,6 +20,8 @@ from msvit import load_official
 from msvit.checkpoints import CheckpointError
 from tests.small import fire, small_input, small_model
 
+pytestmark = pytest.mark.slow
+
 
 def model(name="qkformer_cifar10", **options):
     return small_model(name, timesteps=2, **options)

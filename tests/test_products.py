@@ -18,9 +18,12 @@ from msvit.kernels.cpu import build, sparse_products, spike_bytes
 from msvit.precision import choose_precision
 from tests.small import fire, small_input, small_model
 
-pytestmark = pytest.mark.skipif(
-    build.sparse_products(torch.float32) is None, reason="this machine has no C++ compiler"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        build.sparse_products(torch.float32) is None, reason="this machine has no C++ compiler"
+    ),
+]
 KERNELS = [(1, 1), (3, 3), (1, 3), (5, 5), (3, 1), (1, 7), (7, 15)]
 CPU = torch.device("cpu")
 

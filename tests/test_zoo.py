@@ -11,6 +11,8 @@ from msvit.neurons import Spikes
 from msvit.options import ConfigError
 from tests.small import ENTRIES, fire, small_input, small_model
 
+pytestmark = pytest.mark.slow
+
 NAMES = list_models()
 #: Parameters of the official implementations, measured with their code (in units).
 OFFICIAL_PARAMETERS = {
