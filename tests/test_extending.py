@@ -26,6 +26,8 @@ from studies.run import main as run
 from studies.search.ledger import Ledger
 from studies.search.space import load_space
 
+pytestmark = pytest.mark.slow
+
 GRID = """
 question: Does a newcomer's addition show?
 base:

@@ -12,6 +12,8 @@ from msvit.models import model_options
 from msvit.options import ConfigError
 from tests.small import small_input, small_model
 
+pytestmark = pytest.mark.slow
+
 
 def test_logits_and_gradients_are_those_of_timm():
     torch.manual_seed(0)
