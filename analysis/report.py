@@ -24,10 +24,8 @@ from pathlib import Path
 from analysis.collect import StudyResults, collect
 from analysis.formats import console, terminal, write_table
 from analysis.tables import compare
-from msvit.commands import Parser, command
+from msvit.commands import DEFAULT_RESULTS, Parser, command
 from msvit.records.schema import RecordError
-
-DEFAULT_RESULTS = Path("results")
 
 
 def write_report(study: StudyResults) -> Path:

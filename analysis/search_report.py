@@ -25,11 +25,9 @@ import pandas as pd
 from analysis.formats import console, terminal, write_table
 from analysis.search import Search, collect_search
 from analysis.tables import NOTHING, Entry, Table, entries
-from msvit.commands import Parser, command
+from msvit.commands import DEFAULT_RESULTS, Parser, command
 from msvit.records.measures import all_measures
 from msvit.records.schema import RecordError
-
-DEFAULT_RESULTS = Path("results")
 
 
 def write_search_report(search: Search) -> Path:

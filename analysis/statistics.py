@@ -95,7 +95,7 @@ class Comparison:
     """Every configuration against the best, decided together.
 
     Attributes:
-        best: the configuration with the best mean.
+        best: the configuration with the best fitted value (the best mean where all seeds are done).
         apart: those that are worse than it, by a simultaneous interval without 0.
         ties: the others; nothing can be said of them.
         visible: about the difference (unit of the measure) between two configurations that such a

@@ -60,12 +60,12 @@ def compare(study: StudyResults) -> Table:
     measures = all_measures()
     energies = _energies()
 
-    def column(name: str, ranked: bool = False, heading: str | None = None) -> tuple[str, list]:
+    def column(name: str, ranked: bool = False) -> tuple[str, list]:
         measure, values = measures[name], numbers[f"{name}_mean"]
         unit = measure.unit(values)
         best = (max if measure.better == "maximize" else min) if ranked else None
         shown = entries(values * measure.units[unit], measure.decimals, best=best)
-        return measure.column(unit, heading), shown
+        return measure.column(unit), shown
 
     columns = {
         "configuration": [Entry(group) for group in numbers["configuration"]],

@@ -7,9 +7,13 @@ import functools
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 from msvit.printing import safe_output
+
+DEFAULT_RESULTS = Path("results")
+"""Where records, tables and figures are kept unless ``--results`` says otherwise."""
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells count."""

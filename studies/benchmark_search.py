@@ -26,10 +26,10 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from msvit.commands import Parser, command
+from msvit.commands import DEFAULT_RESULTS, Parser, command
 from msvit.options import ConfigError
 from msvit.records.schema import RecordError
-from studies.command_line import DEFAULT_RESULTS, positive
+from studies.command_line import positive
 from studies.search.space import Space, load_space
 
 CHANCE = "random"

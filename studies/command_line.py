@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from msvit import processor
-
-DEFAULT_RESULTS = Path("results")
+from msvit.commands import DEFAULT_RESULTS
 
 
 def add_place(parser: argparse.ArgumentParser, what: str) -> None:

@@ -32,13 +32,13 @@ from pathlib import Path
 from typing import Any
 
 from msvit.cells import SCHEMA
-from msvit.commands import Parser, command
+from msvit.commands import DEFAULT_RESULTS, Parser, command
 from msvit.data import check_data, notes_on_data
 from msvit.options import ConfigError, DataError
 from msvit.records.schema import RecordError
 from msvit.records.store import read_search, search_folder, write_search
 from studies.cluster import Place, RayLost
-from studies.command_line import DEFAULT_RESULTS, add_place, notes_on_precision, positive
+from studies.command_line import add_place, notes_on_precision, positive
 from studies.configurations import check_data_dir
 from studies.images import check_images, trained_in
 from studies.search.space import (

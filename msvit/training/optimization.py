@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 RECORDABLE = ("adamw", "adam", "sgd")
 """Optimizers whose step on a GPU can be part of a CUDA graph; timm's LAMB reads values back."""
 
-_FUSED = {"adamw", "adam"}  # have a one-pass implementation in torch
-_COUNTS = {"adamw", "adam"}  # count their steps, on the device where they are to be recorded
+_ADAM = {"adamw", "adam"}
+"""They have a one-pass implementation in torch, and count their steps: on the device where they are
+to be recorded."""
 
 
 def training_loss(logits: Tensor, target: Tensor, options: TrainingOptions) -> Tensor:
@@ -55,10 +56,10 @@ def make_optimizer(
     On a CUDA ``device`` (default: none) its step can be recorded where :data:`RECORDABLE` says so.
     """
     on_gpu = device is not None and device.type == "cuda"
-    extra: dict[str, Any] = {"fused": True} if options.optimizer in _FUSED else {}
+    extra: dict[str, Any] = {"fused": True} if options.optimizer in _ADAM else {}
     if on_gpu and options.optimizer in RECORDABLE:
         extra = {"fused": True}  # the one that takes its rate from a tensor there
-        if options.optimizer in _COUNTS:
+        if options.optimizer in _ADAM:
             extra["capturable"] = True
     groups = timm.optim.param_groups_weight_decay(
         model, options.weight_decay, no_weight_decay_list=no_decay(model)
