@@ -18,7 +18,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+)
 
 
 @dataclass(frozen=True)
@@ -87,6 +95,18 @@ class DataError(RuntimeError):
     """Images that are missing or broken; the message names the files and what would be right."""
 
 
+def later(default: Any, **limits: Any) -> Any:
+    """A field that versions after the first have added, with pydantic's ``limits``.
+
+    It is written down only where it is not at its ``default``: configurations of before, and so
+    the ids of their cells, stay what they were.
+    """
+    return Field(default, json_schema_extra=_LATER, **limits)
+
+
+_LATER: dict[str, Any] = {"later": True}
+
+
 class Options(BaseModel):
     """Base of all option sets: frozen, strict (``"3"`` is no number), unknown keys refused."""
 
@@ -97,6 +117,22 @@ class Options(BaseModel):
     def _without_minus_zero(cls, value: Any) -> Any:
         """-0.0 is the same as 0.0, and would be another text."""
         return 0.0 if isinstance(value, float) and value == 0 else value
+
+    @model_serializer(mode="wrap")
+    def _as_written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without what is lacking, or :func:`later` and not set; every meaning in one form."""
+        lacking = self.lacking(self.__dict__)
+        values = {**write(self), **self._restated()}
+        return {k: v for k, v in values.items() if k not in lacking and not self._is_news(k)}
+
+    def _restated(self) -> dict[str, Any]:
+        """Options that say what another value says too, with the one that is written down."""
+        return {}
+
+    def _is_news(self, option: str) -> bool:
+        """Whether it came with a later version and is at its default."""
+        field = type(self).model_fields[option]
+        return field.json_schema_extra == _LATER and getattr(self, option) == field.get_default()
 
     @classmethod
     def lacking(cls, values: Mapping[str, Any]) -> dict[str, str]:

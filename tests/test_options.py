@@ -5,7 +5,7 @@ import pickle
 import pytest
 
 from msvit.cells import resolve_cell
-from msvit.options import ConfigError, Problem
+from msvit.options import ConfigError, Options, Problem, later
 from studies.grids import load_study
 
 WRONG = {
@@ -102,3 +102,15 @@ def test_none_is_told_to_be_null_where_it_may_be():
 def test_a_section_that_is_set_is_told_what_names_it(given, meant):
     with pytest.raises(ConfigError, match=f"did you mean '{meant}'"):
         load_study("scales", [given])
+
+
+def test_an_option_of_a_later_version_is_written_only_where_it_is_set():
+    class Grown(Options):
+        width: int = 8
+        ema: float | None = later(None, gt=0, lt=1)
+
+    assert Grown.parse({}, "here").model_dump() == {"width": 8}
+    assert Grown.parse({"ema": None}, "here").model_dump() == {"width": 8}
+    assert Grown.parse({"ema": 0.5}, "here").model_dump(mode="json") == {"width": 8, "ema": 0.5}
+    with pytest.raises(ConfigError, match=r"here\.ema"):
+        Grown.parse({"ema": 1.0}, "here")

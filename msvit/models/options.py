@@ -9,13 +9,7 @@ from collections.abc import Mapping
 from math import prod
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    Field,
-    SerializerFunctionWrapHandler,
-    field_validator,
-    model_serializer,
-    model_validator,
-)
+from pydantic import Field, field_validator, model_validator
 
 from msvit.neuron_kinds import (
     DEFAULT_ALPHA,
@@ -83,15 +77,7 @@ class SpikingOptions(ModelOptions):
         why = f"the neuron {neuron!r} has no such option; it has {', '.join(has)}"
         return {option: why for option in _NEURON_OPTIONS if option not in has}
 
-    @model_serializer(mode="wrap")
-    def _as_written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without what is lacking, and what can be said in several ways always in the same."""
-        lacking = self.lacking(self.__dict__)
-        values = {**write(self), **self._restated()}
-        return {key: value for key, value in values.items() if key not in lacking}
-
     def _restated(self) -> dict[str, Any]:
-        """Options that say what another value says too, with the one that is written down."""
         usual = self.surrogate_alpha == DEFAULT_ALPHA[self.surrogate]
         return {"surrogate_alpha": None} if usual else {}
 
