@@ -536,9 +536,9 @@ def test_training_sees_no_test_or_validation_image(tmp_path, monkeypatch):
     seen = []
     train_batches = cell_module.train_batches
 
-    def watch(data, options, random):
-        seen.append(data)
-        return train_batches(data, options, random)
+    def watch(loader, *rest):
+        seen.append(loader.samples)
+        return train_batches(loader, *rest)
 
     monkeypatch.setattr(cell_module, "train_batches", watch)
     cell = tiny_cell(epochs=1)

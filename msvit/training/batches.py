@@ -1,8 +1,8 @@
-"""Batches of images in memory: order, augmentation and normalisation on the whole batch."""
+"""Batches of images: order, augmentation and normalisation on the whole batch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Generator, Tensor
@@ -10,6 +10,7 @@ from torch.nn.functional import pad
 
 from msvit.data.splits import Images
 from msvit.recipes import TrainingOptions
+from msvit.training.loading import Loader, to_device
 
 
 class Normalise:
@@ -31,31 +32,20 @@ def steps_per_epoch(images: int, options: TrainingOptions) -> int:
     return max(1, images // options.batch_size)
 
 
-def train_batches(data: Images, options: TrainingOptions, random: Generator) -> Iterator[Images]:
+def train_batches(
+    loader: Loader, options: TrainingOptions, random: Generator, seed: Sequence[int] = ()
+) -> Iterator[Images]:
     """One epoch in random order, augmented; the incomplete last batch is left out.
 
     A set smaller than one batch is one batch. ``random`` is a CPU generator: what it draws, and so
-    the batches, are the same on every device.
+    the batches, are the same on every device. ``seed`` is of this epoch, for streamed images.
     """
-    size = min(options.batch_size, len(data))
+    size = min(options.batch_size, len(loader))
     size -= size % 2 if options.mixup else 0  # mixup pairs the images of a batch
-    order = to_device(torch.randperm(len(data), generator=random), data.labels.device)
-    for step in range(steps_per_epoch(len(data), options)):
-        batch = data[order[step * size : (step + 1) * size]]
+    order = torch.randperm(len(loader), generator=random)
+    used = order[: size * steps_per_epoch(len(loader), options)]
+    for batch in loader.batches(used, seed):
         yield Images(augment(batch.images, options.hflip, options.shift, random), batch.labels)
-
-
-def to_device(x: Tensor, device: torch.device) -> Tensor:
-    """``x`` of the host on ``device``, without waiting for what the device still has to do."""
-    if device.type != "cuda":
-        return x.to(device)
-    return x.pin_memory().to(device, non_blocking=True)
-
-
-def eval_batches(data: Images, batch_size: int) -> Iterator[Images]:
-    """All images once, in order."""
-    for start in range(0, len(data), batch_size):
-        yield data[start : start + batch_size]
 
 
 def augment(images: Tensor, hflip: bool, shift: int, random: Generator) -> Tensor:

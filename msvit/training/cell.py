@@ -7,7 +7,6 @@ import math
 import random
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from msvit import kernels
 from msvit.cells import SCHEMA, Cell
 from msvit.data import data_options, load_splits
 from msvit.data.fingerprint import Fingerprint, describe_images
-from msvit.data.splits import Images, Splits
+from msvit.data.splits import Splits
 from msvit.metrics import Meter
 from msvit.models import create_model
 from msvit.options import DataError
@@ -34,10 +33,11 @@ from msvit.runtime import (
     reset_peak_memory,
     training_device,
 )
-from msvit.training.batches import Normalise, eval_batches, steps_per_epoch, train_batches
+from msvit.training.batches import Normalise, steps_per_epoch, train_batches
 from msvit.training.checkpoint import load_checkpoint, save_checkpoint
 from msvit.training.environment import describe_environment, device_name
 from msvit.training.health import TrainingDiverged, check_state
+from msvit.training.loading import Loader
 from msvit.training.loop import Trainer, evaluate
 from msvit.training.optimization import Rates, make_mixup, make_optimizer, restore_optimizer
 from msvit.training.step import Scores, TrainingStep, choose_recorder
@@ -73,7 +73,9 @@ def train_cell(
     keep_to_share(device)
     _be_deterministic(device)
     options = TrainingOptions.parse(cell.training, "training")
-    splits = _load_data(cell, data_dir, device)
+    splits = _load_data(cell, data_dir)
+    train = Loader(splits.train, options.batch_size, device)
+    validation = Loader(splits.validation, options.eval_batch_size, device)
     state = load_checkpoint(folder / "checkpoint.pt", cell.id, _KEYS)
     # ``auto`` may mean something else where, or by what, a training goes on.
     precision = choose_precision(state["precision"] if state else options.precision, device)
@@ -109,11 +111,10 @@ def train_cell(
         # Everything random in an epoch follows from (seed, epoch): nothing to keep for resume.
         generator = _seed_everything(cell.seed, epoch)
         started = time.perf_counter()
-        batches = train_batches(splits.train, options, generator)
+        batches = train_batches(train, options, generator, (cell.seed, epoch))
         train_loss, train_accuracy = trainer.train_epoch(batches, epoch, steps)
         trained = time.perf_counter()
-        validation = eval_batches(splits.validation, options.eval_batch_size)
-        val_loss, val_accuracy = evaluate(validation, validation_scores)
+        val_loss, val_accuracy = evaluate(validation.batches(), validation_scores)
         if not math.isfinite(val_loss):
             raise TrainingDiverged(f"epoch {epoch}, after step {steps}: validation loss {val_loss}")
         seconds = time.perf_counter() - started
@@ -147,8 +148,9 @@ def train_cell(
     chosen = progress.selected["epoch"]
     check_state(model, f"the weights of epoch {chosen}", "no result can be measured with them")
     with Meter(model) as meter:
-        test = eval_batches(splits.test, options.eval_batch_size)
-        test_loss, test_accuracy = evaluate(test, Scores(model, normalise, precision))
+        test = Loader(splits.test, options.eval_batch_size, device)
+        scores = Scores(model, normalise, precision)
+        test_loss, test_accuracy = evaluate(test.batches(), scores)
     if not math.isfinite(test_loss):
         raise TrainingDiverged(f"the weights of epoch {chosen}: the test loss is {test_loss}")
     measured = meter.result()
@@ -249,19 +251,9 @@ def _score(row: dict[str, Any]) -> tuple[float, float]:
     return row["val_accuracy"], -row["val_loss"]
 
 
-def _load_data(cell: Cell, data_dir: Path | None, device: torch.device) -> Splits:
+def _load_data(cell: Cell, data_dir: Path | None) -> Splits:
     options = {key: value for key, value in cell.data.items() if key != "name"}
-    splits = load_splits(data_options(cell.data["name"], options, "data"), data_dir)
-
-    def resident(images: Images) -> Images:
-        return images.to(device)
-
-    return replace(
-        splits,
-        train=resident(splits.train),
-        validation=resident(splits.validation),
-        test=resident(splits.test),
-    )
+    return load_splits(data_options(cell.data["name"], options, "data"), data_dir)
 
 
 def _check_same_images(known: Fingerprint | None, found: Fingerprint | None, path: Path) -> None:

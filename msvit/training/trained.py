@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from msvit.cells import Cell, canonical_json, without_effect
 from msvit.checkpoints import CheckpointError
 from msvit.data import data_options, load_splits
-from msvit.data.image_folder import can_be_seen_through
+from msvit.data.decoding import can_be_seen_through
 from msvit.models import create_model, zoo
 from msvit.records.store import cell_folder, read_record
 from msvit.state_dicts import read_checkpoint
