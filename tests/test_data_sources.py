@@ -28,6 +28,7 @@ from msvit.data import (
     sources_of_data,
 )
 from msvit.data.channel_statistics import of_array
+from msvit.data.encoded import Encoded
 from msvit.data.imagenet import ImageNetOptions
 from msvit.data.splits import Streamed
 from msvit.data.tiny_imagenet import TinyImageNetOptions
@@ -255,6 +256,29 @@ def test_large_sets_stream_the_same_pixels(own, monkeypatch):
     assert load_splits(small(), own).mean == (0.1,) * 3, "measured once"
 
 
+def cut(file):
+    file.write_bytes(file.read_bytes()[: file.stat().st_size * 2 // 3])
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_a_broken_file_of_a_set_that_streams_is_named_before_training(own, monkeypatch, suffix):
+    monkeypatch.setattr(image_files, "MEMORY_BYTES", 0)
+    file = own / "val" / "kind1" / f"x.{suffix}"
+    Image.fromarray(pixels(1, 64)[0]).save(file)
+    file.write_bytes(file.read_bytes() + b"and more that some camera has put there")
+    small().prepare(own)
+    cut(file)
+    with pytest.raises(DataError, match=rf"{file}: cannot be decoded \(.*truncated"):
+        small().prepare(own)
+    file.write_bytes(b"")
+    with pytest.raises(DataError, match=rf"{file}: cannot be decoded"):
+        small().prepare(own)
+    file.unlink()
+    small().prepare(own)
+    monkeypatch.setattr(Encoded, "check", None)
+    small().prepare(own)  # looked through once
+
+
 def test_a_wrong_number_of_classes_is_told_with_the_right_one(own):
     with pytest.raises(DataError, match=r"train: 3 class folders, data\.num_classes is 10: kind0"):
         options("image_folder").check(own)
@@ -411,10 +435,6 @@ def test_half_of_imagenet_is_told(archives, spoil, said):
         read()
     assert said in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
-
-
-def cut(file):
-    file.write_bytes(file.read_bytes()[: file.stat().st_size * 2 // 3])
 
 
 def test_imagenet_is_tested_at_a_size_of_its_own_by_models_that_can(archives):
