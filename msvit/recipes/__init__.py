@@ -13,7 +13,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from msvit.options import ConfigError, Options, unknown
+from msvit.options import ConfigError, Options, later, unknown
 from msvit.yaml_files import read_yaml
 
 _FOLDER = Path(__file__).parent
@@ -49,6 +49,9 @@ class TrainingOptions(Options):
     """Mirror every second training image, chosen at random."""
     shift: int = Field(0, ge=0, le=16)
     """Move training images by up to this many pixels each way; black moves in."""
+    event_augmentation: Literal["none", "snn_wide"] = later("none")
+    """Of frames of events, the same for all of a sample; ``snn_wide`` mirrors every second sample
+    and turns, shears, moves or cuts most (:mod:`msvit.training.augmentation.events`)."""
     mixup: float = Field(0.0, ge=0, le=10)
     """Alpha of mixup (Zhang et al. 2018); 0 mixes nothing."""
     precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "auto"

@@ -10,12 +10,15 @@ from torch.nn.functional import pad
 
 from msvit.data.splits import Images
 from msvit.recipes import TrainingOptions
+from msvit.runtime import to_device
+from msvit.training.augmentation.events import augment_events
 
 
 class Normalise:
     """uint8 images ``[B, C, H, W]`` to float32 with mean 0 and deviation 1 per channel.
 
-    ``mean`` and ``std`` are those of pixels in [0, 1].
+    ``mean`` and ``std`` are those of pixels in [0, 1]. Events ``[B, T, C, H, W]`` have those with
+    which they become counts again.
     """
 
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...], device: torch.device):
@@ -24,6 +27,11 @@ class Normalise:
 
     def __call__(self, images: Tensor) -> Tensor:
         return images.float().sub_(self.mean).div_(self.std)
+
+
+def time_first(images: Tensor) -> Tensor:
+    """As models take them: events ``[B, T, C, H, W]`` → ``[T, B, C, H, W]``, images as they are."""
+    return images.transpose(0, 1) if images.ndim == 5 else images
 
 
 def steps_per_epoch(images: int, options: TrainingOptions) -> int:
@@ -42,14 +50,10 @@ def train_batches(data: Images, options: TrainingOptions, random: Generator) -> 
     order = to_device(torch.randperm(len(data), generator=random), data.labels.device)
     for step in range(steps_per_epoch(len(data), options)):
         batch = data[order[step * size : (step + 1) * size]]
-        yield Images(augment(batch.images, options.hflip, options.shift, random), batch.labels)
-
-
-def to_device(x: Tensor, device: torch.device) -> Tensor:
-    """``x`` of the host on ``device``, without waiting for what the device still has to do."""
-    if device.type != "cuda":
-        return x.to(device)
-    return x.pin_memory().to(device, non_blocking=True)
+        images = augment(batch.images, options.hflip, options.shift, random)
+        if options.event_augmentation == "snn_wide":
+            images = augment_events(images, random)
+        yield Images(images, batch.labels)
 
 
 def eval_batches(data: Images, batch_size: int) -> Iterator[Images]:
@@ -61,10 +65,13 @@ def eval_batches(data: Images, batch_size: int) -> Iterator[Images]:
 def augment(images: Tensor, hflip: bool, shift: int, random: Generator) -> Tensor:
     """Mirror and move each of ``images`` ``[B, C, H, W]`` on its own, in one gather.
 
-    Rows and columns that move in are 0 (black, for bytes). ``random`` is a CPU generator.
+    Rows and columns that move in are 0 (black, for bytes). ``random`` is a CPU generator. All
+    frames of an event sample ``[B, T, C, H, W]`` are treated alike.
     """
     if not hflip and not shift:
         return images
+    if images.ndim == 5:
+        return augment(images.flatten(1, 2), hflip, shift, random).unflatten(1, images.shape[1:3])
     count, channels, height, width = images.shape
     offsets = torch.randint(0, 2 * shift + 1, (2, count, 1), generator=random)
     rows = torch.arange(height) + offsets[0]  # [B, H] in the padded image

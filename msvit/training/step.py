@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from msvit.precision import Precision
 from msvit.recipes import TrainingOptions
-from msvit.training.batches import Normalise
+from msvit.training.batches import Normalise, time_first
 from msvit.training.graph import CudaGraphs, Graphed, Recorder
 from msvit.training.health import state_tensors, total_norm
 from msvit.training.optimization import RECORDABLE, training_loss
@@ -37,9 +37,10 @@ def choose_recorder(precision: Precision, device: torch.device) -> tuple[Recorde
 class TrainingStep:
     """``(images, target) -> (loss, hits, norm)``: one update of the weights.
 
-    ``images`` are bytes ``[B, C, H, W]``, or normalised already; ``target`` is int64 ``[B]``, or
-    soft ``[B, classes]``, of which no image is a hit. The norm is that of gradient, weights and
-    running statistics together (:mod:`msvit.training.health`), behind the update.
+    ``images`` are bytes ``[B, C, H, W]`` (events: ``[B, T, C, H, W]``), or normalised already;
+    ``target`` is int64 ``[B]``, or soft ``[B, classes]``, of which no image is a hit. The norm is
+    that of gradient, weights and running statistics together (:mod:`msvit.training.health`), behind
+    the update.
     """
 
     def __init__(
@@ -94,7 +95,7 @@ class TrainingStep:
         if images.dtype == torch.uint8:
             images = self._normalise(images)
         with self._precision.autocast(images.device):
-            logits = self._model(images)  # [T, B, classes]
+            logits = self._model(time_first(images))  # [T, B, classes]
             loss = training_loss(logits, target, self._options)
         self._optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
@@ -153,7 +154,7 @@ class Scores:
 
     def _score(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         with self._precision.autocast(self.device):
-            logits = self.model(self._normalise(images))
+            logits = self.model(time_first(self._normalise(images)))
         logits = logits.float().mean(0)
         loss = cross_entropy(logits, labels, reduction="sum")
         return loss.double(), (logits.argmax(-1) == labels).sum()
