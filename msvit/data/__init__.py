@@ -21,6 +21,7 @@ from msvit.data.image_folder import Cifar10Options
 from msvit.data.nmnist import NmnistOptions
 from msvit.data.options import DataOptions
 from msvit.data.scale_textures import ScaleTexturesOptions
+from msvit.data.simulated_events import SimulatedEventsOptions
 from msvit.options import ConfigError, unknown
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ DATASETS: dict[str, type[DataOptions]] = {
     options.name: options
     for options in (
         *(DigitsOptions, FashionMnistOptions, Cifar10Options, ScaleTexturesOptions),
-        *(NmnistOptions, Cifar10DvsOptions, Dvs128Options),
+        *(NmnistOptions, Cifar10DvsOptions, Dvs128Options, SimulatedEventsOptions),
     )
 }
 """The registry: name → options, whose class says what the images are."""
@@ -70,7 +71,7 @@ def notes_on_data(data: Iterable[Mapping[str, Any]], data_dir: Path | None) -> l
     for options in _each(data):
         counts = options.counts(data_dir)
         unlike = options.unlike_published(counts) if counts is not None else None
-        for note in (unlike, options.left_out(data_dir)):
+        for note in (options.remark, unlike, options.left_out(data_dir)):
             if note is not None and note not in found:
                 found.append(note)
     return found
