@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import torch
 from torch import Generator, Tensor
-from torch.nn.functional import pad
 
 from msvit.data.splits import Images
 from msvit.recipes import TrainingOptions
+from msvit.training.augmentation.moves import augment
 
 
 class Normalise:
@@ -56,25 +56,3 @@ def eval_batches(data: Images, batch_size: int) -> Iterator[Images]:
     """All images once, in order."""
     for start in range(0, len(data), batch_size):
         yield data[start : start + batch_size]
-
-
-def augment(images: Tensor, hflip: bool, shift: int, random: Generator) -> Tensor:
-    """Mirror and move each of ``images`` ``[B, C, H, W]`` on its own, in one gather.
-
-    Rows and columns that move in are 0 (black, for bytes). ``random`` is a CPU generator.
-    """
-    if not hflip and not shift:
-        return images
-    count, channels, height, width = images.shape
-    offsets = torch.randint(0, 2 * shift + 1, (2, count, 1), generator=random)
-    rows = torch.arange(height) + offsets[0]  # [B, H] in the padded image
-    columns = torch.arange(width)
-    if hflip:
-        mirrored = torch.rand(count, 1, generator=random) < 0.5
-        columns = torch.where(mirrored, columns.flip(0), columns)
-    columns = columns + offsets[1]  # [B, W]
-    padded = pad(images, (shift, shift, shift, shift))
-    rows, columns = to_device(rows, images.device), to_device(columns, images.device)
-    image = torch.arange(count, device=images.device).view(-1, 1, 1, 1)
-    channel = torch.arange(channels, device=images.device).view(1, -1, 1, 1)
-    return padded[image, channel, rows[:, None, :, None], columns[:, None, None, :]]
