@@ -1,4 +1,4 @@
-"""Images in memory and how they are divided. The division never depends on a cell's seed."""
+"""Images or events in memory and how they are divided, which never depends on a cell's seed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from msvit.options import DataError
 
 @dataclass(frozen=True)
 class Images:
-    """``images`` uint8 ``[N, C, H, W]`` and their class ``labels`` int64 ``[N]``."""
+    """``images`` uint8 ``[N, C, H, W]`` and their class ``labels`` int64 ``[N]``.
+
+    Or events: ``[N, T, C, H, W]``, a frame for each time step, which counts what happened in it.
+    """
 
     images: Tensor
     labels: Tensor
@@ -39,7 +42,8 @@ class Images:
 class Splits:
     """Three disjoint sets: to train on, to select on, and to report.
 
-    ``mean`` and ``std`` normalise pixels in [0, 1], one value per channel. ``fingerprint`` is that
+    ``mean`` and ``std`` normalise pixels in [0, 1], one value per channel (of events, counts of
+    which 255 is 1). ``fingerprint`` is that
     of all images that were found; records keep it.
 
     Raises:

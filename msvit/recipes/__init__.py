@@ -84,6 +84,9 @@ class TrainingOptions(Options):
     """Move training images by up to this many pixels each way; black moves in."""
     rand_augment: str | None = later(None)
     """RandAugment (Cubuk et al. 2020) as timm writes it: ``rand-m9-n1-mstd0.4-inc1``."""
+    event_augmentation: Literal["none", "snn_wide"] = later("none")
+    """Of frames of events, the same for all of a sample; ``snn_wide`` mirrors every second sample
+    and turns, shears, moves or cuts most (:mod:`msvit.training.augmentation.events`)."""
     mixup: float = Field(0.0, ge=0, le=10)
     """Alpha of mixup (Zhang et al. 2018); 0 mixes nothing."""
     cutmix: float = later(0.0, ge=0, le=10)

@@ -1,21 +1,22 @@
-"""Batches of images in memory: order, augmentation and normalisation on the whole batch."""
+"""Batches of images: their order, augmentation and normalisation."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Generator, Tensor
 
 from msvit.data.splits import Images
 from msvit.recipes import TrainingOptions
-from msvit.training.augmentation.moves import augment
+from msvit.runtime import to_device
 
 
 class Normalise:
     """uint8 images ``[B, C, H, W]`` to float32 with mean 0 and deviation 1 per channel.
 
-    ``mean`` and ``std`` are those of pixels in [0, 1].
+    ``mean`` and ``std`` are those of pixels in [0, 1]. Events ``[B, T, C, H, W]`` have those with
+    which they become counts again.
     """
 
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...], device: torch.device):
@@ -26,30 +27,40 @@ class Normalise:
         return images.float().sub_(self.mean).div_(self.std)
 
 
+def time_first(images: Tensor) -> Tensor:
+    """As models take them: events ``[B, T, C, H, W]`` → ``[T, B, C, H, W]``, images as they are."""
+    return images.transpose(0, 1) if images.ndim == 5 else images
+
+
 def steps_per_epoch(images: int, options: TrainingOptions) -> int:
     """Full batches in a training set of this many images; at least one."""
     return max(1, images // options.batch_size)
 
 
-def train_batches(data: Images, options: TrainingOptions, random: Generator) -> Iterator[Images]:
-    """One epoch in random order, augmented; the incomplete last batch is left out.
+Augment = Callable[[Tensor, Generator], Tensor]
+"""Images and a CPU generator → images (:class:`msvit.training.augmentation.Augmentation`)."""
 
-    A set smaller than one batch is one batch. ``random`` is a CPU generator: what it draws, and so
-    the batches, are the same on every device.
+
+def train_batches(
+    data: Images, options: TrainingOptions, augment: Augment, random: Generator, first: int = 0
+) -> Iterator[Images]:
+    """One epoch in random order, augmented, from batch ``first`` on.
+
+    The incomplete last batch is left out; a set smaller than one batch is one batch. ``random`` is
+    a CPU generator: what it draws, and so the batches, are the same on every device. The order is
+    drawn in this call, the rest as the batches are taken.
     """
     size = min(options.batch_size, len(data))
-    size -= size % 2 if options.mixup else 0  # mixup pairs the images of a batch
+    size -= size % 2 if options.mixes else 0  # the images of a batch are paired
     order = to_device(torch.randperm(len(data), generator=random), data.labels.device)
-    for step in range(steps_per_epoch(len(data), options)):
-        batch = data[order[step * size : (step + 1) * size]]
-        yield Images(augment(batch.images, options.hflip, options.shift, random), batch.labels)
+    used = order[first * size : steps_per_epoch(len(data), options) * size]
 
+    def batches() -> Iterator[Images]:
+        for chosen in used.split(size):
+            batch = data[chosen]
+            yield Images(augment(batch.images, random), batch.labels)
 
-def to_device(x: Tensor, device: torch.device) -> Tensor:
-    """``x`` of the host on ``device``, without waiting for what the device still has to do."""
-    if device.type != "cuda":
-        return x.to(device)
-    return x.pin_memory().to(device, non_blocking=True)
+    return batches()
 
 
 def eval_batches(data: Images, batch_size: int) -> Iterator[Images]:

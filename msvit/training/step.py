@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from msvit.precision import Precision
 from msvit.recipes import TrainingOptions
-from msvit.training.batches import Normalise
+from msvit.training.batches import Normalise, time_first
 from msvit.training.graph import CudaGraphs, Graphed, Recorder
 from msvit.training.health import state_tensors, total_norm
 from msvit.training.optimization import RECORDABLE, training_loss
@@ -38,9 +38,10 @@ def choose_recorder(precision: Precision, device: torch.device) -> tuple[Recorde
 class TrainingStep:
     """``(images, target) -> (loss, hits, norm)``: one update of the weights.
 
-    ``images`` are bytes ``[B, C, H, W]``, or normalised already; ``target`` is int64 ``[B]``, or
-    soft ``[B, classes]``, of which no image is a hit. The norm is that of gradient, weights and
-    running statistics together (:mod:`msvit.training.health`), behind the update.
+    ``images`` are bytes ``[B, C, H, W]`` (events: ``[B, T, C, H, W]``), or normalised already;
+    ``target`` is int64 ``[B]``, or soft ``[B, classes]``, of which no image is a hit. The norm is
+    that of gradient, weights and running statistics together (:mod:`msvit.training.health`), behind
+    the update.
     """
 
     def __init__(
@@ -118,7 +119,7 @@ class TrainingStep:
     def _backward(self, images: Tensor, target: Tensor, share: float) -> tuple[Tensor, Tensor]:
         """Add the gradient of a part of the batch, ``share`` of it; its part of loss and hits."""
         with self._precision.autocast(images.device):
-            logits = self._model(images)  # [T, B, classes]
+            logits = self._model(time_first(images))  # [T, B, classes]
             loss = training_loss(logits, target, self._options) * share
         self.scaler.scale(loss).backward()
         with torch.no_grad():
@@ -171,7 +172,7 @@ class Scores:
 
     def _score(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         with self._precision.autocast(self.device):
-            logits = self.model(self._normalise(images))
+            logits = self.model(time_first(self._normalise(images)))
         logits = logits.float().mean(0)
         loss = cross_entropy(logits, labels, reduction="sum")
         return loss.double(), (logits.argmax(-1) == labels).sum()

@@ -9,13 +9,16 @@ from torch.nn.functional import pad
 from msvit.runtime import to_device
 
 
-def augment(images: Tensor, hflip: bool, shift: int, random: Generator) -> Tensor:
+def mirror_and_shift(images: Tensor, hflip: bool, shift: int, random: Generator) -> Tensor:
     """Mirror and move each of ``images`` ``[B, C, H, W]`` on its own, in one gather.
 
-    Rows and columns that move in are 0 (black, for bytes). ``random`` is a CPU generator.
+    Rows and columns that move in are 0 (black, for bytes). ``random`` is a CPU generator. All
+    frames of an event sample ``[B, T, C, H, W]`` are treated alike.
     """
     if not hflip and not shift:
         return images
+    if images.ndim == 5:
+        return mirror_and_shift(images.flatten(1, 2), hflip, shift, random).unflatten(1, images.shape[1:3])
     count, channels, height, width = images.shape
     offsets = torch.randint(0, 2 * shift + 1, (2, count, 1), generator=random)
     rows = torch.arange(height) + offsets[0]  # [B, H] in the padded image
