@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Self
 
 OPERATIONS = {"snn": ("Equalize", "Rotate", "ShearX", "TranslateXRel", "TranslateYRel")}
-"""Sets of operations by name, beside timm's usual fifteen: what the CIFAR training code of Spikformer
-and Max-Former draws from (``cifar10/aa_snn.py``, ``cifar10-100/aa_snn.py`` in their repositories)."""
+"""Sets of operations by name, beside timm's usual fifteen: what Spikformer and Max-Former draw from
+on CIFAR (``cifar10/aa_snn.py`` and ``cifar10-100/aa_snn.py`` in their repositories)."""
 
 _SECTION = re.compile(r"(mstd|mmax|inc|m|n|p)([0-9]+(?:\.[0-9]+)?)|(t)([a-z]+)")
 _USUAL = {"m": 10.0, "n": 2.0, "p": 0.5, "mstd": 0.0, "mmax": 10.0, "inc": 0.0}

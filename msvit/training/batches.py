@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Generator, Tensor
 
 from msvit.data.splits import Images
 from msvit.recipes import TrainingOptions
-from msvit.runtime import to_device
+from msvit.training.loading import Loader
 
 
 class Normalise:
@@ -42,28 +42,27 @@ Augment = Callable[[Tensor, Generator], Tensor]
 
 
 def train_batches(
-    data: Images, options: TrainingOptions, augment: Augment, random: Generator, first: int = 0
+    loader: Loader,
+    options: TrainingOptions,
+    augment: Augment,
+    random: Generator,
+    seed: Sequence[int] = (),
+    first: int = 0,
 ) -> Iterator[Images]:
     """One epoch in random order, augmented, from batch ``first`` on.
 
     The incomplete last batch is left out; a set smaller than one batch is one batch. ``random`` is
     a CPU generator: what it draws, and so the batches, are the same on every device. The order is
-    drawn in this call, the rest as the batches are taken.
+    drawn in this call, the rest as the batches are taken. ``seed`` is of this epoch, for streamed
+    images.
     """
-    size = min(options.batch_size, len(data))
+    size = min(options.batch_size, len(loader))
     size -= size % 2 if options.mixes else 0  # the images of a batch are paired
-    order = to_device(torch.randperm(len(data), generator=random), data.labels.device)
-    used = order[first * size : steps_per_epoch(len(data), options) * size]
+    order = torch.randperm(len(loader), generator=random)
+    used = order[first * size : steps_per_epoch(len(loader), options) * size]
 
     def batches() -> Iterator[Images]:
-        for chosen in used.split(size):
-            batch = data[chosen]
+        for batch in loader.batches(used, seed):
             yield Images(augment(batch.images, random), batch.labels)
 
     return batches()
-
-
-def eval_batches(data: Images, batch_size: int) -> Iterator[Images]:
-    """All images once, in order."""
-    for start in range(0, len(data), batch_size):
-        yield data[start : start + batch_size]

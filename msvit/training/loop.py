@@ -106,13 +106,15 @@ class Trainer:
     def _prepared(self, batch: Images) -> tuple[Tensor, Tensor]:
         """What the step takes; blended and erased here, by what timm draws on the host."""
         images, target = batch.images, batch.labels
-        if self.mixup is not None or self.erase is not None:
-            images = self.normalise(images)
+        if self.mixup is None and self.erase is None:
+            return images, target
+        images = self.normalise(images)
+        planes = images.flatten(1, -3)  # [B, C, H, W]; of events [B, T·C, H, W], all frames alike
         if self.mixup is not None:
-            images, target = self.mixup(images, target)
+            planes, target = self.mixup(planes, target)
         if self.erase is not None:
-            images = self.erase(images)
-        return images, target
+            planes = self.erase(planes)
+        return planes.view(images.shape), target
 
 
 @torch.no_grad()

@@ -17,6 +17,7 @@ from msvit.recipes import TrainingOptions
 
 if TYPE_CHECKING:
     from timm.data.mixup import Mixup
+    from timm.data.random_erasing import RandomErasing
 
 RECORDABLE = ("adamw", "adam", "sgd")
 """Optimizers whose step on a GPU can be part of a CUDA graph; timm's LAMB reads values back."""
@@ -55,6 +56,17 @@ def make_mixup(options: TrainingOptions, num_classes: int) -> Mixup | None:
         switch_prob=options.mixup_switch_prob,
         label_smoothing=options.label_smoothing,
         num_classes=num_classes,
+    )
+
+
+def make_erasing(options: TrainingOptions, device: torch.device) -> RandomErasing | None:
+    """timm's random erasing of normalised images, or None; it draws from ``random``."""
+    if not options.random_erasing:
+        return None
+    from timm.data.random_erasing import RandomErasing
+
+    return RandomErasing(
+        options.random_erasing, mode=options.random_erasing_mode, device=str(device)
     )
 
 

@@ -43,8 +43,8 @@ class Augmentation:
 
     def __call__(self, images: Tensor, random: Generator) -> Tensor:
         """``random`` is a CPU generator; what is timm's draws from the global ones."""
-        if self._crop is not None:
-            images = self._crop(images)
+        if self._crop is not None:  # of events [B, T·C, H, W]: all frames alike
+            images = self._crop(images.flatten(1, -3)).view(images.shape)
         images = mirror_and_shift(images, self._options.hflip, self._options.shift, random)
         if self._rand_augment is not None:
             images = self._rand_augment(images)

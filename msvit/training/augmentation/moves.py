@@ -18,7 +18,9 @@ def mirror_and_shift(images: Tensor, hflip: bool, shift: int, random: Generator)
     if not hflip and not shift:
         return images
     if images.ndim == 5:
-        return mirror_and_shift(images.flatten(1, 2), hflip, shift, random).unflatten(1, images.shape[1:3])
+        return mirror_and_shift(images.flatten(1, 2), hflip, shift, random).unflatten(
+            1, images.shape[1:3]
+        )
     count, channels, height, width = images.shape
     offsets = torch.randint(0, 2 * shift + 1, (2, count, 1), generator=random)
     rows = torch.arange(height) + offsets[0]  # [B, H] in the padded image

@@ -81,7 +81,7 @@ def affine(images: Tensor, matrix: Tensor, fill: Tensor) -> Tensor:
     ``matrix`` float64 ``[B, 6]``: ``a`` to ``f``, in pixels whose centres are at halves. What lies
     outside is ``fill``, uint8 ``[C]``.
     """
-    count, channels, height, width = images.shape
+    _, channels, height, width = images.shape
     x = torch.arange(width, device=images.device, dtype=torch.float64) + 0.5
     y = torch.arange(height, device=images.device, dtype=torch.float64).view(-1, 1) + 0.5
     a, b, c, d, e, f = (part.view(-1, 1, 1) for part in matrix.unbind(1))

@@ -17,8 +17,8 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional
 
 from msvit.recipes.rand_augment import OPERATIONS, RandAugmentSettings
-from msvit.training.augmentation import operations
 from msvit.runtime import to_device
+from msvit.training.augmentation import operations
 
 Drawn = list[tuple[str, tuple[Any, ...]]]
 """The operations that one image gets, in order, with their arguments."""
