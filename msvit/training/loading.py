@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import torch
@@ -126,7 +127,7 @@ class Loader:
 
         with Workers(self._workers, decode) as workers:
 
-            def begin(batch: int) -> list[Future[None]]:
+            def begin(batch: int) -> list[Future[Any]]:
                 indices, slot = batches[batch], batch % len(slots)
                 starts = range(0, len(indices), _TOGETHER)
                 return [workers.give(slot, s, indices[s : s + _TOGETHER]) for s in starts]
