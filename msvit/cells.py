@@ -92,9 +92,7 @@ def _resolved(raw: Mapping[str, Any], recipe: Mapping[str, Any]) -> Cell:
     model = model_options(model_name, model_values, "model")
     _check_fit(model, data)
     training = _training(section_of(raw, "training", ""), recipe)
-    if not data.events and training.get("event_augmentation", "none") != "none":
-        message = f"it is for events, and {data_name} has images"
-        raise ConfigError("training", "event_augmentation", message)
+    _check_augmentation(training, data)
     return Cell(
         model={"name": model_name, **model.model_dump(mode="json", exclude={"name"})},
         data={"name": data_name, **data.model_dump(mode="json", exclude={"name"})},
@@ -167,6 +165,16 @@ def _check_fit(model: ModelOptions, data: DataOptions) -> None:
     if model.num_classes < data.num_classes:
         message = f"the data set has {data.num_classes} classes (got {model.num_classes})"
         raise ConfigError("model", "num_classes", message)
+
+
+def _check_augmentation(training: Mapping[str, Any], data: DataOptions) -> None:
+    """What is for events is not for images, and the other way round."""
+    if not data.events and training.get("event_augmentation", "none") != "none":
+        message = f"it is for events, and {data.name} has images"
+        raise ConfigError("training", "event_augmentation", message)
+    if "rand_augment" in training and (data.events or data.in_channels not in (1, 3)):
+        message = f"it is for images, grey or in three colours, and {data.name} has events"
+        raise ConfigError("training", "rand_augment", message)
 
 
 def _recipe(raw: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -59,8 +59,9 @@ class DataOptions(Options):
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
         super().__pydantic_init_subclass__(**kwargs)
-        if vars(cls).get("abstract"):
-            return
+        abstract = (getattr(own, "__isabstractmethod__", False) for own in vars(cls).values())
+        if vars(cls).get("abstract") or any(abstract):
+            return  # what several data sets have in common, and no data set yet
         for of_one in ("published", "remark"):  # another data set's
             if of_one not in vars(cls):
                 setattr(cls, of_one, None)
@@ -101,6 +102,23 @@ class DataOptions(Options):
             DataError: where files are missing or cannot be opened.
         """
         return None
+
+    def source(self, data_dir: Path | None) -> str | None:
+        """Where the images are, such as ``class folders in /data/cifar10``; nothing is decoded.
+
+        None where they are part of a package.
+
+        Raises:
+            DataError: where files are missing or cannot be opened.
+        """
+        return None
+
+    def prepare(self, data_dir: Path | None) -> None:
+        """Do now, once for all cells, what :meth:`load` would do first and keep, if that is much.
+
+        Raises:
+            DataError: where files are missing or broken.
+        """
 
     def fingerprint(self, data_dir: Path | None) -> Fingerprint | None:
         """Which images :meth:`load` would read now: here by reading them.

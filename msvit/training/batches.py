@@ -1,17 +1,15 @@
-"""Batches of images in memory: order, augmentation and normalisation on the whole batch."""
+"""Batches of images: their order, augmentation and normalisation."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Generator, Tensor
-from torch.nn.functional import pad
 
 from msvit.data.splits import Images
 from msvit.recipes import TrainingOptions
-from msvit.runtime import to_device
-from msvit.training.augmentation.events import augment_events
+from msvit.training.loading import Loader
 
 
 class Normalise:
@@ -39,49 +37,32 @@ def steps_per_epoch(images: int, options: TrainingOptions) -> int:
     return max(1, images // options.batch_size)
 
 
-def train_batches(data: Images, options: TrainingOptions, random: Generator) -> Iterator[Images]:
-    """One epoch in random order, augmented; the incomplete last batch is left out.
+Augment = Callable[[Tensor, Generator], Tensor]
+"""Images and a CPU generator → images (:class:`msvit.training.augmentation.Augmentation`)."""
 
-    A set smaller than one batch is one batch. ``random`` is a CPU generator: what it draws, and so
-    the batches, are the same on every device.
+
+def train_batches(
+    loader: Loader,
+    options: TrainingOptions,
+    augment: Augment,
+    random: Generator,
+    seed: Sequence[int] = (),
+    first: int = 0,
+) -> Iterator[Images]:
+    """One epoch in random order, augmented, from batch ``first`` on.
+
+    The incomplete last batch is left out; a set smaller than one batch is one batch. ``random`` is
+    a CPU generator: what it draws, and so the batches, are the same on every device. The order is
+    drawn in this call, the rest as the batches are taken. ``seed`` is of this epoch, for streamed
+    images.
     """
-    size = min(options.batch_size, len(data))
-    size -= size % 2 if options.mixup else 0  # mixup pairs the images of a batch
-    order = to_device(torch.randperm(len(data), generator=random), data.labels.device)
-    for step in range(steps_per_epoch(len(data), options)):
-        batch = data[order[step * size : (step + 1) * size]]
-        images = augment(batch.images, options.hflip, options.shift, random)
-        if options.event_augmentation == "snn_wide":
-            images = augment_events(images, random)
-        yield Images(images, batch.labels)
+    size = min(options.batch_size, len(loader))
+    size -= size % 2 if options.mixes else 0  # the images of a batch are paired
+    order = torch.randperm(len(loader), generator=random)
+    used = order[first * size : steps_per_epoch(len(loader), options) * size]
 
+    def batches() -> Iterator[Images]:
+        for batch in loader.batches(used, seed):
+            yield Images(augment(batch.images, random), batch.labels)
 
-def eval_batches(data: Images, batch_size: int) -> Iterator[Images]:
-    """All images once, in order."""
-    for start in range(0, len(data), batch_size):
-        yield data[start : start + batch_size]
-
-
-def augment(images: Tensor, hflip: bool, shift: int, random: Generator) -> Tensor:
-    """Mirror and move each of ``images`` ``[B, C, H, W]`` on its own, in one gather.
-
-    Rows and columns that move in are 0 (black, for bytes). ``random`` is a CPU generator. All
-    frames of an event sample ``[B, T, C, H, W]`` are treated alike.
-    """
-    if not hflip and not shift:
-        return images
-    if images.ndim == 5:
-        return augment(images.flatten(1, 2), hflip, shift, random).unflatten(1, images.shape[1:3])
-    count, channels, height, width = images.shape
-    offsets = torch.randint(0, 2 * shift + 1, (2, count, 1), generator=random)
-    rows = torch.arange(height) + offsets[0]  # [B, H] in the padded image
-    columns = torch.arange(width)
-    if hflip:
-        mirrored = torch.rand(count, 1, generator=random) < 0.5
-        columns = torch.where(mirrored, columns.flip(0), columns)
-    columns = columns + offsets[1]  # [B, W]
-    padded = pad(images, (shift, shift, shift, shift))
-    rows, columns = to_device(rows, images.device), to_device(columns, images.device)
-    image = torch.arange(count, device=images.device).view(-1, 1, 1, 1)
-    channel = torch.arange(channels, device=images.device).view(1, -1, 1, 1)
-    return padded[image, channel, rows[:, None, :, None], columns[:, None, None, :]]
+    return batches()
