@@ -26,8 +26,11 @@ from msvit.data.splits import Images
 from msvit.options import ConfigError, DataError
 from msvit.recipes import TrainingOptions
 from msvit.training import train_cell
+from msvit.training.augmentation import Augmentation
 from msvit.training.augmentation.events import OPERATIONS, augment_events
-from msvit.training.batches import Normalise, augment, time_first, train_batches
+from msvit.training.augmentation.moves import mirror_and_shift
+from msvit.training.batches import Normalise, time_first, train_batches
+from msvit.training.loading import Loader
 from studies import baselines
 from tests.event_files import some_events, write_aedat2, write_aedat3, write_atis, write_npz
 from tests.small import small_model
@@ -299,8 +302,8 @@ def test_simulated_events_are_the_same_in_any_batch(monkeypatch):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"source": "nmnist"}, "source: no still images 'nmnist'"),
-        ({"source": "cifar10", "image_size": 16}, "image_size: that of cifar10 is 32"),
+        ({"images": "nmnist"}, "images: no still images 'nmnist'"),
+        ({"images": "cifar10", "image_size": 16}, "image_size: that of cifar10 is 32"),
     ],
 )
 def test_simulated_events_need_still_images(options, said):
@@ -461,10 +464,10 @@ def test_every_operation_is_as_likely_and_half_are_mirrored():
 def test_mirrors_and_shifts_of_images_treat_all_frames_alike():
     frames = frames_of(4)
     frames[:, 1:] = frames[:, :1]
-    changed = augment(frames, True, 2, torch.Generator().manual_seed(0))
+    changed = mirror_and_shift(frames, True, 2, torch.Generator().manual_seed(0))
     assert changed.shape == frames.shape
     assert torch.equal(changed[:, 1], changed[:, 0])
-    still = augment(frames[:, 0], True, 2, torch.Generator().manual_seed(0))
+    still = mirror_and_shift(frames[:, 0], True, 2, torch.Generator().manual_seed(0))
     assert torch.equal(changed[:, 0], still)
 
 
@@ -472,7 +475,8 @@ def test_batches_are_augmented_only_where_it_is_asked_for():
     data = Images(frames_of(8), torch.arange(8))
     for name, same in (("none", True), ("snn_wide", False)):
         options = TrainingOptions(batch_size=8, event_augmentation=name)
-        (batch,) = train_batches(data, options, torch.Generator().manual_seed(0))
+        loader, change = Loader(data, 8, CPU), Augmentation(options, (0.0, 0.0), CPU)
+        (batch,) = train_batches(loader, options, change, torch.Generator().manual_seed(0))
         assert torch.equal(batch.images, data.images[batch.labels]) == same
     assert time_first(batch.images).shape == (3, 8, 2, 16, 16)
     assert time_first(batch.images[:, 0]).shape == (8, 2, 16, 16)

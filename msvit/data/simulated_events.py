@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
+from msvit.data.cifar import Cifar10Options, Cifar100Options
 from msvit.data.digits import DigitsOptions
 from msvit.data.events import COUNTS, EventOptions
 from msvit.data.fashion_mnist import FashionMnistOptions
 from msvit.data.fingerprint import Fingerprint
-from msvit.data.image_folder import Cifar10Options
 from msvit.data.options import DataOptions
 from msvit.options import unknown
 
@@ -29,8 +29,9 @@ if TYPE_CHECKING:
 
     from msvit.data.splits import Images, Splits
 
-SOURCES: dict[str, type[DataOptions]] = {
-    options.name: options for options in (DigitsOptions, FashionMnistOptions, Cifar10Options)
+STILLS: dict[str, type[DataOptions]] = {
+    options.name: options
+    for options in (DigitsOptions, FashionMnistOptions, Cifar10Options, Cifar100Options)
 }
 """Still images that fit into memory."""
 
@@ -43,9 +44,9 @@ _CHUNK = 256  # images at a time; what comes out does not depend on it
 
 
 class SimulatedEventsOptions(EventOptions):
-    """The images of data set ``source``, divided as there, before a camera that moves.
+    """The images of data set ``images``, divided as there, before a camera that moves.
 
-    ``image_size`` is that of the source, where it has the option. ``threshold`` is the change of
+    ``image_size`` is theirs, where they have the option. ``threshold`` is the change of
     log intensity that fires a pixel, ``amplitude`` the distance in pixels of the triangle's corners
     from its centre. ``frames_number`` frames take equal times.
     """
@@ -58,57 +59,63 @@ class SimulatedEventsOptions(EventOptions):
         "camera moves"
     )
 
-    source: str = "digits"
+    images: str = "digits"
     image_size: int = Field(16, ge=8, le=1024)
     threshold: float = Field(0.2, gt=0, le=10)
     amplitude: float = Field(2.0, gt=0, le=32)
 
     @model_validator(mode="before")
     @classmethod
-    def _size_of_source(cls, values: Any) -> Any:
-        """A source without the option has one size."""
-        known = SOURCES.get(values.get("source", "digits")) if isinstance(values, dict) else None
+    def _size_of_stills(cls, values: Any) -> Any:
+        """Images without the option have one size."""
+        known = STILLS.get(values.get("images", "digits")) if isinstance(values, dict) else None
         if known is None or "image_size" in known.model_fields or "image_size" in values:
             return values
         return {**values, "image_size": known.image_size}  # type: ignore[attr-defined]
 
     @model_validator(mode="after")
-    def _source_takes_it(self) -> Self:
-        if self.source not in SOURCES:
-            message = unknown(self.source, SOURCES, f"no still images {self.source!r}")
-            raise ValueError(f"source: {message}")
-        size = self._images.image_size  # type: ignore[attr-defined]
+    def _stills_take_it(self) -> Self:
+        if self.images not in STILLS:
+            message = unknown(self.images, STILLS, f"no still images {self.images!r}")
+            raise ValueError(f"images: {message}")
+        size = self._stills.image_size  # type: ignore[attr-defined]
         if self.image_size != size:
-            raise ValueError(f"image_size: that of {self.source} is {size}")
+            raise ValueError(f"image_size: that of {self.images} is {size}")
         return self
 
     @property
-    def _images(self) -> DataOptions:
-        kind = SOURCES[self.source]
+    def _stills(self) -> DataOptions:
+        kind = STILLS[self.images]
         options = {"train_per_class": self.train_per_class, "image_size": self.image_size}
         own = {key: value for key, value in options.items() if key in kind.model_fields}
         return kind.parse(own, "data")
 
     @property
-    def num_classes(self) -> int:  # type: ignore[override]  # of its source
-        return self._images.num_classes
+    def num_classes(self) -> int:  # type: ignore[override]  # theirs
+        return self._stills.num_classes
 
     def check(self, data_dir: Path | None) -> None:
-        self._images.check(data_dir)
+        self._stills.check(data_dir)
 
     def counts(self, data_dir: Path | None) -> dict[str, list[int]] | None:
-        return self._images.counts(data_dir)
+        return self._stills.counts(data_dir)
 
     def left_out(self, data_dir: Path | None) -> str | None:
-        return self._images.left_out(data_dir)
+        return self._stills.left_out(data_dir)
+
+    def source(self, data_dir: Path | None) -> str | None:
+        return self._stills.source(data_dir)
+
+    def prepare(self, data_dir: Path | None) -> None:
+        self._stills.prepare(data_dir)
 
     def fingerprint(self, data_dir: Path | None) -> Fingerprint | None:
-        return self._images.fingerprint(data_dir)
+        return self._stills.fingerprint(data_dir)
 
     def load(self, data_dir: Path | None) -> Splits:
         from msvit.data.splits import Splits
 
-        images = self._images.load(data_dir)
+        images = self._stills.load(data_dir)
         parts = (self._seen(part) for part in (images.train, images.validation, images.test))
         return Splits(*parts, self.mean, self.std, images.fingerprint)
 
