@@ -13,12 +13,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from msvit.data.cifar import Cifar10Options, Cifar100Options
+from msvit.data.cifar10dvs import Cifar10DvsOptions
 from msvit.data.digits import DigitsOptions
+from msvit.data.dvs128 import Dvs128Options
 from msvit.data.fashion_mnist import FashionMnistOptions
 from msvit.data.fingerprint import describe_counts, fingerprint
 from msvit.data.image_folder import ImageFolderOptions
 from msvit.data.imagenet import ImageNetOptions
+from msvit.data.nmnist import NmnistOptions
 from msvit.data.options import DataOptions
+from msvit.data.scale_textures import ScaleTexturesOptions
+from msvit.data.simulated_events import SimulatedEventsOptions
 from msvit.data.tiny_imagenet import TinyImageNetOptions
 from msvit.options import ConfigError, DataError, unknown
 
@@ -30,6 +35,8 @@ DATASETS: dict[str, type[DataOptions]] = {
     for options in (
         *(DigitsOptions, FashionMnistOptions, Cifar10Options, Cifar100Options),
         *(ImageNetOptions, TinyImageNetOptions, ImageFolderOptions),
+        *(NmnistOptions, Cifar10DvsOptions, Dvs128Options),
+        *(SimulatedEventsOptions, ScaleTexturesOptions),
     )
 }
 """The registry: name → options, whose class says what the images are."""
@@ -95,7 +102,7 @@ def notes_on_data(data: Iterable[Mapping[str, Any]], data_dir: Path | None) -> l
     for options in _each(data):
         counts = options.counts(data_dir)
         unlike = options.unlike_published(counts) if counts is not None else None
-        for note in (unlike, options.left_out(data_dir)):
+        for note in (options.remark, unlike, options.left_out(data_dir)):
             if note is not None and note not in found:
                 found.append(note)
     return found

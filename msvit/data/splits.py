@@ -41,7 +41,10 @@ class Samples(Protocol):
 
 @dataclass(frozen=True)
 class Images:
-    """In memory: ``images`` uint8 ``[N, C, H, W]`` and their class ``labels`` int64 ``[N]``."""
+    """In memory: ``images`` uint8 ``[N, C, H, W]`` and their class ``labels`` int64 ``[N]``.
+
+    Or events: ``[N, T, C, H, W]``, a frame for each time step, which counts what happened in it.
+    """
 
     images: Tensor
     labels: Tensor
@@ -103,7 +106,8 @@ class Streamed:
 class Splits:
     """Three disjoint sets: to train on, to select on, and to report.
 
-    ``mean`` and ``std`` normalise pixels in [0, 1], one value per channel. ``fingerprint`` is that
+    ``mean`` and ``std`` normalise pixels in [0, 1], one value per channel (of events, counts of
+    which 255 is 1). ``fingerprint`` is that
     of all images that were found; records keep it.
 
     Raises:

@@ -20,6 +20,7 @@ from torch import Tensor
 from msvit.allotment import cpus_beside_gpu
 from msvit.data.splits import Images, Samples, Streamed
 from msvit.data.workers import Workers, finish, shared_bytes
+from msvit.runtime import to_device
 
 RESIDENT_BYTES = 2e9
 """A split of more stays off a GPU's memory, of which models want the most."""
@@ -151,13 +152,6 @@ class Loader:
         on_device = to_device(order, self.device)
         for start in range(0, len(order), self.batch_size):
             yield self._labels[on_device[start : start + self.batch_size]]
-
-
-def to_device(x: Tensor, device: torch.device) -> Tensor:
-    """``x`` of the host on ``device``, without waiting for what the device still has to do."""
-    if device.type != "cuda":
-        return x.to(device)
-    return x.pin_memory().to(device, non_blocking=True)
 
 
 def _decoders(device: torch.device) -> int:
