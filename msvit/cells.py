@@ -191,6 +191,9 @@ def _check_augmentation(training: Mapping[str, Any], data: DataOptions) -> None:
     if "rand_augment" in training and (data.events or data.in_channels not in (1, 3)):
         message = f"it is for images, grey or in three colours, and {data.name} has events"
         raise ConfigError("training", "rand_augment", message)
+    if "crop_pct" in training and not getattr(data, "streams", False):
+        message = f"it is for images that are cut out as they are read; {data.name} has them whole"
+        raise ConfigError("training", "crop_pct", message)
 
 
 def _recipe(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
