@@ -148,7 +148,7 @@ EVERYTHING = {
     "grad_accum_steps": 2,
     "ema_decay": 0.9,
     "cooldown_epochs": 1,
-    "epochs": 2,
+    "epochs": 1,
     "optimizer": "lamb",
 }
 
@@ -595,7 +595,7 @@ def one_step(model, images, labels, average=None, **training):
     normalise, fp32 = Normalise((0.5,), (0.2,), CPU), choose_precision("fp32", CPU)
     step = TrainingStep(model.train(), options, optimizer, normalise, fp32, average=average)
     loss, hits, norm = step.learn(images, labels)
-    grads = {name: weight.grad.clone() for name, weight in model.named_parameters()}
+    grads = {n: w.grad.clone() for n, w in model.named_parameters() if w.grad is not None}
     step.update(norm)
     return float(loss), int(hits), grads
 
