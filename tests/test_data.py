@@ -24,7 +24,9 @@ from msvit.data.splits import Images, Splits, split_train
 from msvit.options import ConfigError, DataError
 from msvit.recipes import TrainingOptions
 from msvit.training import train_cell
-from msvit.training.batches import Normalise, augment, train_batches
+from msvit.training.augmentation import Augmentation
+from msvit.training.augmentation.moves import mirror_and_shift
+from msvit.training.batches import Normalise, train_batches
 from msvit.training.loading import Loader
 
 
@@ -555,10 +557,11 @@ def test_an_epoch_holds_every_image_at_most_once_in_an_order_of_its_own():
     splits = load("digits")
     options = TrainingOptions(batch_size=100)
     loader = Loader(splits.train, options.batch_size, torch.device("cpu"))
+    augment = Augmentation(options, splits.mean, loader.device)
 
     def epoch(seed):
         random = torch.Generator().manual_seed(seed)
-        return torch.cat([b.images for b in train_batches(loader, options, random)])
+        return torch.cat([b.images for b in train_batches(loader, options, augment, random)])
 
     first, again, other = epoch(1), epoch(1), epoch(2)
     assert len(first) == 1200
@@ -574,7 +577,7 @@ def test_an_epoch_holds_every_image_at_most_once_in_an_order_of_its_own():
 def test_augmentation_moves_and_mirrors_each_image_as_a_whole():
     random = torch.Generator().manual_seed(0)
     images = torch.randint(1, 256, (400, 3, 6, 6), generator=random, dtype=torch.uint8)
-    moved = augment(images, hflip=True, shift=1, random=random)
+    moved = mirror_and_shift(images, hflip=True, shift=1, random=random)
     assert moved.shape == images.shape
 
     found = set()

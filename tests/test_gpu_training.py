@@ -5,30 +5,37 @@ from __future__ import annotations
 import contextlib
 import logging
 
+import numpy as np
 import pytest
 import torch
+from timm.utils import ModelEmaV3
 
 import msvit.training.cell as cell_module
 import msvit.training.graph as graph_module
+import msvit.training.loading as loading_module
 from msvit import create_model
-from msvit.data.splits import Images
+from msvit.data.encoded import Encoded
+from msvit.data.splits import Images, Streamed
+from msvit.data.views import Whole
 from msvit.models import model_options
 from msvit.neurons import NEURONS
 from msvit.precision import choose_precision
 from msvit.recipes import TrainingOptions
 from msvit.records.store import cell_folder, read_record
 from msvit.training import train_cell
+from msvit.training.augmentation import Augmentation
 from msvit.training.batches import Normalise, train_batches
 from msvit.training.graph import CudaGraphs
 from msvit.training.loading import Loader
 from msvit.training.loop import evaluate
-from msvit.training.optimization import Rates, make_optimizer
+from msvit.training.optimization import Rates, make_erasing, make_mixup, make_optimizer
 from msvit.training.step import Scores, TrainingStep
 from studies.cluster import Place
 from studies.executor import run_cells
 from studies.grids import load_study
 from studies.packing import Packing
 from studies.progress import Display
+from tests.image_sets import class_folders, pixels
 from tests.small import SMALL
 from tests.test_training import Stopped, comparable, stop_after, tiny_cell
 
@@ -56,11 +63,12 @@ def trained(model, recorder, precision="bf16", **training):
     ).to(GPU)
     data = Images(images, torch.randint(0, 10, (64,), generator=random).to(GPU))
     loader = Loader(data, options.batch_size, GPU)
+    augment = Augmentation(options, (0.4,) * channels, GPU)
     torch.manual_seed(2)  # what drop path draws
     rows = []
     for update in range(STEPS):
         rates.set(update)
-        batch = next(train_batches(loader, options, random))
+        batch = next(train_batches(loader, options, augment, random))
         rows.append(torch.stack([x.double() for x in step(batch.images, batch.labels)]))
     return torch.stack(rows).cpu(), {k: v.cpu() for k, v in model.state_dict().items()}, step.how
 
@@ -148,23 +156,33 @@ def test_a_step_that_waits_for_the_device_goes_on_without_a_graph(seen, monkeypa
 
 
 def test_an_epoch_does_not_wait_for_the_device():
-    options = TrainingOptions.parse({"batch_size": 8, "hflip": True, "shift": 2}, "test")
+    drawn = {"hflip": True, "shift": 2, "crop_scale": [0.3, 1.0], "mixup": 0.5, "cutmix": 1.0}
+    drawn |= {"rand_augment": "rand-m9-n4-p1-mstd0.5-inc1", "random_erasing": 0.5}
+    options = TrainingOptions.parse({"batch_size": 8, "ema_decay": 0.9, **drawn}, "test")
     model = create_model("spikformer", dim=16, heads=2, depths=(1,), image_size=8).to(GPU)
     optimizer = make_optimizer(model, options, GPU)
     rates = Rates(optimizer, options, STEPS, GPU)
     chosen = choose_precision("bf16", GPU)
-    step = TrainingStep(model.train(), options, optimizer, normalise(3), chosen, CudaGraphs())
+    step_normalise, average = normalise(3), ModelEmaV3(model, decay=0.9)
+    step = TrainingStep(
+        *(model.train(), options, optimizer, step_normalise, chosen, CudaGraphs()), average=average
+    )
     images = torch.randint(0, 256, (64, 3, 8, 8), dtype=torch.uint8, device=GPU)
     data = Images(images, torch.randint(0, 10, (64,), device=GPU))
     loader = Loader(data, options.batch_size, GPU)
+    augment = Augmentation(options, (0.4,) * 3, GPU)
+    mixup, erase = make_mixup(options, 10), make_erasing(options, GPU)
+    assert mixup is not None
+    assert erase is not None
     losses = torch.zeros(8, device=GPU)
     for epoch in range(2):
         torch.cuda.set_sync_debug_mode("error" if epoch else "default")
         try:
             random = torch.Generator().manual_seed(epoch)
-            for i, batch in enumerate(train_batches(loader, options, random)):
+            for i, batch in enumerate(train_batches(loader, options, augment, random)):
                 rates.set(i)
-                losses[i], *_ = step(batch.images, batch.labels)
+                images, target = mixup(step_normalise(batch.images), batch.labels)
+                losses[i], *_ = step(erase(images), target)
         finally:
             torch.cuda.set_sync_debug_mode("default")
     assert step.how == "graph"
@@ -233,3 +251,24 @@ def test_a_cell_that_runs_out_of_memory_gets_more_room(tmp_path, capsys):
     assert read_record(tmp_path / "results", entry.cell.id)
     log = (cell_folder(tmp_path / "results", entry.cell.id) / "log.txt").read_text()
     assert "CUDA out of memory" in log
+
+
+def test_batches_are_the_same_wherever_a_split_is(tmp_path, monkeypatch):
+    """On the device, in memory, or decoded by processes forked from one that uses the device."""
+    class_folders(tmp_path, pixels(21, 16), np.arange(21) % 3, "train")
+    names = sorted(str(file.relative_to(tmp_path)) for file in tmp_path.glob("train/*/*.png"))
+    streamed = Streamed(Encoded.of_files(tmp_path, names), torch.arange(21), Whole(16))
+    images = np.empty((len(streamed), *streamed.shape), np.uint8)
+    streamed.decode(np.arange(len(streamed)), images)
+    kept = Images(torch.from_numpy(images), streamed.labels)
+    order = torch.randperm(len(kept))
+
+    def batches(samples):
+        found = list(Loader(samples, 4, GPU, workers=2).batches(order))
+        assert all(batch.images.is_cuda and batch.labels.is_cuda for batch in found)
+        return [torch.cat([getattr(b, name) for b in found]) for name in ("images", "labels")]
+
+    expected = batches(kept)
+    monkeypatch.setattr(loading_module, "RESIDENT_BYTES", 0)
+    for samples in (kept, streamed):
+        assert all(map(torch.equal, batches(samples), expected))

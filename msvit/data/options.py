@@ -100,6 +100,10 @@ class DataOptions(Options):
         """
         return None
 
+    def tested_size(self) -> int:
+        """Pixels per side of test images; those of training and validation are ``image_size``."""
+        return self.image_size  # type: ignore[attr-defined]  # a constant or an option
+
     def source(self, data_dir: Path | None) -> str | None:
         """Where the images are, such as ``class folders in /data/cifar10``; nothing is decoded.
 

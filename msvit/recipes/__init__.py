@@ -78,6 +78,9 @@ class TrainingOptions(Options):
     """Shares of an image's area, from and to: train on random parts, resized (bicubic)."""
     crop_ratio: tuple[float, float] = later((3 / 4, 4 / 3))
     """Width through height of these parts, from and to."""
+    crop_pct: float | None = later(None, gt=0, le=1)
+    """Share of the shorter side that is shown of validation and test images, their middle; what the
+    data set says where it is not given."""
     hflip: bool = False
     """Mirror every second training image, chosen at random."""
     shift: int = Field(0, ge=0, le=16)

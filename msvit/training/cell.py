@@ -16,8 +16,10 @@ from timm.utils import ModelEmaV3
 from msvit import kernels
 from msvit.cells import SCHEMA, Cell
 from msvit.data import data_options, load_splits
+from msvit.data.crops import RandomPart
 from msvit.data.fingerprint import Fingerprint, describe_images
 from msvit.data.splits import Samples, Splits, Streamed
+from msvit.data.views import Centre
 from msvit.metrics import Meter
 from msvit.models import create_model
 from msvit.options import DataError
@@ -83,7 +85,8 @@ def train_cell(
     splits = _load_data(cell, data_dir)
     train_set, is_cropped = _as_cropped(splits.train, options)
     train = Loader(train_set, options.batch_size, device)
-    validation = Loader(splits.validation, options.eval_batch_size, device)
+    held_out = _as_scored(splits.validation, options)
+    validation = Loader(held_out, options.eval_batch_size, device)
     state = load_checkpoint(folder / "checkpoint.pt", cell.id, KEYS)
     # ``auto`` may mean something else where, or by what, a training goes on.
     precision = choose_precision(state["precision"] if state else options.precision, device)
@@ -177,7 +180,7 @@ def train_cell(
     chosen = progress.selected["epoch"]
     check_state(model, f"the weights of epoch {chosen}", "no result can be measured with them")
     with Meter(model) as meter:
-        test = Loader(splits.test, options.eval_batch_size, device)
+        test = Loader(_as_scored(splits.test, options), options.eval_batch_size, device)
         scores = Scores(model, normalise, precision)
         test_loss, test_accuracy = evaluate(test.batches(), scores)
     if not math.isfinite(test_loss):
@@ -218,10 +221,15 @@ def _as_cropped(samples: Samples, options: TrainingOptions) -> tuple[Samples, bo
     """The training images, and whether they already come as random parts of what is on disk."""
     if options.crop_scale is None or not isinstance(samples, Streamed):
         return samples, False
-    from msvit.data.views import RandomPart
+    view = RandomPart(samples.shape[-1], options.crop_scale, options.crop_ratio)
+    return samples.seen(view), True
 
-    size = samples.shape[-1]
-    return samples.seen(RandomPart(size, options.crop_scale, options.crop_ratio)), True
+
+def _as_scored(samples: Samples, options: TrainingOptions) -> Samples:
+    """Validation or test images, cut out as the recipe says."""
+    if options.crop_pct is None or not isinstance(samples, Streamed):
+        return samples
+    return samples.seen(Centre(samples.shape[-1], options.crop_pct))
 
 
 def _check_same_images(known: Fingerprint | None, found: Fingerprint | None, path: Path) -> None:
