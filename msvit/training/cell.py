@@ -112,8 +112,15 @@ def train_cell(
     )
     augment = Augmentation(options, splits.mean, device, parts=is_cropped)
     progress = Progress(
-        *(folder / "checkpoint.pt", cell.id, trainer, optimizer),
-        *(precision.name, splits.fingerprint, train, average, checkpoint_seconds),
+        path=folder / "checkpoint.pt",
+        cell=cell.id,
+        trainer=trainer,
+        optimizer=optimizer,
+        precision=precision.name,
+        data=splits.fingerprint,
+        loader=train,
+        average=average,
+        checkpoint_seconds=checkpoint_seconds,
     )
     validation_scores = Scores(progress.model, normalise, precision, recorder)
     raw_scores = Scores(model, normalise, precision, recorder) if average is not None else None
