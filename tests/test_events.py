@@ -481,7 +481,7 @@ def test_batches_are_augmented_only_where_it_is_asked_for():
 def test_a_cell_on_events_is_trained_measured_and_used(training, tmp_path):
     record = train_cell(cell(training=training), tmp_path)
     assert record["test"]["images"] == 340
-    assert {row["step"] for row in record["firing"]} == {0, 1}
+    assert {row["timestep"] for row in record["firing"]} == {0, 1}
     model = load_trained(tmp_path)
     test = load("simulated_events", image_size=8, frames_number=2).test
     with torch.no_grad():
