@@ -6,6 +6,7 @@ import logging
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,6 +15,7 @@ from spikingjelly.datasets import utils as spikingjelly
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
+from analysis.notes import _which_images
 from msvit import load_trained
 from msvit.cells import resolve_cell
 from msvit.data import DATASETS, data_options, load_splits, notes_on_data
@@ -309,6 +311,13 @@ def test_simulated_events_are_the_same_in_any_batch(monkeypatch):
 def test_simulated_events_need_still_images(options, said):
     with pytest.raises(ConfigError, match=said):
         data_options("simulated_events", options, "test")
+
+
+def test_simulated_events_are_called_so_wherever_numbers_are_shown():
+    (said,) = notes_on_data([{"name": "simulated_events"}, {"name": "digits"}], None)
+    assert said.startswith("simulated_events are simulated, not recorded")
+    (below,) = _which_images(pd.DataFrame({"data": ["digits", "simulated_events"]}))
+    assert below == f"{said[0].upper()}{said[1:]}."
 
 
 # Textures
