@@ -28,7 +28,7 @@ class Measurement:
     firing_rate: float
     """Spikes per neuron and time step over all layers; 0 for a model without neurons."""
     operations: list[Operations]
-    """A row per layer: operations per image, summed over all time steps."""
+    """A row per layer, then one per module of neurons: operations per image over all steps."""
     energy_mj: dict[str, float]
     """Millijoule per image under each model of :data:`msvit.records.energy.ENERGY_MODELS`."""
 
@@ -67,7 +67,8 @@ class Meter:
         """
         if not self._images:
             raise ValueError("nothing was measured: the model has seen no images")
-        operations = self._operations.rows(self._images)
+        layers, neurons = self._operations.rows(self._images), self._firing.updates(self._images)
+        operations = [*layers, *neurons]
         return Measurement(
             firing=self._firing.rows(self._images),
             firing_rate=self._firing.overall_rate(),
