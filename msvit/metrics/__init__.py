@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from msvit.metrics.firing import FiringMonitor
 from msvit.metrics.operations import OperationCounter
-from msvit.records.energy import ENERGY_MODELS
+from msvit.records.energy import energies
 from msvit.records.schema import Firing, Operations
 
 
@@ -73,7 +73,7 @@ class Meter:
             firing=self._firing.rows(self._images),
             firing_rate=self._firing.overall_rate(),
             operations=operations,
-            energy_mj={name: energy(operations) for name, energy in ENERGY_MODELS.items()},
+            energy_mj=energies(operations),
         )
 
     def _see_images(self, model: nn.Module, inputs: tuple[Tensor, ...]) -> None:

@@ -27,11 +27,16 @@ class _Layer:
 
 @dataclass
 class _Neurons:
-    """The neurons of one module: the layers that its parts are; ``active`` outputs are not zero."""
+    """The neurons of one module: the layers that its parts are.
+
+    ``active`` and ``peak``, of neurons whose outputs are whole numbers: how many are not zero, and
+    the largest.
+    """
 
     spec: NeuronSpec
     parts: list[str]
     active: int = 0
+    peak: float = 1.0
 
 
 class FiringMonitor:
@@ -88,8 +93,9 @@ class FiringMonitor:
                 layer.neurons += spikes.numel() // (steps * len(names))
             if neurons is not None:
                 self._neurons[of] = neurons
-                if neurons.spec.kind == "ilif":  # whose outputs are whole numbers
+                if neurons.spec.kind == "ilif":
                     neurons.active += count_nonzero(spikes)
+                    neurons.peak = max(neurons.peak, float(spikes.amax()))
 
         return count
 
@@ -118,6 +124,7 @@ class FiringMonitor:
             "updates": updates,
             "spikes": spikes,
             "active_outputs": active,
+            "output_peak": neurons.peak,
             "outputs": updates,
             "additions": updates * each.additions + active * each.spike_additions,
             "multiplies": updates * each.multiplies + active * each.spike_multiplies,

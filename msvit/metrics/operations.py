@@ -60,6 +60,7 @@ calculator of Spikingformer. [5] spikingjelly 2, ``op_counter``. [6] Spike-drive
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -128,7 +129,7 @@ class _Layer:
         weights: of a layer that has some, with ``zero_weights`` of them.
         window: of a convolution as it is deployed; None for a factor that another one stands for.
         means: over neighbours, with a norm each, that are made of the output.
-        on_means: what a classifier is given that averages the image plane.
+        on_means: what a classifier is given that averages the image plane, of ``averaged`` pixels.
     """
 
     kind: str
@@ -140,6 +141,7 @@ class _Layer:
     folded_into: str | None = None
     means: SharedBranches | None = None
     on_means: Operand | None = None
+    averaged: int = 0
     operands: tuple[Operand, ...] = field(default_factory=lambda: (Operand(), Operand()))
     dense_macs: int = 0
     synapses: int = 0
@@ -293,6 +295,7 @@ def _see_averaged(layer: _Layer, module: Classifier, inputs: tuple[Tensor, ...])
     fan_out = module.linear.out_features
     layer.operands[0].see(x, lambda sums: fan_out * whole_sum(sums))
     layer.synapses += x.numel() * fan_out
+    layer.averaged = math.prod(x.shape[2:-1])
 
 
 def _count_product(layer: _Layer, a: Tensor, b: Tensor, output: Tensor) -> None:
@@ -362,6 +365,8 @@ def _row(name: str, layer: _Layer, images: int) -> Operations:
         "zero_weights": layer.zero_weights,
         "biases": layer.biases,
     }
+    if layer.on_means is not None:
+        row["averaged"] = layer.averaged
     if layer.on_means is not None and analog:  # a MAC on the mean, which has to be made first
         row["synapses"] = dense
         row["active_synops"] = layer.on_means.active_synops / images

@@ -80,6 +80,7 @@ class Operations(TypedDict):
     kernel: NotRequired[list[int]]  # of convolutions: height, width
     stride: NotRequired[int]
     fan_out: NotRequired[int]  # outputs that an input reaches at one place of the kernel
+    averaged: NotRequired[int]  # pixels of whose mean a classifier makes its logits
     folded_into: NotRequired[str]
     other_input: NotRequired[str]  # the other operand of products and masks
     other_rate: NotRequired[Amount | None]
@@ -91,6 +92,7 @@ class Operations(TypedDict):
     updates: NotRequired[Amount]
     spikes: NotRequired[Amount]
     active_outputs: NotRequired[Amount]
+    output_peak: NotRequired[Amount]
     multiplies: NotRequired[Amount]
     states: NotRequired[Amount]  # values that are kept between time steps
 
