@@ -21,6 +21,7 @@ if not __package__:
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -29,6 +30,9 @@ from msvit.commands import Parser, command
 from msvit.models import zoo
 from msvit.records.energy import ENERGY_MODELS, exact_synops
 from msvit.records.schema import Operations, RecordError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 MODELS = ("sop_spikformer", "spikingformer_code")
 """Energy models of which the papers say, or their code shows, that they used one."""
@@ -125,7 +129,6 @@ def ratios(rates: pd.DataFrame) -> dict[int, float]:
 def page(rates: pd.DataFrame) -> str:
     """The README of the folder: command, table, and what follows in plain words."""
     shares = ", ".join(f"{share:.2f}" for share in ratios(rates).values())
-    formula = rates[f"rate:{MODELS[0]}"]
     return f"""# Which firing rates do published energies imply?
 
 `python analysis/published_energy.py` writes this folder: our counts of the networks (ImageNet,
@@ -143,16 +146,17 @@ rate, by the formula, costs where taps over zero padding are left out.
 
 ## What follows
 
-- **The rates differ by a factor of {formula.max() / formula.min():.0f}** between networks of like
-  structure and size. Spikformer and Spikingformer have the same layers; {_pair(rates)}
-- **MSVIT would need about two thirds of QKFormer's rate at every size** ({shares} at 384, 512 and
-  768), though it adds branches to the same network. If its rates were QKFormer's, the released
-  network would cost {_at_rates_of_qkformer(rates)} mJ.
+- **At one width the rates differ {_spread(rates)}.**
+  Spikformer and Spikingformer have the same layers: {_pair(rates)}.
+- **MSVIT would need about two thirds of QKFormer's rate at every size** ({shares} at
+  384, 512 and 768), though it adds branches to the same network. If its rates were QKFormer's, the
+  released network would cost {_at_rates_of_qkformer(rates)} mJ.
 - Rates near one half and above are hard to believe for inputs that are 0 or 1. They are possible
   for sums of spikes behind added shortcuts, which QKFormer, MSVIT and Spikformer have and
   Spikingformer and SDT have not.
-- Padding, and whether the first convolution is charged once or T times, move a rate by at most
-  {_by_convention(rates):.2f}: they explain none of this.
+- Whether the first convolution is charged once or T times moves a rate by at most
+  {_by_convention(rates):.2f}, and padding an energy by at most {_by_padding(rates):.1%}: neither
+  explains this.
 
 ## What does not follow
 
@@ -167,7 +171,13 @@ rate, by the formula, costs where taps over zero padding are left out.
 def _pair(rates: pd.DataFrame) -> str:
     by = rates.set_index(["family", "dim"])[f"rate:{MODELS[0]}"]
     one, other = by["Spikformer", 512], by["Spikingformer", 512]
-    return f"at width 512 the\n  one would fire at {one:.2f} and the other at {other:.2f}."
+    return f"at width 512 the one would\n  fire at {one:.2f} and the other at {other:.2f}"
+
+
+def _spread(rates: pd.DataFrame) -> str:
+    by_dim = rates.groupby("dim")[f"rate:{MODELS[0]}"]
+    times = by_dim.max() / by_dim.min()
+    return f"by factors of {', '.join(f'{x:.1f}' for x in times)} between networks of like size"
 
 
 def _at_rates_of_qkformer(rates: pd.DataFrame) -> str:
@@ -186,6 +196,10 @@ def _by_convention(rates: pd.DataFrame) -> float:
     return float((rates[f"rate:{MODELS[0]}"] - rates[f"rate:{MODELS[1]}"]).abs().max())
 
 
+def _by_padding(rates: pd.DataFrame) -> float:
+    return float((1 - rates["exact_mj"] / rates["energy_mj"]).max())
+
+
 def write(rates: pd.DataFrame, folder: Path) -> None:
     """README, table and figure.
 
@@ -202,7 +216,7 @@ def write(rates: pd.DataFrame, folder: Path) -> None:
         raise RecordError(f"{folder}: cannot be written ({error.strerror})") from None
 
 
-def figure(rates: pd.DataFrame):  # noqa: ANN201 -- matplotlib's Figure, which loads late
+def figure(rates: pd.DataFrame) -> Figure:
     """The implied rates over the width, a line per family; hollow: by the released code."""
     from analysis.canvas import canvas, style
     from analysis.label_placement import Mark, label_right

@@ -14,7 +14,7 @@ from msvit.records.schema import Operations
 
 USUAL_RATE = 0.2
 
-_KEPT = {"steps", "stride", "fan_out", "averaged", "input_rate", "other_rate"}
+_KEPT = {"steps", "stride", "fan_out", "averaged", "input_rate", "other_rate", "spikes"}
 _PREFIXES = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
