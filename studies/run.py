@@ -33,6 +33,7 @@ from msvit.data import check_data, notes_on_data, prepare_data, sources_of_data
 from msvit.options import ConfigError, DataError
 from msvit.printing import logged_to
 from msvit.recipes import list_recipes, read_recipe
+from msvit.records.energy_choice import EnergyChoice, energy_choice
 from msvit.records.faults import is_of_surroundings
 from msvit.records.schema import RecordError
 from msvit.records.store import (
@@ -49,6 +50,7 @@ from studies.command_line import add_place, notes_on_precision, positive
 from studies.configurations import check_data_dir
 from studies.grids import list_grids, load_study
 from studies.images import Trained, check_images
+from studies.remeasure import remeasure
 from studies.study import Study, show_value
 
 
@@ -68,6 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.dry_run:
             _dry_run(study, options)
             return 0
+        if options.remeasure:
+            return remeasure(study, options.results, options.data_dir)
         return _run(study, options)
     except (ConfigError, DataError, RecordError, RayLost) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -76,6 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(study: Study, options: argparse.Namespace) -> int:
     results = options.results
+    energy = energy_choice(options)
     records = Records(results, observe)
     states = states_of(study, records)
     wanted = {"to do", "started", "hindered"} | ({"failed"} if options.retry_failed else set())
@@ -107,7 +112,7 @@ def _run(study: Study, options: argparse.Namespace) -> int:
         display = display_for(entries, len(study.cells) - len(entries), len(study.cells))
         given = {"data_dir": options.data_dir, "on_record": records.add}
         run_cells(entries, results, place, display, **given)
-    return _report(study, records)
+    return _report(study, records, energy)
 
 
 def _trained_on(study: Study, records: Records[Observations]) -> Iterator[Trained]:
@@ -138,7 +143,7 @@ def _check_same(study: Study, results: Path) -> None:
         )
 
 
-def _report(study: Study, records: Records[Observations]) -> int:
+def _report(study: Study, records: Records[Observations], energy: EnergyChoice) -> int:
     """Tables, figures and the summary; the exit code tells whether all cells are done."""
     from analysis.collect import collect
     from analysis.report import print_summary, write_report
@@ -146,9 +151,9 @@ def _report(study: Study, records: Records[Observations]) -> int:
     states = states_of(study, records)
     found = collect(records.results, study.name, records)
     if "done" in states.values():
-        write_report(found)
+        write_report(found, energy)
     print()
-    print_summary(found)
+    print_summary(found, energy)
     again = {
         "failed": "failed; --retry-failed runs them again",
         "hindered": "failed by their surroundings; the same command runs them again",
@@ -270,6 +275,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--seeds", type=positive(int), metavar="N", help="run seeds 0 to N-1 instead of the grid's")
     add("--retry-failed", action="store_true", help="run cells again that failed earlier")
+    add(
+        "--remeasure",
+        action="store_true",
+        help="count operations again, from the kept weights, for records that lack what this "
+        "version counts, and stop; nothing is trained",
+    )
     add_place(parser, "cell")
     return parser
 
