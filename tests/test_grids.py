@@ -37,7 +37,8 @@ def test_every_grid_of_the_harness_can_be_run():
     for name in list_grids():
         study = load_study(name)
         assert len({entry.cell.id for entry in study.cells}) == len(study.cells)
-        assert study.notes == ()
+        # A recipe may train other models than its own beside them.
+        assert [note for note in study.notes if not note.startswith("recipe ")] == []
 
 
 def test_scales_compares_four_scale_counts_and_two_baselines():
