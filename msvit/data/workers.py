@@ -35,12 +35,14 @@ def shared_bytes(shape: tuple[int, ...]) -> np.ndarray:
 class Workers:
     """``count`` processes that call ``work``; as a context, they end with it.
 
-    They also end when this process ends in any way, and leave Ctrl-C to it. With ``count`` 0 the
-    work is done here, when it is given.
+    They also end when this process ends in any way, and leave Ctrl-C to it. With ``count`` 0, and
+    in processes that may have none, the work is done here, when it is given.
     """
 
     def __init__(self, count: int, work: Callable[..., Any]) -> None:
-        self.count, self._work = count, work
+        # Python refuses children to a daemonic process of its own.
+        self.count = 0 if multiprocessing.current_process().daemon else count
+        self._work = work
         self._pool: ProcessPoolExecutor | None = None
 
     def __enter__(self) -> Self:
