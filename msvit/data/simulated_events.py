@@ -27,7 +27,7 @@ from msvit.options import unknown
 if TYPE_CHECKING:
     import torch
 
-    from msvit.data.splits import Images, Splits
+    from msvit.data.splits import Images, Samples, Splits
 
 STILLS: dict[str, type[DataOptions]] = {
     options.name: options
@@ -115,15 +115,17 @@ class SimulatedEventsOptions(EventOptions):
     def load(self, data_dir: Path | None) -> Splits:
         from msvit.data.splits import Splits
 
-        images = self._stills.load(data_dir)
-        parts = (self._seen(part) for part in (images.train, images.validation, images.test))
-        return Splits(*parts, self.mean, self.std, images.fingerprint)
+        stills = self._stills.load(data_dir)
+        parts = (stills.train, stills.validation, stills.test)
+        train, validation, test = (self._seen(part) for part in parts)
+        return Splits(train, validation, test, self.mean, self.std, stills.fingerprint)
 
-    def _seen(self, images: Images) -> Images:
+    def _seen(self, images: Samples) -> Images:
         import torch
 
         from msvit.data.splits import Images
 
+        assert isinstance(images, Images), "still images are in memory"
         frames = torch.empty(
             (len(images), self.frames_number, 2, *images.images.shape[-2:]), dtype=torch.uint8
         )

@@ -135,7 +135,8 @@ def train_cell(
     reset_peak_memory(device)
     resumed = progress.epoch
     for epoch in range(progress.epoch + 1, options.all_epochs + 1):
-        # Everything random in an epoch follows from (seed, epoch): nothing to keep for resume.
+        # Everything random in an epoch follows from (seed, epoch): what an epoch in the middle of
+        # which a training goes on has drawn before, its checkpoint knows.
         generator = seed_everything(cell.seed, epoch)
         taken = progress.taken(steps, device)
         batches = train_batches(
