@@ -129,9 +129,8 @@ def _read(file: Path, network: Network) -> Tensor:
     left, top = ((side - size) // 2 for side in picture.size)
     pixels = np.asarray(picture.crop((left, top, left + size, top + size)), dtype=np.float32) / 255
     mean, std = IMAGENET if pixels.ndim == 3 else ((0.5,), (0.5,))
-    return torch.from_numpy(
-        (pixels.reshape(size, size, -1) - np.float32(mean)) / np.float32(std)
-    ).permute(2, 0, 1)
+    channels = torch.from_numpy(pixels.reshape(size, size, -1)).permute(2, 0, 1)
+    return (channels - torch.tensor(mean).view(-1, 1, 1)) / torch.tensor(std).view(-1, 1, 1)
 
 
 def _spread(there: int, most: int) -> list[int]:
