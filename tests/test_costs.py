@@ -227,3 +227,17 @@ def test_the_page_says_what_its_numbers_say(tmp_path):
     assert "by factors of 6.0, 6.0, 6.0" in page
     assert "at most 10.0%" in page
     assert (tmp_path / "implied_rates.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_inner_factors_are_assumed_to_see_what_they_see_when_neurons_fire():
+    model = small_model("metaspikeformer", image_size=16)
+    rows = {row["layer"]: row for row in assumed_operations(model, 0.2)}
+    analog = {name for name, row in rows.items() if row["input"] == "analog"}
+    assert {"stages.3.0.attention.qkv.mix", "stages.0.0.attention.reduce"} <= analog
+    assert "stages.3.0.attention.qkv.point" not in analog
+
+
+def test_a_silent_network_has_an_energy_under_every_model():
+    model = small_model("metaspikeformer", image_size=16).eval()  # fresh: no neuron fires
+    found = measure(model, [small_input(model, 1, torch.float32)]).energy_mj
+    assert set(found) == set(ENERGY_MODELS) - {"sdt"}

@@ -143,7 +143,7 @@ def _read(file: Path, trials: Sequence[Trial]) -> list[tuple[int, Events]]:
         events = in_signed(utils.load_aedat_v3(file))
     except Exception as error:  # of struct, where it is cut off
         raise DataError(f"{file}: no AEDAT 3 file that can be read ({error})") from error
-    found = []
+    found: list[tuple[int, Events]] = []
     for label, start, end in trials:
         inside = np.flatnonzero((events["t"] >= start) & (events["t"] < end))
         found.append((label, {key: values[inside] for key, values in events.items()}))

@@ -40,7 +40,8 @@ _log = logging.getLogger("msvit")
 COUNTS = 1 / 255
 """The ``std`` with which bytes become counts again: a pixel in [0, 1] stands for 0 to 255."""
 
-_Item, _Result = TypeVar("_Item"), TypeVar("_Result")
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 Events = Mapping[str, "np.ndarray"]
 """``t`` in microseconds, in order; ``x``, ``y`` in pixels from the top left; ``p``, 1 for ON."""
@@ -273,7 +274,8 @@ def _make(
     labels: dict[str, list[int]] = {split: [] for split in recordings.files}
     digests: dict[str, list[bytes]] = {split: [] for split in recordings.files}
     samples = sum(sum(classes) for classes in recordings.counts.values())
-    array, clipped, at = None, 0, 0
+    array: np.memmap | None = None
+    clipped = at = 0
 
     def work(file: Path) -> tuple[list[tuple[int, np.ndarray]], bytes]:
         try:
@@ -313,13 +315,14 @@ def _make(
     replace_file(place.with_suffix(".json"), lambda file: file.write(content))
 
 
-def _room(file: Path, shape: tuple[int, ...]) -> np.ndarray:
+def _room(file: Path, shape: tuple[int, ...]) -> np.memmap:
     import numpy as np
 
     array = np.lib.format.open_memmap(file, "w+", np.uint8, shape)
     with file.open("r+b") as opened:
         # A page that finds no room on the disk when it is written would end the process.
-        os.posix_fallocate(opened.fileno(), 0, file.stat().st_size)
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(opened.fileno(), 0, file.stat().st_size)
     return array
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from msvit.layers.norm import BatchNorm
 from msvit.metrics import measure
 from msvit.models.base import Model
 from msvit.records.schema import Operations
@@ -25,10 +27,15 @@ def some_input(model: Model) -> Tensor:
 def assumed_operations(model: Model, rate: float) -> list[Operations]:
     """The rows of ``model`` if ``rate`` of all inputs that are no analog values were spikes.
 
-    One forward pass of noise tells shapes, and which inputs are analog. Whole numbers behind a
-    shortcut are spikes here.
+    One forward pass of noise, through norms that make neurons fire, tells shapes, and which inputs
+    are analog. Whole numbers behind a shortcut are spikes here.
     """
-    return assume(measure(model, [some_input(model)]).operations, rate)
+    lively = copy.deepcopy(model)
+    generator = torch.Generator().manual_seed(0)
+    for module in lively.modules():
+        if isinstance(module, BatchNorm):
+            nn.init.uniform_(module.bias, 0.0, 2.5, generator=generator)
+    return assume(measure(lively, [some_input(model)]).operations, rate)
 
 
 def assume(operations: Sequence[Operations], rate: float) -> list[Operations]:

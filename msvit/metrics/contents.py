@@ -60,9 +60,15 @@ def look(x: Tensor) -> Contents:
         # Values within [0, 1] sum up to their number of non-zeros only if all are 0 or 1.
         whole = whole_sum(values) == count_nonzero(lying)
         return Contents("spikes", peak, values, x) if whole else Contents("analog", None, None, x)
-    if x.is_floating_point() and any(count_nonzero(step.frac()) for step in lying):
+    if x.is_floating_point() and any(_is_broken(step) for step in lying):
         return Contents("analog", None, None, x)
     return Contents("integer", peak, values, x)
+
+
+def _is_broken(x: Tensor) -> bool:
+    """Whether a value of ``x`` is no whole number."""
+    low, high = torch.aminmax(x.frac())
+    return bool(low) or bool(high)
 
 
 def _as_it_lies(x: Tensor) -> Tensor:

@@ -109,15 +109,21 @@ class Operand:
 
         ``reach`` makes of sums over the last axis, ``[T, B, ...]``, how many synapses they reach.
         """
-        found = look(x)
-        self.content = max(self.content, found.kind, key=CONTENTS.index)
-        self.elements += x.numel()
+        found = self.skim(x)
         self.active += whole_sum(found.active)
         self.active_synops += reach(found.active)
         if found.values is not None and found.peak is not None:
-            self.total += whole_sum(found.values)
             self.peak = max(self.peak, found.peak)
             self.synops += reach(found.values)
+        return found
+
+    def skim(self, x: Tensor) -> Contents:
+        """Take in what the papers' formula asks of ``x`` ``[T, B, ..., C]``, and no more."""
+        found = look(x)
+        self.content = max(self.content, found.kind, key=CONTENTS.index)
+        self.elements += x.numel()
+        if found.values is not None:
+            self.total += whole_sum(found.values)
         return found
 
 
@@ -235,7 +241,7 @@ def _count_conv(layer: _Layer, x: Tensor, output: Tensor) -> None:
     """``x`` ``[T, B, H, W, C]``."""
     operand, window = layer.operands[0], layer.window
     if window is None:  # a factor: the first one stands for all
-        operand.see(x, lambda sums: 0.0)
+        operand.skim(x)
         return
     height, width = x.shape[2:4]
     images = x.shape[0] * x.shape[1]

@@ -16,7 +16,8 @@ from msvit.data import data_options, load_splits
 from msvit.models import create_model, zoo
 from msvit.models.base import Model
 from msvit.options import ConfigError, DataError, unknown
-from msvit.training.batches import Normalise
+from msvit.training.batches import Normalise, time_first
+from msvit.training.loading import Loader
 from msvit.training.trained import Prepare, load_trained
 
 _BATCH = 16
@@ -87,16 +88,15 @@ def _of_data_set(network: Network, name: str, data_dir: Path | None, most: int) 
     usual = data_options(name, {}, "--data")
     sized = {"image_size": wanted.image_size} if "image_size" in type(usual).model_fields else {}
     splits = load_splits(data_options(name, sized, "--data"), data_dir)
-    images = splits.test.images
     takes = (wanted.in_channels, wanted.image_size, wanted.image_size)
-    if tuple(images.shape[1:]) != takes:
-        raise DataError(
-            f"images of {name} are {tuple(images.shape[1:])}, and {network.what} takes {takes}"
-        )
-    chosen = images[_spread(len(images), most)]
-    normalise = Normalise(splits.mean, splits.std, torch.device("cpu"))
-    batches = [normalise(part) for part in chosen.split(_BATCH)]
-    return Seen(batches, f"{len(chosen)} of {len(images)} test images of {name}")
+    cpu = torch.device("cpu")
+    loader, normalise = Loader(splits.test, _BATCH, cpu), Normalise(splits.mean, splits.std, cpu)
+    chosen = torch.as_tensor(_spread(len(splits.test), most))
+    batches = [time_first(normalise(part.images)) for part in loader.batches(chosen)]
+    found = tuple(batches[0].shape[-3:])
+    if found != takes:
+        raise DataError(f"images of {name} are {found}, and {network.what} takes {takes}")
+    return Seen(batches, f"{len(chosen)} of {len(splits.test)} test images of {name}")
 
 
 def _of_folder(network: Network, folder: Path, most: int) -> Seen:
@@ -129,9 +129,8 @@ def _read(file: Path, network: Network) -> Tensor:
     left, top = ((side - size) // 2 for side in picture.size)
     pixels = np.asarray(picture.crop((left, top, left + size, top + size)), dtype=np.float32) / 255
     mean, std = IMAGENET if pixels.ndim == 3 else ((0.5,), (0.5,))
-    return torch.from_numpy(
-        (pixels.reshape(size, size, -1) - np.float32(mean)) / np.float32(std)
-    ).permute(2, 0, 1)
+    channels = torch.from_numpy(pixels.reshape(size, size, -1)).permute(2, 0, 1)
+    return (channels - torch.tensor(mean).view(-1, 1, 1)) / torch.tensor(std).view(-1, 1, 1)
 
 
 def _spread(there: int, most: int) -> list[int]:

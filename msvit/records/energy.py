@@ -113,7 +113,7 @@ def exact_synops(operations: Rows) -> float | None:
     As the code of SpikingResformer (arXiv 2403.14302) counts, which leaves out the first layer and
     the classifier; here both are charged: MACs where input is analog. The network is folded.
     """
-    layers = _layers(operations)
+    layers = _deployed(operations)
     if layers is None:
         return None
     constants = CONSTANTS["exact_synops"]
@@ -130,7 +130,7 @@ def sj_simple(operations: Rows) -> float | None:
     and so is a classifier's mean; a product of two binary operands counts where both are 1. What
     spikingjelly counts inside of neurons and norms, and at shortcuts, is left out.
     """
-    layers = _layers(operations)
+    layers = _deployed(operations)
     if layers is None:
         return None
     constants = CONSTANTS["sj_simple"]
@@ -161,7 +161,7 @@ def lemaire(operations: Rows) -> float | None:
     activations is a fully connected layer whose weights are the other operand, and a buffer for
     dense input holds one time step.
     """
-    layers = _layers(operations)
+    layers = _deployed(operations)
     if layers is None:
         return None
     bill = _Lemaire()
@@ -253,7 +253,7 @@ def memory_aware(operations: Rows) -> float | None:
     layer and its neuron are not stored. The constants of ``precision`` (fp32, fp16, int8) are
     Horowitz's.
     """
-    layers = _layers(operations)
+    layers = _deployed(operations)
     if layers is None:
         return None
     constants = CONSTANTS["memory_aware"]
@@ -334,7 +334,7 @@ class Twin:
 
 def twin(operations: Rows) -> Twin | None:
     """What the twin of a network has, by its rows; None where they do not tell."""
-    layers = _layers(operations)
+    layers = _deployed(operations)
     if layers is None:
         return None
     timesteps = max((row["steps"] for row in layers), default=1)
@@ -360,7 +360,7 @@ def neurobench(operations: Rows) -> dict[str, float] | None:
     weights and outputs of neurons. ``membrane_updates``: all neurons in all steps; NeuroBench
     counts those whose potential has changed.
     """
-    layers = _layers(operations)
+    layers = _deployed(operations)
     if layers is None:
         return None
     found = dict.fromkeys(
@@ -393,6 +393,14 @@ def _layers(operations: Rows) -> list[Operations] | None:
     """The rows of layers; None where an earlier version has counted them, which knew less."""
     layers = [row for row in operations if row["kind"] != "neuron"]
     return layers if all("synapses" in row for row in layers) else None
+
+
+def _deployed(operations: Rows) -> list[Operations] | None:
+    """The same without factors for which the row of the first one stands."""
+    layers = _layers(operations)
+    if layers is None:
+        return None
+    return [row for row in layers if "folded_into" not in row or row["weights"]]
 
 
 def _neurons(operations: Iterable[Operations]) -> list[Operations]:
