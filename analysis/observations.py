@@ -13,7 +13,7 @@ from msvit.data.fingerprint import Fingerprint
 from msvit.records.measures import measured
 from msvit.records.schema import Epoch, Firing, Operations, Record
 
-Columns = dict[str, list[Any]]
+Columns = dict[str, tuple[Any, ...]]
 """As many values by each name: a record has hundreds of rows, of which each would be an object."""
 
 HISTORY_COLUMNS = list(Epoch.__annotations__)
@@ -85,13 +85,13 @@ def _hashable(value: Any) -> Any:
 
 
 def _columns(rows: Sequence[Any], names: Sequence[str]) -> Columns:
-    return {name: [row[name] for row in rows] for name in names}
+    return {name: tuple([row[name] for row in rows]) for name in names}
 
 
 def _of_layers(rows: Sequence[Any], names: Sequence[str]) -> Columns:
     """``names`` of the rows; the last one is the layer's place in the network, from 0."""
     columns = _columns(rows, names[:-1])
-    # The same words in every record of a study: kept once.
-    columns["layer"] = [sys.intern(layer) for layer in columns["layer"]]
     places = {layer: place for place, layer in enumerate(dict.fromkeys(columns["layer"]))}
-    return columns | {names[-1]: [places[layer] for layer in columns["layer"]]}
+    # The same words in every record of a study: kept once.
+    columns["layer"] = tuple([sys.intern(layer) for layer in columns["layer"]])
+    return columns | {names[-1]: tuple([places[layer] for layer in columns["layer"]])}
