@@ -9,7 +9,8 @@ from collections.abc import Mapping
 import pandas as pd
 
 from analysis.collect import StudyResults
-from analysis.statistics import CONFIDENCE, POWER, compare_with_best, image_error, summarize
+from analysis.comparisons import compare_with_best
+from analysis.statistics import CONFIDENCE, POWER, image_error, summarize
 from msvit.data import DATASETS
 from msvit.records.energy import DEFAULT_ENERGY_MODEL
 

@@ -19,18 +19,12 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from analysis.collect import cell_columns, collect
+from analysis.comparisons import compare_with_best, paired_differences, tell_apart
 from analysis.figures import accuracy_energy, accuracy_over_axis, pareto_front, save_figures
 from analysis.formats import latex, latex_text, markdown
 from analysis.heatmaps import firing_maps
 from analysis.report import main, print_summary
-from analysis.statistics import (
-    compare_with_best,
-    image_error,
-    paired_differences,
-    summarize,
-    t_interval,
-    tell_apart,
-)
+from analysis.statistics import image_error, summarize, t_interval
 from analysis.tables import compare
 from msvit.records.schema import RecordError
 from tests.results_folder import LAYERS, SCALES, Results, fill_scales, make_cell, make_record
@@ -171,7 +165,7 @@ def test_differences_are_paired_by_seed(tmp_path):
     results.add_seeds("a", {"name": "msvit", "scales": [1]}, [0.90, 0.95, 0.80], [1e-3] * 3)
     results.add_seeds("b", {"name": "msvit", "scales": [1, 3]}, [0.91, 0.97, 0.83], [1e-3] * 3)
     row = paired_differences(results.study(), "test_accuracy", "a").loc["b"]
-    assert row["mean"] == pytest.approx(0.02)
+    assert row["difference"] == pytest.approx(0.02)
     assert row["std"] == pytest.approx(0.01)
     # Far smaller than the spread of either: what the seeds share does not count.
     assert row["low"] == pytest.approx(0.02 - 4.302652729911275 * 0.01 / 3**0.5)
