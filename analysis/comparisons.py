@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.collect import StudyResults
-from analysis.contrasts import ENOUGH, Largest, fit, judge, rounding
+from analysis.contrasts import COLUMNS, ENOUGH, Largest, fit, judge, rounding
 from analysis.statistics import CONFIDENCE, POWER, by_seed
 from msvit.records.measures import Direction, all_measures
 
@@ -59,8 +59,7 @@ def differences_to(values: pd.DataFrame, baseline: str, step: float = 0.0) -> pd
     values = values.dropna(axis=1, how="all")
     others = [group for group in values.columns if group != baseline]
     if baseline not in values or not others:
-        columns = ["difference", "low", "high", "p", "effect", "std", "n"]
-        return pd.DataFrame(columns=columns, dtype=float)
+        return pd.DataFrame(columns=[*COLUMNS, "std", "n"], dtype=float)
     family = {group: {group: 1.0, baseline: -1.0} for group in others}
     found = judge(fit(values), family, step)
     pairs = values[others].sub(values[baseline], axis=0)

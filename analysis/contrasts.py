@@ -29,6 +29,9 @@ from analysis.statistics import CONFIDENCE
 
 ENOUGH = 4
 """Degrees of freedom: fewer tell so little of the noise that its size says nothing."""
+COLUMNS = ("difference", "low", "high", "p", "effect")
+"""What is told of a contrast, see :func:`judge`."""
+_EXACT = 1e-12  # of the largest value
 _DRAWS = 200_000  # a probability of 5 % is known to ± 0.1 points
 
 
@@ -79,9 +82,11 @@ def fit(values: pd.DataFrame) -> Fit:
     y = values.to_numpy()[seeds, groups]
     solution, _, rank, _ = np.linalg.lstsq(design, y, rcond=None)
     freedom = len(y) - int(rank)
+    variance = float(((y - design @ solution) ** 2).sum() / max(freedom, 1))
+    exact = len(y) and variance < (_EXACT * np.abs(y).max()) ** 2  # what floats make of it
     return Fit(
         pd.Series(solution[: len(values.columns)], index=values.columns),
-        float(((y - design @ solution) ** 2).sum() / max(freedom, 1)),
+        0.0 if exact else variance,
         freedom,
         design,
         np.linalg.pinv(design.T @ design),
@@ -111,33 +116,33 @@ def judge(
 
         NaN where no common seeds tell it, and all but the difference where nothing tells the noise.
     """
-    columns = ["difference", "low", "high", "p", "effect"]
-    rows = {name: fitted.contrast(weights) for name, weights in family.items()}
-    told = {name: row for name, row in rows.items() if fitted.is_told(row)}
-    found = pd.DataFrame(np.nan, index=list(family), columns=columns)
-    if not told:
-        return found
-    contrasts = np.array(list(told.values()))
-    effects = np.concatenate([fitted.effects, np.zeros(contrasts.shape[1] - len(fitted.effects))])
-    differences = contrasts @ effects
-    found.loc[list(told), "difference"] = differences
+    rows = np.array([fitted.contrast(weights) for weights in family.values()])
+    told = np.array([fitted.is_told(row) for row in rows], dtype=bool)
+    found = {name: np.full(len(rows), np.nan) for name in COLUMNS}
+    if told.any():
+        for name, values in _judged(fitted, rows[told], rounding(step)).items():
+            found[name][told] = values
+    return pd.DataFrame(found, index=list(family))
+
+
+def _judged(fitted: Fit, contrasts: np.ndarray, least: float) -> dict[str, np.ndarray]:
+    seeds = contrasts.shape[1] - len(fitted.effects)
+    differences = contrasts @ np.concatenate([fitted.effects, np.zeros(seeds)])
+    found = {"difference": differences}
     if fitted.freedom < 1:
         return found
-    covariance = fitted.covariance(contrasts, rounding(step))
+    covariance = fitted.covariance(contrasts, least)
     errors = np.sqrt(np.diag(covariance))
     if not errors.all():  # no noise at all: what differs, differs
-        found.loc[list(told), ["low", "high"]] = differences[:, None]
-        found.loc[list(told), "p"] = np.where(differences == 0, 1.0, 0.0)
-        return found
-    correlation = covariance / np.outer(errors, errors)
-    largest = Largest.of(correlation, fitted.freedom)
+        same = np.abs(differences) <= _EXACT * np.abs(fitted.effects).max()
+        return found | {"low": differences, "high": differences, "p": np.where(same, 1.0, 0.0)}
+    largest = Largest.of(covariance / np.outer(errors, errors), fitted.freedom)
     half = largest.bound * errors
-    found.loc[list(told), "low"] = differences - half
-    found.loc[list(told), "high"] = differences + half
-    found.loc[list(told), "p"] = [largest.beyond(abs(t)) for t in differences / errors]
+    found |= {"low": differences - half, "high": differences + half}
+    found["p"] = np.array([largest.beyond(abs(t)) for t in differences / errors])
     if fitted.freedom >= ENOUGH:
-        noise = np.sqrt(max(fitted.variance, rounding(step)))
-        found.loc[list(told), "effect"] = _unbiased(fitted.freedom) * differences / noise
+        noise = np.sqrt(max(fitted.variance, least))
+        found["effect"] = _unbiased(fitted.freedom) * differences / noise
     return found
 
 
