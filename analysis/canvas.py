@@ -98,7 +98,7 @@ def _missing_letters() -> Iterator[None]:
         )
 
 
-def say(axes: Axes, study: StudyResults, title: str, *remarks: str) -> None:
+def say(where: Axes | Figure, study: StudyResults, title: str, *remarks: str) -> None:
     """Title of a figure: what it shows, how, and why one should not believe it yet."""
     seeds = summarize(study, "test_accuracy")["n"]
     seeds = seeds[seeds > 0]
@@ -111,11 +111,15 @@ def say(axes: Axes, study: StudyResults, title: str, *remarks: str) -> None:
         lines.append("; ".join([known, *remarks[1:]]))
     if len(study.unfinished):
         lines.append(f"unfinished: {len(study.unfinished)} of {len(study.cells)} cells are missing")
-    axes.set_title("\n".join(lines))
+    text = "\n".join(lines)
+    if isinstance(where, Figure):  # of several panels
+        where.suptitle(text, x=0.01, ha="left", size=mpl.rcParams["axes.titlesize"])
+        return
+    where.set_title(text)
     if study.finished.empty:
-        axes.set_xticks([])
-        axes.set_yticks([])
-        axes.text(0.5, 0.5, "no finished cell yet", transform=axes.transAxes, ha="center", size=9)
+        where.set_xticks([])
+        where.set_yticks([])
+        where.text(0.5, 0.5, "no finished cell yet", transform=where.transAxes, ha="center", size=9)
 
 
 def slug(text: str) -> str:

@@ -23,6 +23,7 @@ from msvit.options import unknown
 from msvit.records.measures import Measure, all_measures
 from msvit.records.schema import RecordError
 
+_NARROW_LAYERS = ("configuration", "part", "firing", "energy")
 _INTERVAL = f"{CONFIDENCE:.0%} interval"
 
 
@@ -161,7 +162,12 @@ def layer_table(study: StudyResults, baseline: str | None = None) -> Table | Non
         ),
         ranked=False,
         left=("part",),
-        narrow=("part", "firing rate", next(h for h in columns if h.startswith("energy"))),
+        narrow=(
+            "configuration",
+            "part",
+            "firing rate",
+            next(h for h in columns if h.startswith("energy")),
+        ),
         blocks=tuple(starts[1:]),
     )
 
