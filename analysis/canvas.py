@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import re
+import textwrap
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import cast
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -20,6 +22,7 @@ from analysis.collect import StudyResults
 from analysis.statistics import summarize
 
 _LONGEST_SLUG = 60  # letters, of up to four bytes each; file systems take 255 bytes for a name
+_LETTERS_OF_AN_INCH = 16.5  # of a title, on the mean
 STYLE = Path(__file__).with_name("paper.mplstyle")
 SCRIPTS = (
     *("Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans CJK KR", "Noto Sans CJK TC"),
@@ -111,7 +114,9 @@ def say(where: Axes | Figure, study: StudyResults, title: str, *remarks: str) ->
         lines.append("; ".join([known, *remarks[1:]]))
     if len(study.unfinished):
         lines.append(f"unfinished: {len(study.unfinished)} of {len(study.cells)} cells are missing")
-    text = "\n".join(lines)
+    figure = where if isinstance(where, Figure) else cast(Figure, where.figure)
+    room = int(_LETTERS_OF_AN_INCH * figure.get_figwidth())
+    text = "\n".join(part for line in lines for part in textwrap.wrap(line, room))
     if isinstance(where, Figure):  # of several panels
         where.suptitle(text, x=0.01, ha="left", size=mpl.rcParams["axes.titlesize"])
         return

@@ -26,10 +26,12 @@ from analysis.forests import difference_forest, effect_forest
 from analysis.heatmaps import firing_maps
 from analysis.label_placement import Mark, label_marks, label_right
 from analysis.layer_figures import energy_by_layer
+from analysis.published import published_on, read_published
 from analysis.series import axis_series
 from analysis.statistics import CONFIDENCE, summarize
 from msvit.records.measures import MEASURES
 
+_OTHERS = "0.45"  # what was not measured here
 MARKERS = "osD^vPX*"
 DASHES = ("--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))
 
@@ -57,7 +59,8 @@ def accuracy_energy(study: StudyResults) -> Figure:
     """Mean test accuracy (%) against energy per image, one point per configuration.
 
     Error bars are standard deviations over seeds on both axes; a hollow point has one seed and
-    no bars. The dashed steps are the Pareto front of the means.
+    no bars. The dashed steps are the Pareto front of the means. What others published on the same
+    data, with its energy, stands grey beside it, marked †.
     """
     accuracy = 100 * summarize(study, "test_accuracy")[["mean", "std"]].dropna(how="all")
     energy = summarize(study, "energy_mj")[["mean", "std"]].loc[accuracy.index]
@@ -74,10 +77,13 @@ def accuracy_energy(study: StudyResults) -> Figure:
             _point(axes, x, y, xerr, _within(y, yerr, yerr), looks[group])
             bars: tuple[float, float] = (0.0, 0.0) if math.isnan(yerr) else (xerr, yerr)
             marks.append(Mark(group, x, y, *bars, color=looks[group]["color"]))
+        for name, x, y in _published(study, cost.units[unit]):
+            axes.plot(x, y, marker="x", color=_OTHERS, ls="none", ms=4)
+            marks.append(Mark(name, x, y, color=_OTHERS))
         axes.margins(0.22, 0.18)
         axes.set_xlim(left=max(0, axes.get_xlim()[0]))
         _keep_to_possible(axes)
-        remarks = ["mean ± std"]
+        remarks = ["mean ± std"] + (["†: published"] if len(marks) > len(accuracy) else [])
         corners: list[tuple[float, float]] = []
         for group in pareto_front(energy["mean"], accuracy["mean"]):
             x, y = energy["mean"][group], accuracy["mean"][group]
@@ -89,6 +95,15 @@ def accuracy_energy(study: StudyResults) -> Figure:
         if marks:
             label_marks(axes, marks, corners)
     return figure
+
+
+def _published(study: StudyResults, factor: float) -> list[tuple[str, float, float]]:
+    """Names, energies (millijoule times ``factor``) and top-1 (%) published on the study's data."""
+    published = read_published()
+    tables = [published_on(data, published) for data in study.finished["data"].unique()]
+    rows = pd.concat([*tables, published.iloc[:0]]).dropna(subset=["energy_mj", "top1"])
+    rows = rows[~rows["source"].str.contains("not spiking")]
+    return [(f"{r.model}†", r.energy_mj * factor, r.top1) for r in rows.itertuples()]
 
 
 def pareto_front(cost: pd.Series, value: pd.Series) -> list[str]:

@@ -62,7 +62,7 @@ def _forest(
     rule: int | None = None,
 ) -> Figure:
     with style():
-        figure = Figure(figsize=(5.2, 1.1 + 0.2 * len(labels)))
+        figure = Figure(figsize=(4.4, 1.35 + 0.2 * len(labels)))
         FigureCanvasAgg(figure)
         panels = figure.subplots(1, len(judged), sharey=True)
         for axes, (name, rows) in zip(panels, judged.items(), strict=True):
@@ -72,11 +72,13 @@ def _forest(
             _rows(axes, factor * rows[["difference", "low", "high"]], rows["p"])
             if seeds is not None:
                 for place, values in enumerate(seeds[name].to_numpy().T):
-                    axes.plot(factor * values, [place] * len(values), ".", color="0.6", ms=3)
+                    # Below the bar, which would hide them.
+                    axes.plot(factor * values, [place + 0.25] * len(values), ".", color="0.5", ms=3)
             axes.axvline(0, color="0.3", lw=0.8, zorder=1)
             if rule is not None and 0 < rule < len(labels):
                 axes.axhline(rule - 0.5, color="0.6", lw=0.6)
-            axes.set_xlabel("test accuracy (points)" if unit == "%" else measure.axis(unit))
+            label = "test accuracy (points)" if unit == "%" else measure.axis(unit)
+            axes.set_xlabel(label.replace(" (", "\n("))
             axes.grid(axis="y", visible=False)
         panels[0].set_yticks(range(len(labels)), labels)
         panels[0].set_ylim(len(labels) - 0.5, -0.5)

@@ -49,7 +49,9 @@ def label_marks(
         figure.set_layout_engine("none")  # placed labels must not move the axes again
         return
     key = [Line2D([], [], ls="none", label=f"{i}  {mark.text}") for i, mark in enumerate(marks, 1)]
-    legend = figure.legend(handles=key, loc="outside right upper", handlelength=0, handletextpad=0)
+    columns = math.ceil(len(key) * 1.6 * size / (72 * figure.get_figheight()))
+    shown = {"handlelength": 0, "handletextpad": 0, "ncols": columns}
+    legend = figure.legend(handles=key, loc="outside right upper", **shown)
     figure.draw_without_rendering()
     room = legend.get_window_extent().width / figure.dpi
     figure.set_size_inches(figure.get_figwidth() + room, figure.get_figheight())

@@ -39,7 +39,7 @@ def energy_by_layer(study: StudyResults) -> Figure | None:
     # The same place of the network is one piece, whatever its layers are.
     pieces = each.groupby(["group", "kind", "place"], sort=False)["energy"].sum()
     with style():
-        figure = Figure(figsize=(5.2, 1.15 + 0.26 * len(groups)))
+        figure = Figure(figsize=(4.4, 1.15 + 0.24 * len(groups)))
         FigureCanvasAgg(figure)
         axes = figure.subplots()
         widest = pieces.groupby(level="group").sum().max()
@@ -57,7 +57,9 @@ def energy_by_layer(study: StudyResults) -> Figure | None:
         axes.grid(axis="y", visible=False)
         axes.set_xlabel(measure.axis(unit))
         handles = [Patch(label=kind, ec="white", **look) for kind, look in KINDS.items()]
-        figure.legend(handles=handles, loc="outside lower center", ncols=len(KINDS))
+        figure.legend(
+            handles=handles, loc="outside lower center", ncols=len(KINDS), handleheight=1.4
+        )
         say(figure, study, "energy by part of the network", "mean", "numbers: stage or block")
     return figure
 
