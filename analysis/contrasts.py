@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 import pandas as pd
@@ -45,24 +45,22 @@ class Fit:
     """Of the noise."""
     freedom: int
     """Degrees of freedom that tell the noise."""
-    _design: np.ndarray
-    _inverse: np.ndarray
+    _design: Design
 
     def contrast(self, weights: Mapping[str, float]) -> np.ndarray:
         """As a row over the columns of the design; weights are by configuration, their sum is 0."""
-        row = np.zeros(self._design.shape[1])
+        row = np.zeros(len(self._design.inverse))
         for group, weight in weights.items():
             row[self.effects.index.get_loc(group)] += weight
         return row
 
     def is_told(self, contrast: np.ndarray) -> bool:
         """Whether it is a combination of what was seen: common seeds connect all its parts."""
-        told = contrast @ self._inverse @ (self._design.T @ self._design)
-        return bool(np.abs(told - contrast).max() <= 1e-6)
+        return bool(np.abs(contrast @ self._design.seen - contrast).max() <= 1e-6)
 
     def covariance(self, contrasts: np.ndarray, least: float = 0.0) -> np.ndarray:
         """Of the estimates of ``contrasts`` (rows), with a variance of ``least`` or more."""
-        return max(self.variance, least) * contrasts @ self._inverse @ contrasts.T
+        return max(self.variance, least) * contrasts @ self._design.inverse @ contrasts.T
 
     def error(self, group: str, other: str, least: float = 0.0) -> float:
         """Standard error of a difference; infinite where no seeds connect the two."""
@@ -72,25 +70,47 @@ class Fit:
         return float(np.sqrt(max(self.covariance(row[None], least).item(), 0)))
 
 
+@dataclass(frozen=True)
+class Design:
+    """Which configuration and seed each value is of.
+
+    Attributes:
+        matrix: values down; configurations, then seeds, across; 1 where it is of this one.
+        inverse: of the normal equations (the pseudoinverse: only differences are told).
+        seen: what leaves those contrasts as they are that the values tell.
+        freedom: values beyond those that the configurations and seeds take.
+    """
+
+    matrix: np.ndarray
+    inverse: np.ndarray
+    seen: np.ndarray
+    freedom: int
+
+
+@lru_cache(maxsize=64)
+def _design(there: bytes, configurations: int) -> Design:
+    seeds, groups = np.nonzero(np.frombuffer(there, dtype=bool).reshape(-1, configurations))
+    matrix = np.zeros((len(seeds), configurations + len(there) // configurations))
+    rows = np.arange(len(seeds))
+    matrix[rows, groups] = 1
+    matrix[rows, configurations + seeds] = 1
+    normal = matrix.T @ matrix
+    inverse = np.linalg.pinv(normal, hermitian=True)
+    rank = int(np.linalg.matrix_rank(matrix)) if len(seeds) else 0
+    return Design(matrix, inverse, inverse @ normal, len(seeds) - rank)
+
+
 def fit(values: pd.DataFrame) -> Fit:
     """Fit ``values``: seeds down, configurations across, empty where there is none."""
-    seeds, groups = np.nonzero(values.notna().to_numpy())
-    design = np.zeros((len(seeds), len(values.columns) + len(values.index)))
-    rows = np.arange(len(seeds))
-    design[rows, groups] = 1
-    design[rows, len(values.columns) + seeds] = 1
-    y = values.to_numpy()[seeds, groups]
-    solution, _, rank, _ = np.linalg.lstsq(design, y, rcond=None)
-    freedom = len(y) - int(rank)
-    variance = float(((y - design @ solution) ** 2).sum() / max(freedom, 1))
+    numbers = values.to_numpy()
+    there = ~np.isnan(numbers)
+    design = _design(there.tobytes(), len(values.columns))
+    y = numbers[there]
+    solution = design.inverse @ (design.matrix.T @ y)
+    variance = float(((y - design.matrix @ solution) ** 2).sum() / max(design.freedom, 1))
     exact = len(y) and variance < (_EXACT * np.abs(y).max()) ** 2  # what floats make of it
-    return Fit(
-        pd.Series(solution[: len(values.columns)], index=values.columns),
-        0.0 if exact else variance,
-        freedom,
-        design,
-        np.linalg.pinv(design.T @ design),
-    )
+    effects = pd.Series(solution[: len(values.columns)], index=values.columns)
+    return Fit(effects, 0.0 if exact else variance, design.freedom, design)
 
 
 def rounding(step: float) -> float:

@@ -115,7 +115,7 @@ def _attention(units: set[str]) -> str:
         return "token attention"
     if "depthwise" in words and "expand" in words:
         return "separable convolution"
-    if words & {"q", "qkv", "transform", "gather"}:
+    if words & {"q", "qk", "qkv", "transform", "gather"}:
         return "self-attention"
     return "attention"
 
@@ -155,7 +155,13 @@ def layers(study: StudyResults) -> pd.DataFrame:
         time steps); energy_mj (per image, by the default energy model); share (of the
         configuration's energy).
     """
-    frames = [_layers_of(study, group) for group in study.groups]
+    firing = dict(iter(study.firing.groupby("group")))
+    operations = dict(iter(study.operations.groupby("group")))
+    empty = study.firing.iloc[:0], study.operations.iloc[:0]
+    frames = [
+        _layers_of(group, firing.get(group, empty[0]), operations.get(group, empty[1]))
+        for group in study.groups
+    ]
     return pd.concat(frames, ignore_index=True)
 
 
@@ -175,9 +181,7 @@ def parts(study: StudyResults) -> pd.DataFrame:
     return found.drop(columns=["spikes", "neurons"])
 
 
-def _layers_of(study: StudyResults, group: str) -> pd.DataFrame:
-    firing = study.firing[study.firing["group"] == group]
-    operations = study.operations[study.operations["group"] == group]
+def _layers_of(group: str, firing: pd.DataFrame, operations: pd.DataFrame) -> pd.DataFrame:
     names = layer_names([*operations["layer"].unique(), *firing["layer"].unique()])
     order = _woven(list(operations["layer"].unique()), list(firing["layer"].unique()))
     told = operations.groupby("layer", sort=False)[["kind", "input"]].first()
