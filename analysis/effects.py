@@ -23,6 +23,8 @@ from analysis.contrasts import fit, judge
 from analysis.statistics import by_seed
 
 Weights = dict[str, float]
+Changes = tuple[tuple[str, Any], ...]
+"""Option and value of each thing that is changed."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Effect:
         weights: of the configurations, by label.
     """
 
-    changes: tuple[tuple[str, Any], ...]
+    changes: Changes
     weights: Weights
 
 
@@ -77,13 +79,13 @@ def plan(study: StudyResults) -> list[Effect]:
     axes = _levels(study)
     corners = _corners(study, list(axes))
     changes = [(axis, value) for axis, values in axes.items() for value in values[1:]]
-    several = [(change,) for change in changes]
+    several: list[Changes] = [(change,) for change in changes]
     several += [pair for pair in combinations(changes, 2) if pair[0][0] != pair[1][0]]
     return [Effect(chosen, _weights(chosen, axes, corners)) for chosen in several]
 
 
 def _weights(
-    changes: tuple[tuple[str, Any], ...],
+    changes: Changes,
     axes: Mapping[str, list[Any]],
     corners: Mapping[tuple[Any, ...], str],
 ) -> Weights:

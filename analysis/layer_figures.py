@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -15,7 +16,7 @@ from analysis.collect import StudyResults
 from analysis.layers import layers
 from msvit.records.measures import MEASURES
 
-KINDS = {
+KINDS: dict[str, dict[str, Any]] = {
     "stem, embeddings": {"color": "#0072B2", "hatch": None},
     "attention": {"color": "#E69F00", "hatch": "/////"},
     "MLP": {"color": "#8CCBEE", "hatch": None},
