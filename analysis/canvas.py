@@ -6,7 +6,7 @@ import logging
 import re
 import textwrap
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -125,6 +125,11 @@ def say(where: Axes | Figure, study: StudyResults, title: str, *remarks: str) ->
         where.set_xticks([])
         where.set_yticks([])
         where.text(0.5, 0.5, "no finished cell yet", transform=where.transAxes, ha="center", size=9)
+
+
+def width_for(labels: Iterable[str]) -> float:
+    """Inches of a figure whose rows have these labels at their left: as others, or wider."""
+    return max(mpl.rcParams["figure.figsize"][0], 3.0 + 0.055 * max(map(len, labels), default=0))
 
 
 def slug(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -40,7 +41,8 @@ def learning_curves(study: StudyResults) -> Figure | None:
             for other in groups:
                 axes.plot(curves.loc[other, "mean"], color="0.8", lw=0.7, zorder=1)
             _curve(axes, curves.loc[group])
-            axes.set_title(group + (" (one seed)" if seeds[group] == 1 else ""), size=7, pad=3)
+            title = group + (" (one seed)" if seeds[group] == 1 else "")
+            axes.set_title(textwrap.fill(title, 28), size=7, pad=3)
             axes.xaxis.get_major_locator().set_params(integer=True)
         for place in range(len(groups), len(every)):
             every[place].remove()

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from analysis.canvas import say, style
+from analysis.canvas import say, style, width_for
 from analysis.collect import StudyResults
 from analysis.comparisons import paired_differences
 from analysis.effects import effects, why_none
@@ -62,7 +62,7 @@ def _forest(
     rule: int | None = None,
 ) -> Figure:
     with style():
-        figure = Figure(figsize=(4.4, 1.35 + 0.2 * len(labels)))
+        figure = Figure(figsize=(width_for(labels), 1.35 + 0.2 * len(labels)))
         FigureCanvasAgg(figure)
         panels = figure.subplots(1, len(judged), sharey=True)
         for axes, (name, rows) in zip(panels, judged.items(), strict=True):

@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from analysis.canvas import say, style
+from analysis.canvas import say, style, width_for
 from analysis.collect import StudyResults
 from analysis.layers import layers
 from msvit.records.measures import MEASURES
@@ -40,7 +40,7 @@ def energy_by_layer(study: StudyResults) -> Figure | None:
     # The same place of the network is one piece, whatever its layers are.
     pieces = each.groupby(["group", "kind", "place"], sort=False)["energy"].sum()
     with style():
-        figure = Figure(figsize=(4.4, 1.15 + 0.24 * len(groups)))
+        figure = Figure(figsize=(width_for(groups), 1.15 + 0.24 * len(groups)))
         FigureCanvasAgg(figure)
         axes = figure.subplots()
         widest = pieces.groupby(level="group").sum().max()
