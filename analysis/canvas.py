@@ -109,7 +109,8 @@ def say(where: Axes | Figure, study: StudyResults, title: str, *remarks: str) ->
     if len(seeds):
         few, many = seeds.min(), seeds.max()
         over = f"{many} seeds" if few == many else f"{few} to {many} seeds"
-        over += " (hollow: one seed)" if few == 1 else ""
+        # Figures of several panels have other points, or none.
+        over += " (hollow: one seed)" if few == 1 and isinstance(where, Axes) else ""
         known = f"{remarks[0]} over {over}" if many > 1 else "one seed each: no spread is known"
         lines.append("; ".join([known, *remarks[1:]]))
     if len(study.unfinished):
