@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import re
+import textwrap
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import cast
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -20,6 +22,7 @@ from analysis.collect import StudyResults
 from analysis.statistics import summarize
 
 _LONGEST_SLUG = 60  # letters, of up to four bytes each; file systems take 255 bytes for a name
+_LETTERS_OF_AN_INCH = 16.5  # of a title, on the mean
 STYLE = Path(__file__).with_name("paper.mplstyle")
 SCRIPTS = (
     *("Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans CJK KR", "Noto Sans CJK TC"),
@@ -98,7 +101,7 @@ def _missing_letters() -> Iterator[None]:
         )
 
 
-def say(axes: Axes, study: StudyResults, title: str, *remarks: str) -> None:
+def say(where: Axes | Figure, study: StudyResults, title: str, *remarks: str) -> None:
     """Title of a figure: what it shows, how, and why one should not believe it yet."""
     seeds = summarize(study, "test_accuracy")["n"]
     seeds = seeds[seeds > 0]
@@ -106,16 +109,28 @@ def say(axes: Axes, study: StudyResults, title: str, *remarks: str) -> None:
     if len(seeds):
         few, many = seeds.min(), seeds.max()
         over = f"{many} seeds" if few == many else f"{few} to {many} seeds"
-        over += " (hollow: one seed)" if few == 1 else ""
+        # Figures of several panels have other points, or none.
+        over += " (hollow: one seed)" if few == 1 and isinstance(where, Axes) else ""
         known = f"{remarks[0]} over {over}" if many > 1 else "one seed each: no spread is known"
         lines.append("; ".join([known, *remarks[1:]]))
     if len(study.unfinished):
         lines.append(f"unfinished: {len(study.unfinished)} of {len(study.cells)} cells are missing")
-    axes.set_title("\n".join(lines))
+    figure = where if isinstance(where, Figure) else cast(Figure, where.figure)
+    room = int(_LETTERS_OF_AN_INCH * figure.get_figwidth())
+    text = "\n".join(part for line in lines for part in textwrap.wrap(line, room))
+    if isinstance(where, Figure):  # of several panels
+        where.suptitle(text, x=0.01, ha="left", size=mpl.rcParams["axes.titlesize"])
+        return
+    where.set_title(text)
     if study.finished.empty:
-        axes.set_xticks([])
-        axes.set_yticks([])
-        axes.text(0.5, 0.5, "no finished cell yet", transform=axes.transAxes, ha="center", size=9)
+        where.set_xticks([])
+        where.set_yticks([])
+        where.text(0.5, 0.5, "no finished cell yet", transform=where.transAxes, ha="center", size=9)
+
+
+def width_for(labels: Iterable[str]) -> float:
+    """Inches of a figure whose rows have these labels at their left: as others, or wider."""
+    return max(mpl.rcParams["figure.figsize"][0], 3.0 + 0.055 * max(map(len, labels), default=0))
 
 
 def slug(text: str) -> str:

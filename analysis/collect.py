@@ -33,6 +33,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -126,7 +127,8 @@ def collect(results: Path, grid: str, records: Records[Observations] | None = No
     results = Path(results)
     manifest = _manifest(results, grid)
     records = records or Records(results, observe)
-    frames: dict[str, list[Any]] = {"cells": [], "history": [], "firing": [], "operations": []}
+    rows: list[dict[str, Any]] = []
+    observations: list[tuple[tuple[Any, ...], Observations]] = []
     warnings: list[str] = []
     axes = manifest["axes"]
     for entry in manifest["cells"]:
@@ -136,16 +138,14 @@ def collect(results: Path, grid: str, records: Records[Observations] | None = No
                 row = _unfinished(results, entry["id"])
             else:
                 row = {**observed.scores, "status": "finished"}
-                key = itemgetter(*KEY_COLUMNS)(entry)
-                for kind in ("history", "firing", "operations"):
-                    frames[kind] += [(*key, *values) for values in getattr(observed, kind)]
+                observations.append((itemgetter(*KEY_COLUMNS)(entry), observed))
         except RecordError as error:
             warnings.append(f"{error} It counts as missing.")
             row = {"status": "missing", "problem": str(error)}
         log = cell_folder(results, entry["id"]) / "log.txt"
         row = _with_axes(row, axes)
-        frames["cells"].append({**entry, **row, "log": str(log) if log.exists() else None})
-    cells = pd.DataFrame(frames["cells"])
+        rows.append({**entry, **row, "log": str(log) if log.exists() else None})
+    cells = pd.DataFrame(rows)
     first = cell_columns()
     return StudyResults(
         name=manifest["name"],
@@ -155,11 +155,24 @@ def collect(results: Path, grid: str, records: Records[Observations] | None = No
         overrides=tuple(manifest.get("overrides", ())),
         folder=study_folder(results, manifest["name"]),
         cells=cells.reindex(columns=[*first, *(c for c in cells if c not in first)]),
-        history=pd.DataFrame(frames["history"], columns=KEY_COLUMNS + HISTORY_COLUMNS),
-        firing=pd.DataFrame(frames["firing"], columns=KEY_COLUMNS + FIRING_COLUMNS),
-        operations=pd.DataFrame(frames["operations"], columns=KEY_COLUMNS + OPERATION_COLUMNS),
+        history=_long(observations, "history", HISTORY_COLUMNS),
+        firing=_long(observations, "firing", FIRING_COLUMNS),
+        operations=_long(observations, "operations", OPERATION_COLUMNS),
         warnings=tuple(warnings),
     )
+
+
+def _long(
+    observations: Sequence[tuple[tuple[Any, ...], Observations]], kind: str, names: Sequence[str]
+) -> pd.DataFrame:
+    """One frame of what each cell has of ``kind``, every row with the cell's own key."""
+    columns = [getattr(observed, kind) for _, observed in observations]
+    counts = [len(values[names[0]]) for values in columns]
+    keys = pd.DataFrame([key for key, _ in observations], columns=KEY_COLUMNS)
+    frame = keys.loc[keys.index.repeat(counts)].reset_index(drop=True)
+    for name in names:
+        frame[name] = list(chain.from_iterable(values[name] for values in columns))
+    return frame
 
 
 def _manifest(results: Path, grid: str) -> Manifest:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +21,23 @@ from matplotlib.figure import Figure
 
 from analysis.canvas import canvas, say, slug, style, write_figures
 from analysis.collect import StudyResults
+from analysis.curves import learning_curves
+from analysis.forests import difference_forest, effect_forest
 from analysis.heatmaps import firing_maps
 from analysis.label_placement import Mark, label_marks, label_right
+from analysis.layer_figures import energy_by_layer
+from analysis.published import published_on, read_published
 from analysis.series import axis_series
 from analysis.statistics import CONFIDENCE, summarize
 from msvit.records.measures import MEASURES
 
+_OTHERS = "0.45"  # what was not measured here
 MARKERS = "osD^vPX*"
 DASHES = ("--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))
 
 
-def save_figures(study: StudyResults, folder: Path) -> list[Path]:
-    """Draw all figures of a study and write each as PNG and PDF.
+def save_figures(study: StudyResults, folder: Path, baseline: str | None = None) -> list[Path]:
+    """Draw all figures of a study, with differences to ``baseline``, and write each as PNG and PDF.
 
     Returns:
         The PNG files, in reading order; the PDF files stand beside them. Other PNG and PDF files,
@@ -44,6 +50,8 @@ def save_figures(study: StudyResults, folder: Path) -> list[Path]:
             drawn |= {f"{name}_{part}": figure for part, figure in figures.items()}
         elif figures is not None:
             drawn[name] = figures
+    if baseline is not None and (forest := difference_forest(study, baseline)) is not None:
+        drawn["differences"] = forest
     return write_figures(drawn, folder)
 
 
@@ -51,7 +59,8 @@ def accuracy_energy(study: StudyResults) -> Figure:
     """Mean test accuracy (%) against energy per image, one point per configuration.
 
     Error bars are standard deviations over seeds on both axes; a hollow point has one seed and
-    no bars. The dashed steps are the Pareto front of the means.
+    no bars. The dashed steps are the Pareto front of the means. What others published on the same
+    data, with its energy, stands grey beside it, marked †.
     """
     accuracy = 100 * summarize(study, "test_accuracy")[["mean", "std"]].dropna(how="all")
     energy = summarize(study, "energy_mj")[["mean", "std"]].loc[accuracy.index]
@@ -68,10 +77,13 @@ def accuracy_energy(study: StudyResults) -> Figure:
             _point(axes, x, y, xerr, _within(y, yerr, yerr), looks[group])
             bars: tuple[float, float] = (0.0, 0.0) if math.isnan(yerr) else (xerr, yerr)
             marks.append(Mark(group, x, y, *bars, color=looks[group]["color"]))
+        for name, x, y in _published(study, cost.units[unit]):
+            axes.plot(x, y, marker="x", color=_OTHERS, ls="none", ms=4)
+            marks.append(Mark(name, x, y, color=_OTHERS))
         axes.margins(0.22, 0.18)
         axes.set_xlim(left=max(0, axes.get_xlim()[0]))
-        _keep_to_shares(axes)
-        remarks = ["mean ± std"]
+        _keep_to_possible(axes)
+        remarks = ["mean ± std"] + (["†: published"] if len(marks) > len(accuracy) else [])
         corners: list[tuple[float, float]] = []
         for group in pareto_front(energy["mean"], accuracy["mean"]):
             x, y = energy["mean"][group], accuracy["mean"][group]
@@ -85,6 +97,15 @@ def accuracy_energy(study: StudyResults) -> Figure:
     return figure
 
 
+def _published(study: StudyResults, factor: float) -> list[tuple[str, float, float]]:
+    """Names, energies (millijoule times ``factor``) and top-1 (%) published on the study's data."""
+    published = read_published()
+    tables = [published_on(data, published) for data in study.finished["data"].unique()]
+    rows = pd.concat([*tables, published.iloc[:0]]).dropna(subset=["energy_mj", "top1"])
+    rows = rows[~rows["source"].str.contains("not spiking")]
+    return [(f"{r.model}†", r.energy_mj * factor, r.top1) for r in rows.itertuples()]
+
+
 def pareto_front(cost: pd.Series, value: pd.Series) -> list[str]:
     """The labels that no other one beats (cheaper and at least as good), by rising cost."""
     front: list[str] = []
@@ -96,12 +117,21 @@ def pareto_front(cost: pd.Series, value: pd.Series) -> list[str]:
 
 
 def accuracy_over_axis(study: StudyResults, axis: str) -> Figure:
-    """Mean test accuracy (%) over one axis of the grid, with intervals of the mean.
+    """:func:`over_axis` of the test accuracy."""
+    return over_axis(study, axis, "test_accuracy")
+
+
+def over_axis(study: StudyResults, axis: str, name: str) -> Figure:
+    """Mean of a measure over one axis of the grid, with intervals of the mean.
 
     Tuples such as scales are placed at their length. Configurations that do not lie on the
     axis are horizontal lines with a band, named at the right.
     """
-    accuracy = 100 * summarize(study, "test_accuracy")[["mean", "low", "high"]]
+    measure = MEASURES[name]
+    found = summarize(study, name)[["mean", "low", "high"]]
+    unit = measure.unit(found["mean"])
+    found *= measure.units[unit]
+    most = math.inf if measure.most is None else measure.most * measure.units[unit]
     series, baselines = axis_series(study, axis)
     option = axis.removesuffix(".name").split(".", 1)[-1].replace("_", " ")
     values = list(dict.fromkeys(value for line in series for value in line.values))
@@ -110,7 +140,7 @@ def accuracy_over_axis(study: StudyResults, axis: str) -> Figure:
     with style():
         figure, axes = canvas()
         axes.set_xlabel(option)
-        axes.set_ylabel(MEASURES["test_accuracy"].axis("%"))
+        axes.set_ylabel(measure.axis(unit))
         places, span = _ticks(axes, values, counted)
         looks, marks = iter(_cycle()), []
         for number, (line, look) in enumerate(zip(series, looks, strict=False)):
@@ -118,28 +148,33 @@ def accuracy_over_axis(study: StudyResults, axis: str) -> Figure:
             # Beside each other, so that no error bar hides another.
             shift = 0.015 * span * (number - (len(series) - 1) / 2)
             xs = [places[value] + shift for value, _ in ordered]
-            rows = accuracy.loc[[group for _, group in ordered]]
+            rows = found.loc[[group for _, group in ordered]]
             if counted or _numeric(values):
                 axes.plot(xs, rows["mean"], color=look["color"])
             for x, (mean, low, high) in zip(xs, rows.to_numpy(), strict=True):
-                _point(axes, x, mean, math.nan, _within(mean, mean - low, high - mean), look)
+                _point(axes, x, mean, math.nan, _within(mean, mean - low, high - mean, most), look)
             marks.append(Mark(line.label, 1, rows["mean"].iloc[-1], color=look["color"]))
         for dash, group, look in zip(itertools.cycle(DASHES), baselines, looks, strict=False):
-            row = accuracy.loc[group]
+            row = found.loc[group]
             axes.axhline(row["mean"], color=look["color"], ls=dash, lw=1)
             if not math.isnan(row["low"]):
                 axes.axhspan(row["low"], row["high"], color=look["color"], alpha=0.1, lw=0)
             marks.append(Mark(group, 1, row["mean"], color=look["color"]))
-        _keep_to_shares(axes)
-        say(axes, study, f"accuracy over {option}", f"mean with {CONFIDENCE:.0%} t interval")
+        _keep_to_possible(axes, most)
+        say(
+            axes,
+            study,
+            f"{measure.label.removeprefix('test ')} over {option}",
+            f"mean with {CONFIDENCE:.0%} t interval",
+        )
         label_right(axes, marks)
     return figure
 
 
-def accuracy_over_axes(study: StudyResults) -> dict[str, Figure]:
-    """:func:`accuracy_over_axis` for every axis of the grid, by the option's name."""
+def over_axes(study: StudyResults, name: str) -> dict[str, Figure]:
+    """:func:`over_axis` for every axis of the grid, by the option's name."""
     options = {slug(axis.split(".", 1)[-1]): axis for axis in study.axes}
-    return {option: accuracy_over_axis(study, axis) for option, axis in options.items()}
+    return {option: over_axis(study, axis, name) for option, axis in options.items()}
 
 
 Drawing = Callable[[StudyResults], "Figure | Mapping[str, Figure] | None"]
@@ -147,7 +182,11 @@ Drawing = Callable[[StudyResults], "Figure | Mapping[str, Figure] | None"]
 
 FIGURES: dict[str, Drawing] = {
     "accuracy_energy": accuracy_energy,
-    "accuracy": accuracy_over_axes,
+    "accuracy": partial(over_axes, name="test_accuracy"),
+    "energy": partial(over_axes, name="energy_mj"),
+    "effects": effect_forest,
+    "learning": learning_curves,
+    "layers": energy_by_layer,
     "firing": firing_maps,
 }
 """The figures of a study by their files' names, in reading order."""
@@ -168,15 +207,15 @@ def _point(
     )
 
 
-def _within(y: float, below: float, above: float) -> tuple[float, float]:
-    """Lengths of the error bars of a percentage, which ends at 0 and 100."""
-    return (min(below, y), min(above, 100 - y)) if not math.isnan(below) else (math.nan, math.nan)
+def _within(y: float, below: float, above: float, most: float = 100) -> tuple[float, float]:
+    """Lengths of the error bars of what ends at 0 and ``most``, such as a percentage."""
+    return (min(below, y), min(above, most - y)) if not math.isnan(below) else (math.nan, math.nan)
 
 
-def _keep_to_shares(axes: Axes) -> None:
-    """No percentage on the y axis that cannot be."""
+def _keep_to_possible(axes: Axes, most: float = 100) -> None:
+    """Nothing on the y axis that cannot be, such as a percentage above 100."""
     low, high = axes.get_ylim()
-    axes.set_ylim(max(low, 0), min(high, 100))
+    axes.set_ylim(max(low, 0), min(high, most))
 
 
 def _cycle() -> list[dict[str, Any]]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,11 +15,36 @@ if TYPE_CHECKING:
     import rich.table
 
 
-def write_table(table: Table, folder: Path, stem: str) -> None:
-    """Write ``<stem>.md`` and ``.tex``, and ``.csv`` with the numbers unrounded."""
-    (folder / f"{stem}.md").write_text(markdown(table), encoding="utf-8")
-    (folder / f"{stem}.tex").write_text(latex(table), encoding="utf-8")
-    table.numbers.to_csv(folder / f"{stem}.csv", index=False)
+FORMATS = ("md", "csv", "tex")
+"""What a table can be written as, by the ends of its files."""
+_ROWS_OF_A_PAGE = 45
+
+
+def write_table(table: Table, folder: Path, stem: str, formats: Collection[str] = FORMATS) -> None:
+    """Write ``<stem>.md``; ``.tex``, ``_column.tex`` (fewer columns); ``.csv``, unrounded."""
+    texts = {
+        "md": {f"{stem}.md": lambda: markdown(table)},
+        "tex": {
+            f"{stem}.tex": lambda: latex(table),
+            f"{stem}_column.tex": lambda: latex(narrowed(table), wide=False),
+        },
+        "csv": {f"{stem}.csv": lambda: table.numbers.to_csv(index=False, lineterminator="\n")},
+    }
+    for form in formats:
+        for name, text in texts[form].items():
+            (folder / name).write_text(text(), encoding="utf-8")
+
+
+def narrowed(table: Table) -> Table:
+    """The columns that one column of a two-column page has room for; the notes stay."""
+    if not table.narrow:
+        return table
+    kept = [place for place, header in enumerate(table.headers) if header in table.narrow]
+    return replace(
+        table,
+        headers=tuple(table.headers[place] for place in kept),
+        rows=tuple(tuple(row[place] for place in kept) for row in table.rows),
+    )
 
 
 def console() -> rich.console.Console:
@@ -38,50 +66,88 @@ def markdown(table: Table) -> str:
 
     body = [list(table.headers), *([show(entry) for entry in row] for row in table.rows)]
     widths = [max(3, *(len(row[i]) for row in body)) for i in range(len(table.headers))]
-    rules = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    lines = ["| " + " | ".join(_aligned(row, widths)) + " |" for row in (body[0], rules, *body[1:])]
+    left = _left(table)
+    rules = [
+        "-" * w if to_left else "-" * (w - 1) + ":" for w, to_left in zip(widths, left, strict=True)
+    ]
+    lines = [
+        "| " + " | ".join(_aligned(row, widths, left)) + " |" for row in (body[0], rules, *body[1:])
+    ]
     notes = "".join(f"\n{note}\n" for note in table.notes)
     return f"**{table.name}** · {table.caption}\n\n" + "\n".join(lines) + "\n" + notes
 
 
-def _aligned(row: list[str], widths: list[int]) -> list[str]:
-    first, *rest = zip(row, widths, strict=True)
-    return [first[0].ljust(first[1]), *(text.rjust(width) for text, width in rest)]
+def _left(table: Table) -> list[bool]:
+    """Whether each column stands to the left: of words, as the first one is."""
+    return [not place or header in table.left for place, header in enumerate(table.headers)]
 
 
-def latex(table: Table) -> str:
-    """The table as a LaTeX float; needs ``\\usepackage{booktabs}``.
+def _aligned(row: Sequence[str], widths: Sequence[int], left: Sequence[bool]) -> list[str]:
+    columns = zip(row, widths, left, strict=True)
+    return [text.ljust(width) if to_left else text.rjust(width) for text, width, to_left in columns]
 
-    The best values are bold, the second best underlined; the notes stand under the rules.
+
+def latex(table: Table, wide: bool = True) -> str:
+    """The table as LaTeX floats; needs ``\\usepackage{booktabs,graphicx}``.
+
+    The best values are bold, the second best underlined; the notes stand under the rules. ``wide``
+    goes over both columns of a two-column page. What is broader than that is made smaller, and
+    what is longer than a page goes on in another float, from the next block of rows on.
     """
+    pages = list(pairwise([*_pages(table), len(table.rows)]))
+    return "\n".join(
+        ["% needs \\usepackage{booktabs,graphicx}"]
+        + [_float(table, pages, number, wide) for number in range(len(pages))]
+    )
 
-    def show(entry: Entry) -> str:
-        text = latex_text(entry.text)
-        text = {1: f"\\textbf{{{text}}}", 2: f"\\underline{{{text}}}"}.get(entry.rank, text)
-        return f"{text} {latex_text(entry.detail)}".strip()
 
-    rows = [" & ".join(show(entry) for entry in row) + r" \\" for row in table.rows]
+def _pages(table: Table) -> list[int]:
+    """The rows with which floats begin."""
+    starts = [0]
+    ends = [*table.blocks[1:], len(table.rows)]
+    for block, end in zip(table.blocks, ends, strict=False):
+        if end - starts[-1] > _ROWS_OF_A_PAGE:
+            starts.append(block)
+    return starts
+
+
+def _float(table: Table, pages: list[tuple[int, int]], number: int, wide: bool) -> str:
+    first, last = number == 0, number == len(pages) - 1
+    caption = table.caption + (" Best in bold, second underlined." if table.ranked else "")
+    caption += "" if first else " Continued."
+    rows = []
+    for place in range(*pages[number]):
+        rows += [r"\midrule"] if place in table.blocks and place != pages[number][0] else []
+        rows.append(" & ".join(map(_latex_entry, table.rows[place])) + r" \\")
     # Units in a second row: the table has to fit a page.
     heads = zip(*(_split_unit(header) for header in table.headers), strict=True)
-    caption = table.caption + (" Best in bold, second underlined." if table.ranked else "")
+    columns = "".join("l" if to_left else "r" for to_left in _left(table))
+    name = "table*" if wide else "table"
     lines = [
-        "% needs \\usepackage{booktabs}",
-        r"\begin{table}[t]",
+        f"\\begin{{{name}}}[t]",
         r"\centering\footnotesize\setlength{\tabcolsep}{4pt}\setlength{\belowcaptionskip}{4pt}",
         f"\\caption{{{latex_text(caption)}}}",
-        f"\\label{{tab:{_label(table.name)}}}",
-        f"\\begin{{tabular}}{{@{{}}l{'r' * (len(table.headers) - 1)}@{{}}}}",
+        *([f"\\label{{tab:{_label(table.name)}}}"] if first else []),
+        # No broader than there is room for.
+        r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
+        f"\\begin{{tabular}}{{@{{}}{columns}@{{}}}}",
         r"\toprule",
         *(" & ".join(latex_text(part) for part in row) + r" \\" for row in heads),
         r"\midrule",
         *rows,
         r"\bottomrule",
-        r"\end{tabular}",
-        r"\par\raggedright",
-        *(rf"\smallskip {latex_text(note)}\par" for note in table.notes),
-        r"\end{table}",
+        r"\end{tabular}}",
+        *([r"\par\raggedright\scriptsize"] if last and table.notes else []),
+        *(rf"\smallskip {latex_text(note)}\par" for note in table.notes if last),
+        f"\\end{{{name}}}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _latex_entry(entry: Entry) -> str:
+    text = latex_text(entry.text)
+    text = {1: f"\\textbf{{{text}}}", 2: f"\\underline{{{text}}}"}.get(entry.rank, text)
+    return f"{text} {latex_text(entry.detail)}".strip()
 
 
 _LATEX = {
@@ -98,6 +164,8 @@ _LATEX = {
     "·": r"$\cdot$",
     "≤": r"$\le$",
     "≥": r"$\ge$",
+    "−": "$-$",
+    "→": r"$\to$",
     "—": "---",
     "–": "--",
 }
@@ -125,10 +193,8 @@ def terminal(table: Table) -> rich.table.Table:
     from rich.text import Text
 
     shown = RichTable(box=SIMPLE_HEAD, title=Text(table.caption), title_justify="left")
-    for position, header in enumerate(table.headers):
-        shown.add_column(
-            Text(header), justify="right" if position else "left", no_wrap=not position
-        )
+    for header, left in zip(table.headers, _left(table), strict=True):
+        shown.add_column(Text(header), justify="left" if left else "right", no_wrap=left)
     for row in table.rows:
         styles = ["bold" if e.rank == 1 else "underline" if e.rank == 2 else "" for e in row]
         shown.add_row(

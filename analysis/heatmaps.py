@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from analysis.canvas import canvas, say, slug, style
 from analysis.collect import StudyResults
+from analysis.layers import layer_names, outline
 from analysis.statistics import summarize
 
 MANY_LAYERS = 16  # more than this and a configuration gets a figure of its own
@@ -53,7 +54,7 @@ def _firing_figure(study: StudyResults, maps: dict[str, pd.DataFrame], highest: 
     rows = math.ceil(len(maps) / columns)
     layers = max(len(rates) for rates in maps.values())
     steps = max(len(rates.columns) for rates in maps.values())
-    width = 1.7 + 0.22 * min(steps, 16) if columns > 1 else 3.4
+    width = 2.3 + 0.22 * min(steps, 16) if columns > 1 else 4.0
     figure = Figure(figsize=(width * columns + 0.6, rows * (0.5 + 0.125 * layers) + 0.7))
     FigureCanvasAgg(figure)
     grid = figure.subplots(rows, columns, squeeze=False)
@@ -64,7 +65,7 @@ def _firing_figure(study: StudyResults, maps: dict[str, pd.DataFrame], highest: 
         axes.set_xlabel("time step (from 0)")
         every = math.ceil(len(rates.columns) / 8)
         axes.set_xticks(range(0, len(rates.columns), every), rates.columns[::every])
-        axes.set_yticks(range(len(rates)), _short(list(rates.index)), size=6)
+        axes.set_yticks(range(len(rates)), _words(list(rates.index)), size=6)
         axes.tick_params(length=0)
         axes.set_title(f"{group}{_seeds_of(study, group)}")
     for axes in panels[len(maps) :]:
@@ -80,9 +81,7 @@ def _seeds_of(study: StudyResults, group: str) -> str:
     return "\none seed" if seeds == 1 else f"\nmean over {seeds} seeds"
 
 
-def _short(layers: Sequence[str]) -> list[str]:
-    """Layer names without the last part if that is the same in all."""
-    ends = {layer.rpartition(".")[2] for layer in layers}
-    if len(ends) == 1 and all("." in layer for layer in layers):
-        return [layer.rpartition(".")[0] for layer in layers]
-    return list(layers)
+def _words(layers: Sequence[str]) -> list[str]:
+    """The paper's words, each part of the network named once."""
+    names = layer_names(layers)
+    return outline([names[layer] for layer in layers])

@@ -49,10 +49,15 @@ def label_marks(
         figure.set_layout_engine("none")  # placed labels must not move the axes again
         return
     key = [Line2D([], [], ls="none", label=f"{i}  {mark.text}") for i, mark in enumerate(marks, 1)]
-    legend = figure.legend(handles=key, loc="outside right upper", handlelength=0, handletextpad=0)
+    columns = math.ceil(len(key) * 1.6 * size / (72 * figure.get_figheight()))
+    shown = {"handlelength": 0, "handletextpad": 0, "ncols": columns}
+    width, longest = figure.get_figwidth(), max(len(mark.text) for mark in marks) + 4
+    # At least as wide as it takes, so that the axes keep their place until the room is known.
+    figure.set_figwidth(width + columns * longest * size / 72)
+    legend = figure.legend(handles=key, loc="outside right upper", **shown)
     figure.draw_without_rendering()
     room = legend.get_window_extent().width / figure.dpi
-    figure.set_size_inches(figure.get_figwidth() + room, figure.get_figheight())
+    figure.set_figwidth(width + room)
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
     numbers = [replace(mark, text=str(i)) for i, mark in enumerate(marks, 1)]

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 import pandas as pd
 
 from analysis.collect import StudyResults
-from analysis.statistics import CONFIDENCE, POWER, compare_with_best, image_error, summarize
+from analysis.comparisons import MOST_SEEDS, Outlook, compare_with_best
+from analysis.statistics import CONFIDENCE, POWER, image_error, summarize
 from msvit.data import DATASETS
 from msvit.records.energy_choice import EnergyChoice
 
@@ -200,4 +201,54 @@ def _verdict(study: StudyResults) -> str:
     )
 
 
+def told_of_differences(
+    study: StudyResults, baseline: str, judged: pd.DataFrame, future: Outlook | None
+) -> list[str]:
+    """What the differences to a baseline say of accuracy, how they were judged, and their power."""
+    known = judged.dropna(subset="low")
+    if known.empty:
+        return [
+            "Too few seeds to say anything: a difference has no interval before two configurations "
+            "have finished two seeds that they share."
+        ]
+    found = [
+        f"Configuration minus {baseline}, by the seeds that both have finished; intervals and p by "
+        "Dunnett's test on value = configuration + seed + noise, for all differences of a column "
+        f"together ({1 - CONFIDENCE:.0%} error where the noise is alike). Effect size: Hedges' g, "
+        "in standard deviations of that noise. Bold: apart from 0."
+    ]
+    apart = known[known["p"] < 1 - CONFIDENCE]
+    better = list(apart.index[apart["difference"] > 0])
+    worse = list(apart.index[apart["difference"] < 0])
+    if better:
+        found.append(f"More accurate than {baseline}: {'; '.join(better)}.")
+    if worse:
+        found.append(f"Less accurate than {baseline}: {'; '.join(worse)}.")
+    if not better and not worse:
+        found.append(
+            f"No configuration can be told apart from {baseline} in accuracy, which does not say "
+            "that they are equal."
+        )
+    if future is None:
+        return [*found, "There are too few seeds to say which difference could have been seen."]
+    found.append(
+        f"One run varies by {100 * future.noise:.2g} points beside what its seed does to all. A "
+        f"difference of about {100 * future.visible:.2g} points to {baseline} would be seen by "
+        f"{POWER:.0%} of such studies. {_seeds_needed(future)}"
+    )
+    return found
+
+
+def _seeds_needed(future: Outlook) -> str:
+    """Seeds for round differences below what this study sees."""
+    rounds = [d for d in _ROUND_POINTS if d < 100 * future.visible][:3] or [_ROUND_POINTS[-1]]
+    needed = [(points, future.seeds_for(points / 100)) for points in rounds]
+    told = [
+        f"{points:g} points: {f'about {seeds} seeds' if seeds else f'more than {MOST_SEEDS}'}"
+        for points, seeds in needed
+    ]
+    return f"It would take, for {', '.join(told)}."
+
+
+_ROUND_POINTS = (10, 5, 2, 1, 0.5, 0.2, 0.1)
 _UNEVEN = 4  # times the usual spread; seldom exceeded by chance

@@ -1,9 +1,10 @@
-"""What one record says, as rows of the frames of :mod:`analysis.collect`. Needs no pandas."""
+"""What one record says, as columns of the frames of :mod:`analysis.collect`. Needs no pandas."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,8 @@ from msvit.data.fingerprint import Fingerprint
 from msvit.records.measures import measured
 from msvit.records.schema import Epoch, Firing, Operations, Record
 
-Row = tuple[Any, ...]
+Columns = dict[str, tuple[Any, ...]]
+"""As many values by each name: a record has hundreds of rows, of which each would be an object."""
 
 HISTORY_COLUMNS = list(Epoch.__annotations__)
 FIRING_COLUMNS = [*Firing.__annotations__, "position"]
@@ -26,14 +28,14 @@ class Observations:
     Attributes:
         scores: columns of ``cells`` that come from its record.
         images: which images it was trained on; None where an earlier version did not tell.
-        history, firing, operations: rows, in the order of the columns above.
+        history, firing, operations: the columns above.
     """
 
     scores: dict[str, Any]
     images: Fingerprint | None
-    history: list[Row]
-    firing: list[Row]
-    operations: list[Row]
+    history: Columns
+    firing: Columns
+    operations: Columns
 
 
 def observe(record: Record) -> Observations:
@@ -53,9 +55,9 @@ def observe(record: Record) -> Observations:
             **{f"environment.{key}": value for key, value in record["environment"].items()},
         },
         images=record.get("data"),
-        history=[tuple(map(row.get, HISTORY_COLUMNS)) for row in record["history"]],
-        firing=_with_position(record["firing"], FIRING_COLUMNS),
-        operations=_with_position(record["operations"], OPERATION_COLUMNS),
+        history=_columns(record["history"], HISTORY_COLUMNS),
+        firing=_of_layers(record["firing"], FIRING_COLUMNS),
+        operations=_of_layers(record["operations"], OPERATION_COLUMNS),
     )
 
 
@@ -82,13 +84,15 @@ def _hashable(value: Any) -> Any:
     return value
 
 
-def _with_position(rows: list[Any], columns: list[str]) -> list[Row]:
-    """``rows`` in the order of ``columns``, of which the last is the layer's place, from 0."""
-    positions: dict[str, int] = {}
-    return [
-        (
-            *(row.get(column) for column in columns[:-1]),  # earlier versions counted less
-            positions.setdefault(row["layer"], len(positions)),
-        )
-        for row in rows
-    ]
+def _columns(rows: Sequence[Any], names: Sequence[str]) -> Columns:
+    # Earlier versions have counted less.
+    return {name: tuple([row.get(name) for row in rows]) for name in names}
+
+
+def _of_layers(rows: Sequence[Any], names: Sequence[str]) -> Columns:
+    """``names`` of the rows; the last one is the layer's place in the network, from 0."""
+    columns = _columns(rows, names[:-1])
+    places = {layer: place for place, layer in enumerate(dict.fromkeys(columns["layer"]))}
+    # The same words in every record of a study: kept once.
+    columns["layer"] = tuple([sys.intern(layer) for layer in columns["layer"]])
+    return columns | {names[-1]: tuple([places[layer] for layer in columns["layer"]])}

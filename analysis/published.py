@@ -20,8 +20,9 @@ def read_published() -> pd.DataFrame:
 
     Returns:
         Columns model (``architecture-size``), dataset, image_size (pixels), timesteps,
-        parameters_m (million), energy_mj (millijoule per image), top1 (%), source. Empty where
-        the source does not say.
+        parameters_m (million), energy_mj (millijoule per image), top1 (%), coupled_batches
+        (yes: the released code lets membrane potential pass from one image of a batch to the next,
+        so that its accuracy depends on the batch), source. Empty where nobody says.
     """
     return pd.read_csv(Path(__file__).with_name("published.csv"))
 
@@ -44,6 +45,12 @@ def find_published(cell: pd.Series, published: pd.DataFrame) -> pd.Series | None
         ):
             return row
     return None
+
+
+def published_on(data: str, published: pd.DataFrame) -> pd.DataFrame:
+    """All published results on one data set, the best first."""
+    same = published["dataset"].map(_plain) == _plain(data)
+    return published[same].sort_values("top1", ascending=False, kind="stable")
 
 
 def _plain(name: str) -> str:

@@ -16,11 +16,13 @@ import pandas as pd
 from analysis.collect import StudyResults
 from analysis.notes import notes
 from analysis.published import find_published, read_published
-from analysis.statistics import summarize
-from msvit.records.energy_choice import USUAL, EnergyChoice
+from analysis.statistics import interquartile, on_new_images, summarize
+from analysis.view import USUAL, View
 from msvit.records.measures import all_measures
 
 NOTHING = "—"
+_SCORE = "test_accuracy"
+_NARROW = ("configuration", "accuracy", "firing", "energy", "top-1†")
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,9 @@ class Table:
         rows: one per configuration, one entry per header.
         notes: sentences that belong under the table.
         ranked: whether marks mean best and second best of a column.
+        left: the headers, beside the first, whose column is of words and not of numbers.
+        narrow: the headers that fit one column of a two-column page; empty means all.
+        blocks: the rows (from 0) that begin something else than the row before.
     """
 
     name: str
@@ -53,17 +58,16 @@ class Table:
     rows: tuple[tuple[Entry, ...], ...]
     notes: tuple[str, ...]
     ranked: bool = True
+    left: tuple[str, ...] = ()
+    narrow: tuple[str, ...] = ()
+    blocks: tuple[int, ...] = ()
 
 
-def compare(study: StudyResults, energy: EnergyChoice = USUAL) -> Table:
-    """The main comparison of a study, from its finished cells.
-
-    A column for each energy model that was chosen, where it can tell of any of them.
-    """
+def compare(study: StudyResults, view: View = USUAL) -> Table:
+    """The main comparison of a study, from its finished cells."""
     numbers, sources = comparison_numbers(study)
     measures = all_measures()
-    told = [name for name in energy.measures if numbers[f"{name}_mean"].notna().any()]
-    energies = told or energy.measures[:1]
+    energies = energy_measures(study, view)
 
     def column(name: str, ranked: bool = False) -> tuple[str, list]:
         measure, values = measures[name], numbers[f"{name}_mean"]
@@ -96,13 +100,18 @@ def compare(study: StudyResults, energy: EnergyChoice = USUAL) -> Table:
         numbers=numbers,
         headers=tuple(columns),
         rows=tuple(zip(*columns.values(), strict=True)),
-        notes=tuple(notes(study, sources, energy)),
+        notes=tuple(notes(study, sources, view.energy)),
+        narrow=tuple(name for name in columns if name.partition(" ")[0] in _NARROW),
     )
 
 
-def _energies() -> list[str]:
-    """Names of the measures of energy, the default one first."""
-    return [name for name in all_measures() if name.partition(":")[0] == "energy_mj"]
+def energy_measures(study: StudyResults, view: View) -> list[str]:
+    """Names of the measures of energy that were asked for, where they can tell of any cell.
+
+    A model that needs what earlier versions did not count has nothing to say of their records.
+    """
+    asked = list(view.energy.measures)
+    return [name for name in asked if study.cells[name].notna().any()] or asked[:1]
 
 
 def comparison_numbers(study: StudyResults) -> tuple[pd.DataFrame, dict[str, str]]:
@@ -113,12 +122,14 @@ def comparison_numbers(study: StudyResults) -> tuple[pd.DataFrame, dict[str, str
         ``*_mean`` and ``*_std`` of accuracy_percent, firing_rate (spikes per neuron and time
         step), energy_mj (per image; also under each further energy model, ``energy_mj:<model>``),
         training_seconds; accuracy_percent_low and _high (interval
-        of the mean at level ``CONFIDENCE``); parameters; published_top1_percent and
+        of the mean at level ``CONFIDENCE``), accuracy_percent_new_images_low and _high (the same
+        for other test images); accuracy_percent_interquartile, _low and _high where there are seeds
+        enough; parameters; published_top1_percent and
         published_energy_mj. Empty where there is no number.
     """
     finished = study.finished.drop_duplicates("group").set_index("group")
     planned = study.cells.groupby("group").size()
-    accuracy = summarize(study, "test_accuracy")
+    accuracy = summarize(study, _SCORE)
     published, sources = read_published(), {}
     rows = []
     for group in study.groups:
@@ -137,7 +148,13 @@ def comparison_numbers(study: StudyResults) -> tuple[pd.DataFrame, dict[str, str
     numbers = pd.DataFrame(rows)
     for statistic in ("mean", "std", "low", "high"):
         numbers[f"accuracy_percent_{statistic}"] = 100 * accuracy[statistic].to_numpy()
-    for column in ("firing_rate", *_energies(), "training_seconds"):
+    several = {"new_images": on_new_images(study), "interquartile": interquartile(study, _SCORE)}
+    for name, found in several.items():
+        for statistic, values in found.reindex(study.groups).items():
+            column = name if statistic == "mean" else f"{name}_{statistic}"
+            numbers[f"accuracy_percent_{column}"] = 100 * values.to_numpy()
+    energies = [name for name in all_measures() if name.partition(":")[0] == "energy_mj"]
+    for column in ("firing_rate", *energies, "training_seconds"):
         summary = summarize(study, column)
         for statistic in ("mean", "std"):
             numbers[f"{column}_{statistic}"] = summary[statistic].to_numpy()

@@ -27,13 +27,14 @@ from pathlib import Path
 from typing import Any
 
 from analysis.observations import Observations, observe
+from analysis.view import View
 from msvit.cells import SECTIONS
 from msvit.commands import Parser, command
 from msvit.data import check_data, notes_on_data, prepare_data, sources_of_data
-from msvit.options import ConfigError, DataError
+from msvit.options import ConfigError, DataError, unknown
 from msvit.printing import logged_to
 from msvit.recipes import list_recipes, read_recipe
-from msvit.records.energy_choice import EnergyChoice, energy_choice
+from msvit.records.energy_choice import energy_choice
 from msvit.records.faults import is_of_surroundings
 from msvit.records.schema import RecordError
 from msvit.records.store import (
@@ -80,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(study: Study, options: argparse.Namespace) -> int:
     results = options.results
-    energy = energy_choice(options)
+    view = _view(study, options)
     records = Records(results, observe)
     states = states_of(study, records)
     wanted = {"to do", "started", "hindered"} | ({"failed"} if options.retry_failed else set())
@@ -112,7 +113,15 @@ def _run(study: Study, options: argparse.Namespace) -> int:
         display = display_for(entries, len(study.cells) - len(entries), len(study.cells))
         given = {"data_dir": options.data_dir, "on_record": records.add}
         run_cells(entries, results, place, display, **given)
-    return _report(study, records, energy)
+    return _report(study, records, view)
+
+
+def _view(study: Study, options: argparse.Namespace) -> View:
+    groups = {entry.group for entry in study.cells}
+    if (baseline := options.baseline) is not None and baseline not in groups:
+        message = unknown(baseline, groups, "no such configuration")
+        raise ConfigError(f"--baseline {baseline}", "", message)
+    return View(baseline, energy_choice(options))
 
 
 def _trained_on(study: Study, records: Records[Observations]) -> Iterator[Trained]:
@@ -143,7 +152,7 @@ def _check_same(study: Study, results: Path) -> None:
         )
 
 
-def _report(study: Study, records: Records[Observations], energy: EnergyChoice) -> int:
+def _report(study: Study, records: Records[Observations], view: View) -> int:
     """Tables, figures and the summary; the exit code tells whether all cells are done."""
     from analysis.collect import collect
     from analysis.report import print_summary, write_report
@@ -151,9 +160,9 @@ def _report(study: Study, records: Records[Observations], energy: EnergyChoice) 
     states = states_of(study, records)
     found = collect(records.results, study.name, records)
     if "done" in states.values():
-        write_report(found, energy)
+        write_report(found, view)
     print()
-    print_summary(found, energy)
+    print_summary(found, view)
     again = {
         "failed": "failed; --retry-failed runs them again",
         "hindered": "failed by their surroundings; the same command runs them again",
@@ -274,6 +283,7 @@ def _parser() -> argparse.ArgumentParser:
         help="override an option everywhere, such as training.epochs=3; repeatable",
     )
     add("--seeds", type=positive(int), metavar="N", help="run seeds 0 to N-1 instead of the grid's")
+    add("--baseline", metavar="LABEL", help="configuration that all others are compared with")
     add("--retry-failed", action="store_true", help="run cells again that failed earlier")
     add(
         "--remeasure",

@@ -19,18 +19,12 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from analysis.collect import cell_columns, collect
+from analysis.comparisons import compare_with_best, paired_differences, tell_apart
 from analysis.figures import accuracy_energy, accuracy_over_axis, pareto_front, save_figures
 from analysis.formats import latex, latex_text, markdown
 from analysis.heatmaps import firing_maps
 from analysis.report import main, print_summary
-from analysis.statistics import (
-    compare_with_best,
-    image_error,
-    paired_differences,
-    summarize,
-    t_interval,
-    tell_apart,
-)
+from analysis.statistics import image_error, summarize, t_interval
 from analysis.tables import compare
 from msvit.records.schema import RecordError
 from tests.results_folder import LAYERS, SCALES, Results, fill_scales, make_cell, make_record
@@ -171,7 +165,7 @@ def test_differences_are_paired_by_seed(tmp_path):
     results.add_seeds("a", {"name": "msvit", "scales": [1]}, [0.90, 0.95, 0.80], [1e-3] * 3)
     results.add_seeds("b", {"name": "msvit", "scales": [1, 3]}, [0.91, 0.97, 0.83], [1e-3] * 3)
     row = paired_differences(results.study(), "test_accuracy", "a").loc["b"]
-    assert row["mean"] == pytest.approx(0.02)
+    assert row["difference"] == pytest.approx(0.02)
     assert row["std"] == pytest.approx(0.01)
     # Far smaller than the spread of either: what the seeds share does not count.
     assert row["low"] == pytest.approx(0.02 - 4.302652729911275 * 0.01 / 3**0.5)
@@ -426,8 +420,10 @@ def test_latex_marks_best_and_second_and_keeps_the_spread_outside(scales):
     columns = re.search(r"\\begin{tabular}{@{}(l\w+)@{}}", text)[1]
     rows = [row for row in text.splitlines() if row.endswith(r"\\")]
     assert {row.count("&") + 1 for row in rows} == {len(columns)}
-    assert re.search(r"(?<!\\)%", text.split("\n", 1)[1]) is None
-    layout = "begin end centering raggedright footnotesize setlength tabcolsep belowcaptionskip"
+    (comment,) = re.findall(r"(?<!\\)%.*", text.split("\n", 1)[1])
+    assert comment == "%"  # the end of a line
+    layout = "begin end centering raggedright footnotesize setlength tabcolsep belowcaptionskip "
+    layout += "scriptsize resizebox ifdim width linewidth else fi"
     content = "caption label toprule midrule bottomrule smallskip par pm mu textbf underline"
     used = set(re.findall(r"\\([A-Za-z]+)", text.split("\n", 1)[1]))
     assert used <= {*layout.split(), *content.split()}
@@ -452,7 +448,8 @@ def has_booktabs() -> bool:
 @pytest.mark.parametrize("which", ["scales", "partial"])
 def test_latex_compiles(which, tmp_path, request):
     table = latex(compare(request.getfixturevalue(which).study()))
-    page = "\\documentclass{article}\\usepackage{booktabs}\\begin{document}\n%s\\end{document}"
+    packages = "\\usepackage{booktabs,graphicx}"
+    page = f"\\documentclass{{article}}{packages}\\begin{{document}}\n%s\\end{{document}}"
     (tmp_path / "paper.tex").write_text(page % table, encoding="utf-8")
     run = subprocess.run(
         ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "paper.tex"],
@@ -664,7 +661,8 @@ def test_firing_map_shows_mean_rates_in_network_order(scales):
     ]
     axes, colorbar = maps["05_spikformer"].axes
     names = [text.get_text() for text in axes.get_yticklabels()]
-    assert names == [layer.removesuffix(".neuron") for layer in LAYERS]
+    assert len(names) == len(LAYERS)
+    assert names[3:7] == ["stage 1, self-attention, query + key", "mask", "stage 1, MLP 1", "MLP 2"]
     assert axes.yaxis_inverted()  # the first layer stands on top
     shown = axes.images[0].get_array()
     rates = study.firing[(study.firing["group"] == "spikformer") & (study.firing["timestep"] == 2)]
@@ -729,7 +727,7 @@ def test_a_dollar_in_a_label_is_a_dollar(tmp_path):
         model = {"name": "msvit", "scales": [1] * (number + 1)}
         results.add_seeds(group, model, [0.9 + 0.01 * number, 0.95], [1e-3 * (number + 1)] * 2)
     study = results.study()
-    assert len(save_figures(study, tmp_path / "figures")) == 5
+    assert len(save_figures(study, tmp_path / "figures")) == 8
     assert "$x^2$" in {t.get_text() for t in accuracy_energy(study).axes[0].texts}
 
 
@@ -754,7 +752,8 @@ def test_saved_figures_are_images_and_old_ones_go_away(partial, tmp_path):
         (folder / name).write_text("old")
     paths = save_figures(partial.study(), folder)
     assert {path.name for path in paths} == {
-        *("accuracy_energy.png", "accuracy_scales.png"),
+        *("accuracy_energy.png", "accuracy_scales.png", "energy_scales.png"),
+        *("layers.png", "learning.png"),
         *("firing_01_msvit-scales-1.png", "firing_02_msvit-scales-1-3.png"),
     }
     for path in paths:
