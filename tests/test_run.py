@@ -629,7 +629,7 @@ def image_folder(root, shade):
 
 
 def test_a_record_is_not_shown_for_other_images_than_its_own(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("studies.run._report", lambda study, records: 0)
+    monkeypatch.setattr("studies.run._report", lambda study, records, energy: 0)
     grid = tmp_path / "mine.yaml"
     grid.write_text("question: Which images?\nbase: {model: {name: msvit}, data: {name: cifar10}}")
     here, there = (image_folder(tmp_path / f"{shade}", shade) for shade in (1, 2))
