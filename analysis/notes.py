@@ -127,11 +127,16 @@ def _origin(finished: pd.DataFrame) -> list[str]:
     if columns["environment.processor"].isna().all():
         return []
     columns = columns.rename(columns=lambda name: name.removeprefix("environment."))
-    found = columns.map(_word).value_counts(sort=False)
-    places = [_place(dict(zip(columns, values, strict=True))) for values in found.index]
-    if len(found) > 1:
-        cells = [f"{count} cell{'s' * (count > 1)}" for count in found]
-        places = [f"{place} ({count})" for place, count in zip(places, cells, strict=True)]
+    words = columns.map(_word)
+    differs = [name for name in words if words[name].nunique() > 1]
+    nothing = dict.fromkeys(words, "")
+    if "device" in differs:  # which decides what of the rest is told
+        told, places = list(words), []
+    else:
+        told, places = differs, [_place({**words.iloc[0], **dict.fromkeys(differs, "")})]
+    for values, count in words[told].value_counts(sort=False).items() if differs else ():
+        own = _place(nothing | dict(zip(told, values, strict=True)))
+        places.append(f"{own} ({count} cell{'s' * (count > 1)})")
     return [
         f"Trained on {'; '.join(places)}. Another processor, precision or version gives other "
         "numbers from the same seeds, and may order configurations otherwise where they are close."
