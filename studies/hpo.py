@@ -36,7 +36,7 @@ from msvit.commands import DEFAULT_RESULTS, Parser, command
 from msvit.data import check_data, notes_on_data
 from msvit.options import ConfigError, DataError
 from msvit.records.schema import RecordError
-from msvit.records.store import read_search, search_folder, write_search
+from msvit.records.store import read_search, search_folder, start_file, write_search
 from studies.cluster import Place, RayLost
 from studies.command_line import add_place, notes_on_precision, positive
 from studies.configurations import check_data_dir
@@ -95,6 +95,8 @@ def _run(space: Space, options: argparse.Namespace) -> int:
         left = ledger.left()
         if left:
             check_data(({"name": name} for name in space.data), options.data_dir)
+            if start := space.base["training"].get("start_from"):
+                start_file(options.results, start)
         print(f"{space.name}: {space.question}")
         share, problem = possible_share(space)
         if share < 0.9:

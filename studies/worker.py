@@ -26,6 +26,7 @@ from typing import Any, TextIO, cast
 
 from msvit.cells import SCHEMA, Cell
 from msvit.printing import forgiving
+from msvit.recipes import trained_epochs
 from msvit.records.faults import disk_told
 from msvit.records.schema import CellFields, Failure, RecordError
 from msvit.records.store import (
@@ -125,7 +126,7 @@ def _trained(
 ) -> dict[str, Any]:
     folder = cell_folder(store, cell.id)
     print(f"[{_now()}] cell {cell.id}, attempt {attempt}, {_owner()}", flush=True)
-    _append(folder / "progress.jsonl", {"epoch": 0, "epochs": cell.training.get("epochs")})
+    _append(folder / "progress.jsonl", {"epoch": 0, "epochs": trained_epochs(cell.training)})
 
     def report(progress: Mapping[str, Any]) -> None:
         _append(folder / "progress.jsonl", progress)
