@@ -208,7 +208,7 @@ def test_missing_data_end_a_search_before_ray_starts(tmp_path, monkeypatch, caps
         + "parameters: {data.name: {categorical: [digits, cifar10]}}\n"
         + "objectives: {accuracy: maximize}\n"
     )
-    monkeypatch.setattr("studies.cluster.start_ray", lambda: pytest.fail("Ray was started"))
+    monkeypatch.setattr("studies.cluster.start_ray", lambda _: pytest.fail("Ray was started"))
     assert hpo.main(["--space", str(space), "--results", str(tmp_path / "results")]) == 2
     assert "CIFAR-10 needs --data-dir" in capsys.readouterr().err
 
