@@ -75,7 +75,8 @@ def connected(place: Place) -> Iterator[None]:
         if place.address is None:
             cpus = cpus_with_memory(place.cpus_per_cell)
             if cpus < most:
-                print(f"note: {usable_memory() / 1e9:.1f} GB of memory are enough for {cpus} CPUs")
+                memory = f"{usable_memory() / 1e9:.1f} GB of memory"
+                print(f"note: {memory} let cells run on {cpus} of {most} CPUs only", flush=True)
             start_ray(cpus)
         else:
             _join(place.address)

@@ -196,3 +196,11 @@ def seeds_of(values: Any, where: str) -> list[int]:
         if values.count(seed) > 1:
             raise wrong(f"{seed} appears twice")
     return list(values)
+
+
+def seeds_from(first: int, number: int) -> list[int]:
+    """What ``--seeds`` asks for: so many, from the ``first`` on."""
+    most = min(MAX_CELLS, MAX_SEED + 1 - first)
+    if number > most:
+        raise ConfigError(f"--seeds {number}", "", f"more than {most}, counted from {first}")
+    return list(range(first, first + number))

@@ -263,7 +263,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="KEY=VALUE",
         help="override an option everywhere, such as training.epochs=3; repeatable",
     )
-    add("--seeds", type=positive(int), metavar="N", help="run seeds 0 to N-1 instead of the grid's")
+    add("--seeds", type=positive(int), metavar="N", help="run N seeds, from the grid's smallest on")
     add("--retry-failed", action="store_true", help="run cells again that failed earlier")
     add_place(parser, "cell")
     return parser

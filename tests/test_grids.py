@@ -211,6 +211,19 @@ def test_seeds(grid, seeds, expected):
     assert [entry.cell.seed for entry in study.cells] == expected
 
 
+@pytest.mark.parametrize(
+    ("own", "expected"), [("5", [0, 1, 2]), ("[7, 3]", [3, 4, 5]), ("[1]", [1, 2, 3])]
+)
+def test_a_number_of_seeds_counts_from_the_smallest_of_the_grid(grid, own, expected):
+    study = load_study(grid(f"seeds: {own}"), seeds=3)
+    assert [entry.cell.seed for entry in study.cells] == expected
+
+
+def test_there_is_an_end_of_seeds(grid):
+    with pytest.raises(ConfigError, match="--seeds 3: more than 2, counted from 4294967294"):
+        load_study(grid("seeds: [4294967294]"), seeds=3)
+
+
 def test_overrides_hold_everywhere(grid):
     path = grid("include: [{model: {name: spikformer, dim: 96}, training: {epochs: 9}}]")
     study = load_study(path, ["training.epochs=2", "model.dim=32", "training.lr=1e-3"])
