@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
+from pydantic import ValidationError
+
 from msvit.data import data_options
 from msvit.data.events import EventOptions
 from msvit.data.options import DataOptions
@@ -162,9 +164,23 @@ def _check_fit(model: ModelOptions, data: DataOptions) -> None:
             if key == "timesteps":
                 message += "; set data.frames_number instead, and leave timesteps out"
             raise ConfigError("model", key, message)
+    if (tested := data.tested_size()) != _from_data(data)["image_size"]:
+        _check_tested(model, tested)
     if model.num_classes < data.num_classes:
         message = f"the data set has {data.num_classes} classes (got {model.num_classes})"
         raise ConfigError("model", "num_classes", message)
+
+
+def _check_tested(model: ModelOptions, size: int) -> None:
+    """Whether it can be tested on images of this ``size``, which is not that of its training."""
+    key = "test_image_size"
+    if not model.takes_other_sizes:
+        raise ConfigError("data", key, f"this model takes {model.image_size} pixels alone")
+    try:
+        type(model).model_validate({**model.model_dump(), "image_size": size})
+    except ValidationError as error:
+        why = str(error.errors()[0]["ctx"]["error"]).removeprefix("image_size: ")
+        raise ConfigError("data", key, why) from None
 
 
 def _check_augmentation(training: Mapping[str, Any], data: DataOptions) -> None:

@@ -29,8 +29,9 @@ from typing import Any
 from analysis.observations import Observations, observe
 from msvit.cells import SECTIONS
 from msvit.commands import Parser, command
-from msvit.data import check_data, notes_on_data
+from msvit.data import check_data, notes_on_data, prepare_data, sources_of_data
 from msvit.options import ConfigError, DataError
+from msvit.printing import logged_to
 from msvit.recipes import list_recipes, read_recipe
 from msvit.records.faults import is_of_surroundings
 from msvit.records.schema import RecordError
@@ -94,6 +95,8 @@ def _run(study: Study, options: argparse.Namespace) -> int:
     for note in (*study.notes, *more):
         print(f"note: {note}", flush=True)
     if entries:
+        with logged_to(sys.stderr):
+            prepare_data(data, options.data_dir)
         # Neither Ray nor the worker's modules are loaded where there is nothing to train.
         from studies.executor import run_cells
         from studies.progress import display_for
@@ -174,6 +177,8 @@ def _dry_run(study: Study, options: argparse.Namespace) -> None:
     configurations = {c.group: c.cell.as_dict() for c in study.cells}
     print(f"{study.name}: {study.question}")
     print(f"{_size(study)}, {_counts(states)}; in {results}")
+    for source in sources_of_data((entry.cell.data for entry in study.cells), options.data_dir):
+        print(f"data: {source}")
     for note in study.notes:
         print(f"note: {note}")
     shared = _shared(list(configurations.values()))

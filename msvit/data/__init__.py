@@ -23,6 +23,7 @@ from msvit.data.imagenet import ImageNetOptions
 from msvit.data.nmnist import NmnistOptions
 from msvit.data.options import DataOptions
 from msvit.data.scale_textures import ScaleTexturesOptions
+from msvit.data.simulated_events import SimulatedEventsOptions
 from msvit.data.tiny_imagenet import TinyImageNetOptions
 from msvit.options import ConfigError, DataError, unknown
 
@@ -34,7 +35,8 @@ DATASETS: dict[str, type[DataOptions]] = {
     for options in (
         *(DigitsOptions, FashionMnistOptions, Cifar10Options, Cifar100Options),
         *(ImageNetOptions, TinyImageNetOptions, ImageFolderOptions),
-        *(NmnistOptions, Cifar10DvsOptions, Dvs128Options, ScaleTexturesOptions),
+        *(NmnistOptions, Cifar10DvsOptions, Dvs128Options),
+        *(SimulatedEventsOptions, ScaleTexturesOptions),
     )
 }
 """The registry: name → options, whose class says what the images are."""
@@ -100,7 +102,7 @@ def notes_on_data(data: Iterable[Mapping[str, Any]], data_dir: Path | None) -> l
     for options in _each(data):
         counts = options.counts(data_dir)
         unlike = options.unlike_published(counts) if counts is not None else None
-        for note in (unlike, options.left_out(data_dir)):
+        for note in (options.remark, unlike, options.left_out(data_dir)):
             if note is not None and note not in found:
                 found.append(note)
     return found

@@ -59,11 +59,12 @@ def _measured(encoded: Encoded, view: View) -> Statistics:
     count = min(usable_cpus(), len(encoded) // (4 * _TOGETHER))
     total = np.zeros((2, 3))
     what = f"measuring mean and deviation of {encoded.root}"
-    with Workers(count, sums) as workers, progress(what, len(encoded)) as tell:
+    with Workers(count, sums) as workers:
         given = [workers.give(start) for start in range(0, len(encoded), _TOGETHER)]
-        for work in given:
-            total += finish(work)
-            tell(_TOGETHER)
+        with progress(what, len(encoded)) as tell:
+            for work in given:
+                total += finish(work)
+                tell(_TOGETHER)
     return _statistics(total, len(encoded) * view.size**2)
 
 

@@ -38,6 +38,11 @@ class Cifar10Options(ImageFileOptions):
     train_per_class: int | None = Field(None, gt=0, le=4750)
 
     def find(self, data_dir: Path | None) -> ClassFolders | BatchFiles:
+        found = self._found(data_dir)
+        return BatchFiles.fetch(self.batches, data_dir) if found is None else found
+
+    def _found(self, data_dir: Path | None) -> ClassFolders | BatchFiles | None:
+        """What is there to be read at once."""
         from msvit.data.folders import ClassFolders
 
         begun = None
@@ -48,10 +53,7 @@ class Cifar10Options(ImageFileOptions):
                 return folders
             begun = folders if begun is None and any(there) else begun
         # Who has one of two folders wants the other: to be told, not to have it downloaded.
-        batches = BatchFiles.find(self.batches, data_dir, download=begun is None)
-        found = batches or begun
-        assert found is not None
-        return found
+        return BatchFiles.find(self.batches, data_dir) or begun
 
     def view(self) -> View:
         from msvit.data.views import Whole
@@ -59,15 +61,22 @@ class Cifar10Options(ImageFileOptions):
         return Whole(self.image_size)
 
     def counts(self, data_dir: Path | None) -> dict[str, list[int]] | None:
-        return None if self._is_elsewhere(data_dir) else self.find(data_dir).counts()
+        found = self._found(data_dir)
+        return None if found is None else found.counts()
+
+    def left_out(self, data_dir: Path | None) -> str | None:
+        found = self._found(data_dir)
+        return None if found is None else found.left_out()
+
+    def source(self, data_dir: Path | None) -> str:
+        found = self._found(data_dir)
+        return BatchFiles.will_be(self.batches, data_dir) if found is None else found.title
 
     def fingerprint(self, data_dir: Path | None) -> Fingerprint | None:
-        if self._is_elsewhere(data_dir):
-            return None
-        source = self.find(data_dir)
-        if isinstance(source, BatchFiles):
-            return fingerprint(source.read())
-        return super().fingerprint(data_dir)
+        found = self._found(data_dir)
+        if isinstance(found, BatchFiles):
+            return fingerprint(found.read())
+        return None if found is None else super().fingerprint(data_dir)
 
     def prepare(self, data_dir: Path | None) -> None:
         if not isinstance(self.find(data_dir), BatchFiles):
@@ -85,10 +94,6 @@ class Cifar10Options(ImageFileOptions):
         train, test = (Images(*map(torch.from_numpy, sets[split])) for split in ("train", "test"))
         train, validation = split_train(train, self.held_out, self.train_per_class)
         return Splits(train, validation, test, self.mean, self.std, fingerprint(sets))
-
-    def _is_elsewhere(self, data_dir: Path | None) -> bool:
-        """Whether nobody says where the images are, and they have not been downloaded either."""
-        return data_dir is None and not BatchFiles.are_in_cache(self.batches)
 
 
 class Cifar100Options(Cifar10Options):

@@ -67,30 +67,30 @@ class BatchFiles:
     root: Path
 
     @classmethod
-    def find(
-        cls, kind: Batches, data_dir: Path | None, *, download: bool = True
-    ) -> BatchFiles | None:
-        """In ``data_dir`` or the user's cache: unpacked, or to be unpacked or downloaded now.
-
-        None where they are not there, and not to be downloaded.
-
-        Raises:
-            DataError: where they are not there, and cannot be downloaded.
-        """
-        places = [data_dir, cache_folder()] if data_dir else [cache_folder()]
-        for place in places:
-            for folder in (place / kind.folder, place):
-                if _complete(kind, folder):
-                    return cls(kind, folder)
-        for archive in (place / kind.archive for place in places):
-            if archive.is_file():
-                return cls(kind, _unpacked(kind, archive))
-        return cls(kind, _downloaded(kind, data_dir)) if download else None
+    def find(cls, kind: Batches, data_dir: Path | None) -> BatchFiles | None:
+        """In ``data_dir`` or the user's cache; None where they are in neither."""
+        folders = (f for place in _places(data_dir) for f in (place / kind.folder, place))
+        found = next((folder for folder in folders if _complete(kind, folder)), None)
+        return None if found is None else cls(kind, found)
 
     @classmethod
-    def are_in_cache(cls, kind: Batches) -> bool:
-        """Whether an earlier run has downloaded them."""
-        return _complete(kind, cache_folder() / kind.folder)
+    def fetch(cls, kind: Batches, data_dir: Path | None) -> BatchFiles:
+        """Unpacked or downloaded now.
+
+        Raises:
+            DataError: where that cannot be.
+        """
+        archive = _archive(kind, data_dir)
+        folder = _unpacked(kind, archive) if archive else _downloaded(kind, data_dir)
+        return cls(kind, folder)
+
+    @classmethod
+    def will_be(cls, kind: Batches, data_dir: Path | None) -> str:
+        """What :meth:`fetch` would do."""
+        archive = _archive(kind, data_dir)
+        if archive:
+            return f"to be unpacked from {archive}"
+        return f"to be downloaded to {_places(data_dir)[0]}"
 
     @property
     def title(self) -> str:
@@ -134,6 +134,15 @@ class BatchFiles:
         return sets
 
 
+def _places(data_dir: Path | None) -> list[Path]:
+    return [data_dir, cache_folder()] if data_dir else [cache_folder()]
+
+
+def _archive(kind: Batches, data_dir: Path | None) -> Path | None:
+    archives = (place / kind.archive for place in _places(data_dir))
+    return next((archive for archive in archives if archive.is_file()), None)
+
+
 def _complete(kind: Batches, folder: Path) -> bool:
     return all((folder / name).is_file() for names in kind.files.values() for name in names)
 
@@ -160,7 +169,7 @@ def _unpacked(kind: Batches, archive: Path) -> Path:
 
 
 def _downloaded(kind: Batches, data_dir: Path | None) -> Path:
-    target = data_dir or cache_folder()
+    target = _places(data_dir)[0]
     try:
         with locked(target):
             if not _complete(kind, target / kind.folder):

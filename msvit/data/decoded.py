@@ -96,16 +96,18 @@ def _decode(catalogue: Catalogue, view: View, images: np.ndarray) -> None:
 
     total = len(catalogue)
     count = min(usable_cpus(), total // _WORTH_A_PROCESS)
-    with Workers(count, decode) as workers, progress(f"decoding {catalogue.root}", total) as tell:
+    with Workers(count, decode) as workers:
         given, into = [], 0
         for part, encoded in enumerate(parts):
             for start in range(0, len(encoded), _TOGETHER):
                 number = min(_TOGETHER, len(encoded) - start)
                 given.append((workers.give(part, start, into), number))
                 into += number
-        for work, number in given:
-            finish(work)
-            tell(number)
+        # Behind the fork, which must not come while the bar's own thread writes.
+        with progress(f"decoding {catalogue.root}", total) as tell:
+            for work, number in given:
+                finish(work)
+                tell(number)
 
 
 def _divided(catalogue: Catalogue, images: np.ndarray) -> Decoded:

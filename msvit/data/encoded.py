@@ -6,6 +6,7 @@ import io
 import os
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Self
@@ -17,6 +18,9 @@ from msvit.data.decoding import red_green_blue
 from msvit.data.files import shown
 from msvit.data.views import View
 from msvit.options import DataError
+
+_ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
+_TAIL_BYTES = 4096  # in which an end is looked for: some files go on behind it
 
 
 @dataclass(frozen=True)
@@ -83,19 +87,48 @@ class Encoded:
         Raises:
             DataError: naming what cannot be read or shown, in one line.
         """
+        with self._opened(index) as image:
+            view.check(*image.size)
+            seen = view(red_green_blue(image), seed)
+            return np.asarray(seen).transpose(2, 0, 1)
+
+    def check(self, index: int) -> None:
+        """Whether an image can be opened and has its end; one that seems to lack it is decoded.
+
+        Raises:
+            DataError: naming what cannot be read, in one line.
+        """
+        with self._opened(index) as image:
+            end = _ENDS.get(image.format or "")
+            if end is None or end not in self._last_bytes(index):
+                image.load()
+
+    @contextmanager
+    def _opened(self, index: int) -> Iterator[Image.Image]:
+        """An image of which nothing is decoded yet; what goes wrong with it is told by its name."""
         try:
             with warnings.catch_warnings():
                 # A bomb is refused for its size, by its name.
                 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
                 with Image.open(self._bytes(index)) as image:
-                    view.check(*image.size)
-                    seen = view(red_green_blue(image), seed)
-                    return np.asarray(seen).transpose(2, 0, 1)
+                    yield image
         except DataError as error:
             raise DataError(f"{self.name(index)}: {error}") from None
         except Exception as error:  # decoders raise whatever they like
             reason = " ".join(str(error).split())
             raise DataError(f"{self.name(index)}: cannot be decoded ({reason})") from error
+
+    def _last_bytes(self, index: int) -> bytes:
+        path = self.root / os.fsdecode(self.files[index])
+        with path.open("rb") as file:
+            if self.start is None or self.length is None:
+                length = file.seek(0, os.SEEK_END)
+                start = 0
+            else:
+                start, length = int(self.start[index]), int(self.length[index])
+            begin = max(0, length - _TAIL_BYTES)
+            file.seek(start + begin)
+            return file.read(length - begin)
 
     def _bytes(self, index: int) -> Path | IO[bytes]:
         path = self.root / os.fsdecode(self.files[index])

@@ -70,9 +70,11 @@ class ImageFileOptions(DataOptions):
 
     def prepare(self, data_dir: Path | None) -> None:
         from msvit.data.decoded import decoded
+        from msvit.data.soundness import check_images_of
 
         catalogue = self._catalogue(data_dir)
         if self._streams(catalogue):
+            check_images_of(catalogue)
             self._statistics(catalogue)
         else:
             decoded(catalogue, self.view())

@@ -50,6 +50,6 @@ class ImageFolderOptions(ImageFileOptions):
         )
 
     def view(self) -> View:
-        from msvit.data.crops import Centre
+        from msvit.data.views import Centre
 
         return Centre(self.image_size)

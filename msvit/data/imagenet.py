@@ -71,8 +71,11 @@ class ImageNetOptions(ImageFileOptions):
     def view(self) -> View:
         return _middle(self.image_size)
 
+    def tested_size(self) -> int:
+        return self.test_image_size or self.image_size
+
     def test_view(self) -> View:
-        return _middle(self.test_image_size or self.image_size)
+        return _middle(self.tested_size())
 
     @classmethod
     def unlike_published(cls, counts: Mapping[str, Sequence[int]]) -> str | None:
@@ -86,6 +89,6 @@ class ImageNetOptions(ImageFileOptions):
 
 
 def _middle(size: int) -> View:
-    from msvit.data.crops import Centre
+    from msvit.data.views import Centre
 
     return Centre(size, 224 / 256 if size <= 224 else 1.0)

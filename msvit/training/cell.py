@@ -16,9 +16,10 @@ from timm.utils import ModelEmaV3
 from msvit import kernels
 from msvit.cells import SCHEMA, Cell
 from msvit.data import data_options, load_splits
-from msvit.data.crops import Centre, RandomPart
+from msvit.data.crops import RandomPart
 from msvit.data.fingerprint import Fingerprint, describe_images
 from msvit.data.splits import Samples, Splits, Streamed
+from msvit.data.views import Centre
 from msvit.metrics import Meter
 from msvit.models import create_model
 from msvit.options import DataError

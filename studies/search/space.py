@@ -38,6 +38,7 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from msvit.cells import Cell, option_names, resolve_cell, without_effect
+from msvit.data import DATASETS
 from msvit.models import model_options, zoo
 from msvit.options import ConfigError, Problem, unknown
 from msvit.recipes import trained_epochs, unknown_option
@@ -106,6 +107,16 @@ class Space:
     def data(self) -> tuple[str, ...]:
         """Names of the data sets that are trained on."""
         return self._values("data", "name")
+
+    @property
+    def data_sections(self) -> list[dict[str, Any]]:
+        """The ``data`` of its cells, by name, with what the base sets of each data set."""
+        fixed = self.base["data"]
+        return [
+            {key: fixed[key] for key in fixed if key in DATASETS[name].model_fields}
+            | {"name": name}
+            for name in self.data
+        ]
 
     @property
     def precisions(self) -> tuple[str, ...]:
