@@ -418,12 +418,12 @@ class ViTOptions(ModelOptions):
     timesteps: Count = 1
     patch_size: Count = 4
 
+    @classmethod
+    def idle(cls, values: Mapping[str, Any]) -> dict[str, str]:
+        return {**super().idle(values), "timesteps": "a model without neurons has 1 time step"}
+
     @model_validator(mode="after")
     def _check_geometry(self) -> ViTOptions:
-        if self.timesteps != 1:
-            raise ValueError(
-                f"timesteps: a model without neurons has 1 time step, not {self.timesteps}"
-            )
         check_heads(self.dim, self.heads)
         if self.image_size % self.patch_size:
             raise ValueError(
