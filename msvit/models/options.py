@@ -18,6 +18,7 @@ from msvit.neuron_kinds import (
     PER_TIMESTEP,
     NeuronName,
     SurrogateName,
+    across_steps,
 )
 from msvit.options import Options
 
@@ -79,6 +80,14 @@ class SpikingOptions(ModelOptions):
         has = [o for o in _NEURON_OPTIONS if o.removeprefix("attn_") in read]
         why = f"the neuron {neuron!r} has no such option; it has {', '.join(has)}"
         return {option: why for option in _NEURON_OPTIONS if option not in has}
+
+    @classmethod
+    def idle(cls, values: Mapping[str, Any]) -> dict[str, str]:
+        found = super().idle(values)
+        if values["timesteps"] == 1 and not values.get("batch_coupled"):
+            why = "it acts from one time step to the next, and there is one only"
+            found |= dict.fromkeys(across_steps(values["neuron"]), why)
+        return found
 
     def _restated(self) -> dict[str, Any]:
         usual = self.surrogate_alpha == DEFAULT_ALPHA[self.surrogate]
