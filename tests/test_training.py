@@ -10,6 +10,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from functools import partial
+from itertools import count
 
 import pytest
 import torch
@@ -384,17 +385,33 @@ def test_clipping_and_autocast_hide_nothing(options, tmp_path):
         with_model(change, tiny_cell(**options), tmp_path)
 
 
-@pytest.mark.parametrize("scale", [2.0**16, 2.0**-22])
-def test_fp16_may_skip_steps_but_not_all_of_them(scale, tmp_path, monkeypatch):
-    """Each step with an infinite gradient halves the scale, until there is nothing to find."""
-    monkeypatch.setattr(torch.amp, "GradScaler", partial(torch.amp.GradScaler, init_scale=scale))
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        (range(1, 5), "epoch 1, step 4 of 4: the norm of the gradient of head.linear.bias is nan"),
+        (range(5, 9), "epoch 2, step 4 of 4: the norm of the gradient of head.linear.bias is nan"),
+        ((1, 2, 3, 6), ""),
+    ],
+)
+def test_fp16_may_skip_steps_but_no_whole_epoch(bad, said, tmp_path):
+    """Each step with a gradient that is not finite halves the scale."""
+    seen = count(1)
+    change = teach("head.linear.bias", lambda grad: grad * (math.nan if next(seen) in bad else 1))
+    cell = tiny_cell(precision="fp16", epochs=2)
+    if said:
+        with pytest.raises(TrainingDiverged, match=f"{said}, and in fp16 the last 4 steps were"):
+            with_model(change, cell, tmp_path)
+    else:
+        assert len(with_model(change, cell, tmp_path)["history"]) == 2
+
+
+def test_fp16_that_no_scale_helps_does_not_wait_for_the_end_of_the_epoch(tmp_path, monkeypatch):
+    small = partial(torch.amp.GradScaler, init_scale=2.0**-23)
+    monkeypatch.setattr(torch.amp, "GradScaler", small)
     change = teach("head.linear.bias", lambda grad: grad * math.nan)
-    cell = tiny_cell(precision="fp16", epochs=1)
-    if scale > 1:
-        assert with_model(change, cell, tmp_path)["selected_epoch"] == 1
-        return
-    with pytest.raises(TrainingDiverged, match="not finite in fp16, however it is scaled"):
-        with_model(change, cell, tmp_path)
+    with pytest.raises(TrainingDiverged, match=r"step 2 of 4: .*the last 2 steps were not taken"):
+        with_model(change, tiny_cell(precision="fp16", epochs=1), tmp_path)
 
 
 def test_weights_that_are_no_numbers_neither_start_nor_go_on_nor_are_measured(tmp_path):
