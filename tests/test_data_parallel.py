@@ -11,11 +11,10 @@ from msvit.models.options import OPTIONS
 from tests.small import small_input, small_model
 
 
-@pytest.fixture(scope="module")
-def one_process(tmp_path_factory):
+@pytest.fixture
+def one_process(tmp_path):
     """A process group of this process alone."""
-    place = tmp_path_factory.mktemp("group") / "store"
-    store = torch.distributed.FileStore(str(place), 1)
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
     torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     yield
     torch.distributed.destroy_process_group()

@@ -117,8 +117,9 @@ def norm_neuron(
         plif_w: scalar, learnable, where ``spec.kind`` is ``"plif"``: decay = sigmoid(w).
         shortcut: added to the spikes, of their shape.
         offset: bias ``[C]`` of the layer in front that y lacks. It only moves the running mean
-            (and is known to eval mode); batch statistics cancel it, it receives no gradient (zeros where a
-            process group is there, because ``DistributedDataParallel`` waits for one).
+            (and is known to eval mode); batch statistics cancel it, it receives no gradient.
+            Where a process group is there, it gets zeros: ``DistributedDataParallel`` waits for
+            a gradient of every parameter.
         pool: ``y`` is ``[T, B, H, W, C]`` and the spikes ``[T, B, ⌈H/2⌉, ⌈W/2⌉, C]``.
 
     Returns:

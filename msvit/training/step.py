@@ -64,7 +64,7 @@ class TrainingStep:
             normalise.mean.device.type, enabled=precision.dtype == torch.float16
         )
         self.skipped = torch.zeros((), dtype=torch.bool, device=normalise.mean.device)
-        """Whether the last step was none, its gradient not being finite in fp16 as it was scaled."""
+        """Whether fp16 has not taken the last step, whose gradient was not finite."""
         self._state = [tensor for _, tensor in state_tensors(model)]
         self._eager = eager
         # What reads values back steps outside.
