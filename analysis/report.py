@@ -25,6 +25,7 @@ from analysis.collect import StudyResults, collect
 from analysis.formats import console, terminal, write_table
 from analysis.tables import compare
 from msvit.commands import DEFAULT_RESULTS, Parser, command
+from msvit.printing import print_error
 from msvit.records.schema import RecordError
 
 
@@ -94,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         write_report(study)
         print_summary(study)
     except RecordError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
         return 2
     return 0
 

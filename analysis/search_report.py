@@ -26,6 +26,7 @@ from analysis.formats import console, terminal, write_table
 from analysis.search import Search, collect_search
 from analysis.tables import NOTHING, Entry, Table, entries
 from msvit.commands import DEFAULT_RESULTS, Parser, command
+from msvit.printing import print_error
 from msvit.records.measures import all_measures
 from msvit.records.schema import RecordError
 
@@ -176,7 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         write_search_report(search)
         print_search(search)
     except RecordError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
         return 2
     return 0
 

@@ -31,7 +31,7 @@ from msvit.cells import SECTIONS
 from msvit.commands import Parser, command
 from msvit.data import check_data, notes_on_data, prepare_data, sources_of_data
 from msvit.options import ConfigError, DataError
-from msvit.printing import logged_to
+from msvit.printing import logged_to, print_error
 from msvit.recipes import list_recipes, read_recipe
 from msvit.records.faults import is_of_surroundings
 from msvit.records.schema import RecordError
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         return _run(study, options)
     except (ConfigError, DataError, RecordError, RayLost) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
         return 2
 
 
