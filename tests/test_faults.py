@@ -18,7 +18,7 @@ from msvit.allotment import GPU_SHARE
 from msvit.data import check_data
 from msvit.models import __main__ as models
 from msvit.options import ConfigError, DataError
-from msvit.printing import forgiving
+from msvit.printing import forgiving, print_error
 from msvit.records import faults
 from msvit.records.faults import disk_error, is_of_surroundings
 from msvit.records.schema import RecordError
@@ -77,6 +77,31 @@ def test_characters_that_a_locale_lacks_become_question_marks():
     stream.write("99.0 ± 0.7 %\n")
     stream.flush()
     assert written.getvalue() == b"99.0 ? 0.7 %\n"
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        ("--grid a\x1b[31m", "--grid a\\x1b[31m"),
+        ("two\nlines\tand a bell\a", "two\nlines\tand a bell\\x07"),
+        ("日本 ± 1", "日本 ± 1"),
+        (os.fsencode("日本").decode("ascii", "surrogateescape"), "日本"),
+        (repr(os.fsencode("日本").decode("ascii", "surrogateescape")), "'日本'"),
+        ("\udcff", "�"),
+        (r"C:\new", r"C:\new"),
+    ],
+)
+def test_errors_move_no_cursor_and_show_what_was_typed(given, shown, capsys):
+    print_error(given)
+    assert capsys.readouterr().err == f"error: {shown}\n"
+
+
+def test_arguments_that_are_refused_move_no_cursor(capsys):
+    with pytest.raises(SystemExit):
+        run.main(["--no\x1b[31m"])
+    assert "--no\\x1b[31m" in capsys.readouterr().err
+    assert run.main(["--grid", "scales", "--set", "model.dim\x1b[31m=3"]) == 2
+    assert "\x1b" not in capsys.readouterr().err
 
 
 def test_bars_outlive_their_terminal(tiny, monkeypatch):

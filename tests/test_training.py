@@ -26,6 +26,7 @@ from msvit.cells import resolve_cell
 from msvit.checkpoints import CheckpointError
 from msvit.data import data_options, load_splits
 from msvit.data.splits import Images
+from msvit.kernels.cpu import build, passes, sparse_products
 from msvit.options import ConfigError, DataError
 from msvit.precision import MAX_ERROR, bf16_is_faster, choose_precision, product_error
 from msvit.recipes import TrainingOptions, list_recipes, load_recipe
@@ -442,6 +443,29 @@ def test_a_late_look_still_names_the_first_bad_step():
     with pytest.raises(TrainingDiverged, match="epoch 2, step 18 of 40: the norm of bias is nan"):
         check_steps(losses, norms, 16, model, epoch=2, steps=40)
     check_steps(losses[:1], norms[:1], 16, model, epoch=2, steps=40)
+
+
+@needs_bf16
+def test_kernels_are_there_before_the_clock_starts(tmp_path, monkeypatch):
+    loaded, at_the_start = [], []
+    load, train_epoch = build._load, Trainer.train_epoch
+
+    def noted(*args):
+        loaded.append(args[2])
+        return load(*args)
+
+    def begun(*args, **options):
+        at_the_start.extend(loaded)
+        return train_epoch(*args, **options)
+
+    monkeypatch.setattr(build, "_load", noted)
+    for make in (passes.backend, sparse_products.library, build.units, build.sparse_products):
+        make.cache_clear()
+    monkeypatch.setattr(Trainer, "train_epoch", begun)
+    train_cell(tiny_cell(precision="bf16", epochs=1), tmp_path)
+    assert loaded == at_the_start
+    kinds = [f"{what}-{kind}" for what in ("units", "products") for kind in ("float", "bf16")]
+    assert set(kinds) <= set(loaded)
 
 
 def test_the_best_epoch_by_validation_is_kept_and_scored(tmp_path, monkeypatch):

@@ -44,6 +44,7 @@ __all__ = [
     "neuron",
     "norm_add",
     "norm_neuron",
+    "prepare",
     "spikes_as_bytes",
     "supports",
     "token_attention",
@@ -91,6 +92,17 @@ def describe(model: nn.Module, device: torch.device, dtype: torch.dtype) -> str:
     if len(known) == 2:
         return "mixed neurons"
     return "fused" if known == {True} else "plain neurons"
+
+
+def prepare(model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
+    """Compile and load what ``model`` needs on a CPU, before anybody looks at the clock.
+
+    In autocast of ``dtype``, activations are of float32 as well.
+    """
+    if _cpp_on(device) and describe(model, device, dtype) != "none":
+        for kind in {dtype, torch.float32}:
+            build.units(kind)
+            build.sparse_products(kind)
 
 
 def use_allocator() -> None:
