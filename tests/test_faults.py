@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 
+import numpy as np
 import pytest
 import torch
 
@@ -29,6 +30,7 @@ from studies.grids import load_study
 from studies.progress import Bars
 from studies.search.space import load_space
 from studies.worker import failure_of, run_cell
+from tests.image_sets import class_folders, pixels
 from tests.results_folder import Results
 from tests.test_run import RUN, TINY, bare_record, tiny
 
@@ -224,6 +226,22 @@ def test_missing_data_end_a_study_before_anything_starts(tmp_path, capsys):
     assert run.main(["--grid", grid, "--results", str(results), "--data-dir", str(data)]) == 2
     assert "no .jpg or .png file" in capsys.readouterr().err
     assert not results.exists()
+
+
+def test_an_image_cut_short_ends_a_study_in_one_line_before_ray_starts(
+    tmp_path, monkeypatch, capsys
+):
+    path, data = tmp_path / "cifar.yaml", tmp_path / "data"
+    path.write_text(OF_ANY_SIZE.replace("digits", "cifar10"))
+    for split in ("train", "test"):
+        class_folders(data, pixels(20, 32), np.arange(20) % 10, split)
+    file = data / "train" / "class_003" / "00013.png"
+    file.write_bytes(file.read_bytes()[:2000])
+    monkeypatch.setattr("studies.cluster.start_ray", lambda _: pytest.fail("Ray was started"))
+    arguments = ["--grid", str(path), "--results", str(tmp_path), "--data-dir", str(data)]
+    assert run.main(arguments) == 2
+    (error,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert error.startswith(f"error: {file}: ")
 
 
 def test_missing_data_end_a_search_before_ray_starts(tmp_path, monkeypatch, capsys):
