@@ -28,6 +28,7 @@ import pandas as pd
 from analysis.published import read_published
 from msvit.commands import Parser, command
 from msvit.models import zoo
+from msvit.printing import print_error
 from msvit.records.energy import ENERGY_MODELS, exact_synops
 from msvit.records.schema import Operations, RecordError
 
@@ -257,7 +258,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         write(rates, options.out)
     except RecordError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
         return 2
     print(markdown(rates))
     print(f"\n{options.out}: README.md, implied_rates.csv, implied_rates.png, implied_rates.pdf")

@@ -28,6 +28,7 @@ from analysis.study_tables import TABLES, study_tables
 from analysis.view import USUAL, View
 from msvit.commands import DEFAULT_RESULTS, Parser, command
 from msvit.options import ConfigError, unknown
+from msvit.printing import print_error
 from msvit.records.energy_choice import add_energy, energy_choice
 from msvit.records.schema import RecordError
 
@@ -164,7 +165,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         write_report(study, view, formats, options.out)
         print_summary(study, view, options.out)
     except (ConfigError, RecordError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
         return 2
     return 0
 

@@ -27,6 +27,7 @@ from analysis.search import Search, collect_search
 from analysis.tables import NOTHING, Entry, Table, entries
 from msvit.commands import DEFAULT_RESULTS, Parser, command
 from msvit.options import ConfigError
+from msvit.printing import print_error
 from msvit.records.energy_choice import USUAL, EnergyChoice, add_energy, energy_choice
 from msvit.records.measures import all_measures
 from msvit.records.schema import RecordError
@@ -185,7 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         write_search_report(search, energy)
         print_search(search, energy)
     except (ConfigError, RecordError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
         return 2
     return 0
 

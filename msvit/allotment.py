@@ -1,7 +1,8 @@
 """How much of the machine this process may use, which may be less than the machine has.
 
 A scheduler's allotment shows in the affinity of the process (``taskset``, Slurm), in its control
-group (containers, Slurm), or only in Slurm's variables. Torch-free.
+group (containers, Slurm), or only in Slurm's variables. Torch-free. What Slurm's variables say of
+memory, nobody enforces here; a control group's limit the kernel does.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ GPU_CONTEXT_GB = 0.7
 
 _SLURM = ("SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE")
 """The first that is set counts: CPUs of one task, CPUs of all tasks of the job on this node."""
+
+_MB = 1 << 20  # as Slurm counts
 
 
 def gpu_memory_share(total_gb: float) -> float:
@@ -50,11 +53,31 @@ def usable_cpus(
 
     ``cgroups`` is where control groups are mounted, ``own`` names those of this process.
     """
-    limits = [_affinity(), *(int(share) for share in _quotas(cgroups, own))]
-    allotted = next((os.environ[name] for name in _SLURM if os.environ.get(name)), "")
-    if allotted.isdigit():
-        limits.append(int(allotted))
+    quotas = _limits(cgroups, own, "cpu", _quota, _quota_of_version_1)
+    limits = [_affinity(), *map(int, quotas), *_of_slurm(*_SLURM)]
     return max(1, min(limits))
+
+
+def usable_memory(
+    cgroups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")
+) -> int:
+    """Bytes of memory that this process and those it starts may use, all together.
+
+    The arguments are those of :func:`usable_cpus`.
+    """
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    limits += map(int, _limits(cgroups, own, "memory", _most, _most_of_version_1))
+    limits += [_MB * size for size in _of_slurm("SLURM_MEM_PER_NODE")]
+    for unit, counts in (("CPU", _SLURM), ("GPU", ("SLURM_GPUS_ON_NODE",))):
+        sizes, number = _of_slurm(f"SLURM_MEM_PER_{unit}"), _of_slurm(*counts)
+        limits += [_MB * size * count for size in sizes for count in number]
+    return min(limits)
+
+
+def _of_slurm(*names: str) -> list[int]:
+    """The number in the first of these variables that is set, where it is one; 0 means no limit."""
+    value = next((os.environ[name] for name in names if os.environ.get(name)), "")
+    return [int(value)] if value.isdecimal() and int(value) else []
 
 
 def _affinity() -> int:
@@ -63,8 +86,14 @@ def _affinity() -> int:
     return os.cpu_count() or 1
 
 
-def _quotas(cgroups: Path, own: Path) -> Iterator[float]:
-    """CPUs that the control groups of this process allow, those above it included."""
+def _limits(
+    cgroups: Path,
+    own: Path,
+    controller: str,
+    read: Callable[[Path], float],
+    read_version_1: Callable[[Path], float],
+) -> Iterator[float]:
+    """What the control groups of this process allow, those above it included."""
     try:
         lines = own.read_text().splitlines()
     except OSError:
@@ -72,24 +101,39 @@ def _quotas(cgroups: Path, own: Path) -> Iterator[float]:
     for line in lines:
         _, controllers, path = line.split(":", 2)
         if not controllers:  # version 2: one tree
-            yield from _up(cgroups, path, lambda group: (group / "cpu.max").read_text().split())
-        elif "cpu" in controllers.split(","):
-            yield from _up(cgroups / controllers, path, _version1)
-            yield from _up(cgroups / "cpu", path, _version1)
+            yield from _up(cgroups, path, read)
+        elif controller in controllers.split(","):
+            yield from _up(cgroups / controllers, path, read_version_1)
+            yield from _up(cgroups / controller, path, read_version_1)
 
 
-def _version1(group: Path) -> list[str]:
-    return [(group / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period")]
+def _quota(group: Path) -> float:
+    quota, period = map(float, (group / "cpu.max").read_text().split())
+    return quota / period
 
 
-def _up(root: Path, path: str, read: Callable[[Path], list[str]]) -> Iterator[float]:
-    """``quota / period`` of the group at ``path`` and of all above it, where there is a quota."""
+def _quota_of_version_1(group: Path) -> float:
+    quota, period = (
+        float((group / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period")
+    )
+    return quota / period
+
+
+def _most(group: Path) -> float:
+    return float((group / "memory.max").read_text())
+
+
+def _most_of_version_1(group: Path) -> float:
+    return float((group / "memory.limit_in_bytes").read_text())
+
+
+def _up(root: Path, path: str, read: Callable[[Path], float]) -> Iterator[float]:
+    """The limits of the group at ``path`` and of all above it, where there are any."""
     group = root / path.lstrip("/")
     for place in (group, *group.parents):
         try:
-            quota, period = (float(number) for number in read(place))
-            if quota > 0:
-                yield quota / period
+            if (limit := read(place)) > 0:
+                yield limit
         except (OSError, ValueError):  # no such file, or "max"
             pass
         if place == root:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
-from msvit.printing import safe_output
+from msvit.printing import readable, safe_output
 
 DEFAULT_RESULTS = Path("results")
 """Where records, tables and figures are kept unless ``--results`` says otherwise."""
@@ -60,7 +60,7 @@ class Parser(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message} (--help lists the options)\n")
+        self.exit(2, f"error: {readable(message)} (--help lists the options)\n")
 
 
 class _StoreOnce(argparse.Action):

@@ -39,6 +39,15 @@ OPTIONS_READ: dict[NeuronName, tuple[str, ...]] = {
 An attention's threshold counts as ``threshold``.
 """
 
+_LEAK_ON_WAY: tuple[NeuronName, ...] = ("glif", "clif", "ilif")
+"""The kinds whose leak takes from the potential only, and not from what comes in."""
+
+
+def across_steps(kind: NeuronName) -> tuple[str, ...]:
+    """Options that change nothing before a second time step: what a reset and such a leak leave."""
+    return ("hard_reset", "detach_reset", *(("tau",) if kind in _LEAK_ON_WAY else ()))
+
+
 PER_TIMESTEP: tuple[NeuronName, ...] = ("glif", "psn")
 """The kinds with parameters for every time step, which take sequences of that length only."""
 

@@ -10,9 +10,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import sys
 from collections.abc import Iterator
 from typing import Any, TextIO
+
+_BYTES = re.compile("[\udc80-\udcff]+")
+_ESCAPED = re.compile(r"\\u(dc[89a-f][0-9a-f])")
 
 
 @contextlib.contextmanager
@@ -27,6 +31,24 @@ def safe_output() -> Iterator[None]:
         sys.stdout.flush()
         sys.stderr.flush()
         sys.stdout, sys.stderr = kept
+
+
+def print_error(error: object) -> None:
+    """Say what is wrong, on stderr."""
+    print(f"error: {readable(str(error))}", file=sys.stderr)
+
+
+def readable(text: str) -> str:
+    """``text`` that moves no cursor: control characters as Python writes them.
+
+    Bytes that Python could not decode in the locale's encoding are read as UTF-8, also where they
+    are written as escapes.
+    """
+    text = _ESCAPED.sub(lambda found: chr(int(found[1], 16)), text)
+    text = _BYTES.sub(
+        lambda found: found[0].encode("utf-8", "surrogateescape").decode("utf-8", "replace"), text
+    )
+    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
 
 
 def forgiving(stream: TextIO | None) -> Any:

@@ -14,6 +14,7 @@ import datetime
 import pathlib
 import re
 import types
+import zipfile
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_DEPTH = 4  # of mappings inside mappings; an optimizer's state goes no deeper
+_DEPTH = 10  # of mappings inside mappings; one may hold itself
 _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 """Attributes under which torch's own wrappers hold what they wrap, at any place of a name."""
 _PREFERRED = re.compile(r"(?:^|[._])(?:ema|best)(?:[._]|$)")
@@ -145,6 +146,8 @@ def _other_format(path: Path) -> str | None:
         start = file.read(max(map(len, _OTHER_FORMATS)))
     if not start:
         return "empty"
+    if start.startswith(b"PK") and not zipfile.is_zipfile(path):
+        return "cut short, its end is missing"
     return next((told for mark, told in _OTHER_FORMATS.items() if start.startswith(mark)), None)
 
 

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 from msvit.commands import Parser, command
 from msvit.data import data_options, list_datasets
 from msvit.options import ConfigError, DataError
+from msvit.printing import print_error
 from msvit.yaml_files import parse_yaml
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         print(table(options.data, _settings(options.set), options.data_dir))
     except (ConfigError, DataError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
         return 2
     return 0
 

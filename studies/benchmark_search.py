@@ -28,6 +28,7 @@ from pathlib import Path
 
 from msvit.commands import DEFAULT_RESULTS, Parser, command
 from msvit.options import ConfigError
+from msvit.printing import print_error
 from msvit.records.schema import RecordError
 from studies.command_line import positive
 from studies.search.space import Space, load_space
@@ -50,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _run(space, options)
         return 0
     except (ConfigError, RecordError, subprocess.CalledProcessError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
         return 2
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import math
 import os
 import secrets
 import signal
@@ -20,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from msvit.allotment import usable_cpus
+from msvit.allotment import usable_cpus, usable_memory
 from msvit.options import ConfigError
 from studies.packing import START_MPS, Device, Packing, look_at_machine
 
@@ -34,6 +35,7 @@ SOCKET_BYTES = 107  # of a socket's path, on Linux
 _SETTINGS = b"\0\0\0\4\0\0\0\0\0"  # an empty frame of HTTP/2
 LONGEST_SOCKET = "/session_2026-01-31_23-59-59_999999_4194304/sockets/plasma_store"
 OBJECT_STORE_BYTES = 100 << 20  # cells exchange a few kilobytes
+CELL_BYTES = 1 << 30  # of the machine's memory, what no cell does without: torch and a small model
 
 
 class RayLost(RuntimeError):
@@ -71,7 +73,11 @@ def connected(place: Place) -> Iterator[None]:
     watch = None
     try:
         if place.address is None:
-            start_ray()
+            cpus = cpus_with_memory(place.cpus_per_cell)
+            if cpus < most:
+                memory = f"{usable_memory() / 1e9:.1f} GB of memory"
+                print(f"note: {memory} let cells run on {cpus} of {most} CPUs only", flush=True)
+            start_ray(cpus)
         else:
             _join(place.address)
         # A scheduler's SIGTERM ends a study as Ctrl-C does; Ray would print a stack and abort.
@@ -200,7 +206,18 @@ def _refusal(address: tuple[str, int], seconds: float, greet: bool = False) -> O
     return None
 
 
-def start_ray() -> None:
+def cpus_with_memory(cpus_per_cell: float) -> int:
+    """CPUs that this process may use, as far as cells on all of them have memory to begin with.
+
+    Ray watches the machine's memory, or that of a container, and takes no notice of a smaller
+    allotment: 64 cells in 8 GB would end each other.
+    """
+    cells = (usable_memory() - OBJECT_STORE_BYTES) // CELL_BYTES
+    return min(usable_cpus(), math.ceil(max(1, cells) * cpus_per_cell))
+
+
+def start_ray(cpus: int) -> None:
+    """A Ray of our own, on this machine, with so many CPUs and the memory of the allotment."""
     if "ray" not in sys.modules:  # what is set later would reach its processes, and not this one
         # A token for this run only: Ray would else want to keep one in the home folder.
         os.environ.setdefault("RAY_AUTH_MODE", "token")
@@ -214,7 +231,8 @@ def start_ray() -> None:
         # "local" and not the default, which would try to join what a dead cluster left behind.
         ray.init(
             address="local",
-            num_cpus=usable_cpus(),
+            num_cpus=cpus,
+            _memory=max(usable_memory() - OBJECT_STORE_BYTES, CELL_BYTES),
             include_dashboard=False,
             object_store_memory=OBJECT_STORE_BYTES,
             logging_level=logging.ERROR,

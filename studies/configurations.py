@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from msvit.cells import MAX_SEED, SECTIONS, option_names, section_of, without_effect
+from msvit.models.options import OPTIONS
 from msvit.options import ConfigError, below, unknown
 from msvit.recipes import unknown_option
 
@@ -149,13 +150,25 @@ def merged(
             known = option_names(section, name, below(where, section))
             inherited = {key: value for key, value in inherited.items() if key in known}
         in_vain = without_effect(section, {**inherited, **options})
-        before = without_effect(section, {"name": name, **base[section]}) if in_vain else {}
+        before = _without_effect_in(section, base[section]) if in_vain else set()
         result[section] = {
             key: value
             for key, value in {**inherited, **options}.items()
             if key in options or key in before or key not in in_vain
         }
     return result
+
+
+def _without_effect_in(section: str, base: Mapping[str, Any]) -> set[str]:
+    """Options of a ``base`` that do nothing in it, whichever model it is for if it names none."""
+    if section != "model" or "name" in base:
+        return set(without_effect(section, base))
+    found = [
+        set(without_effect(section, {"name": model, **base}))
+        for model in OPTIONS
+        if base.keys() <= set(option_names(section, model, ""))
+    ]
+    return set.intersection(*found) if found else set()
 
 
 def varied(
@@ -196,3 +209,11 @@ def seeds_of(values: Any, where: str) -> list[int]:
         if values.count(seed) > 1:
             raise wrong(f"{seed} appears twice")
     return list(values)
+
+
+def seeds_from(first: int, number: int) -> list[int]:
+    """What ``--seeds`` asks for: so many, from the ``first`` on."""
+    most = min(MAX_CELLS, MAX_SEED + 1 - first)
+    if number > most:
+        raise ConfigError(f"--seeds {number}", "", f"more than {most}, counted from {first}")
+    return list(range(first, first + number))

@@ -51,6 +51,7 @@ from studies.configurations import (
     merged,
     nested,
     question_of,
+    seeds_from,
     seeds_of,
     shown_path,
     split_key,
@@ -83,7 +84,9 @@ def load_study(grid: str, overrides: Sequence[str] = (), seeds: int | None = Non
 
     ``overrides`` are ``section.key=value`` texts, values in YAML. An override holds for every
     configuration, after axes and includes; a model that does not have the option is left
-    alone as long as another one has it. ``seeds`` replaces the file's seeds by 0 … seeds - 1.
+    alone as long as another one has it. ``seeds`` is how many there are to be, counted
+    from the smallest of the file: a grid whose seeds are those that a search left alone keeps off
+    the others.
 
     Raises:
         ConfigError: for whatever could not be run, naming the file, the key and the nearest
@@ -98,7 +101,9 @@ def load_study(grid: str, overrides: Sequence[str] = (), seeds: int | None = Non
     configurations = _included(base, values, where)
     if axes or not configurations or "name" in base["model"]:
         configurations = [*_crossed(base, axes, where), *configurations]
-    seed_list = seeds_of(values.get("seeds", 1) if seeds is None else seeds, where)
+    seed_list = seeds_of(values.get("seeds", 1), where)
+    if seeds is not None:
+        seed_list = seeds_from(min(seed_list), seeds)
     cells = [_resolved(configuration, base, where) for configuration in configurations]
     if overrides:  # the file is right as it is: what is wrong from here on is in them
         _check_once(overrides)

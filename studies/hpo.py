@@ -35,7 +35,7 @@ from msvit.cells import SCHEMA
 from msvit.commands import DEFAULT_RESULTS, Parser, command
 from msvit.data import check_data, notes_on_data, prepare_data
 from msvit.options import ConfigError, DataError
-from msvit.printing import logged_to
+from msvit.printing import logged_to, print_error
 from msvit.records.energy_choice import energy_choice
 from msvit.records.schema import RecordError
 from msvit.records.store import read_search, search_folder, start_file, write_search
@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _best(space, options)
         return _run(space, options)
     except (ConfigError, DataError, RecordError, RayLost) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
         return 2
 
 

@@ -32,7 +32,7 @@ from msvit.cells import SECTIONS
 from msvit.commands import Parser, command
 from msvit.data import check_data, notes_on_data, prepare_data, sources_of_data
 from msvit.options import ConfigError, DataError, unknown
-from msvit.printing import logged_to
+from msvit.printing import logged_to, print_error
 from msvit.recipes import list_recipes, read_recipe
 from msvit.records.energy_choice import energy_choice
 from msvit.records.faults import is_of_surroundings
@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return remeasure(study, options.results, options.data_dir)
         return _run(study, options)
     except (ConfigError, DataError, RecordError, RayLost) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
         return 2
 
 
@@ -282,7 +282,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="KEY=VALUE",
         help="override an option everywhere, such as training.epochs=3; repeatable",
     )
-    add("--seeds", type=positive(int), metavar="N", help="run seeds 0 to N-1 instead of the grid's")
+    add("--seeds", type=positive(int), metavar="N", help="run N seeds, from the grid's smallest on")
     add("--baseline", metavar="LABEL", help="configuration that all others are compared with")
     add("--retry-failed", action="store_true", help="run cells again that failed earlier")
     add(

@@ -47,6 +47,7 @@ from typing import Any
 
 from msvit.commands import Parser, command
 from msvit.options import ConfigError, unknown
+from msvit.printing import print_error
 from studies.command_line import positive
 from studies.packing import look_at_machine
 from studies.timing.cases import (
@@ -98,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             _measure(options)
     except (ConfigError, MeasurementError, NoLimits, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
         return 2
     except KeyboardInterrupt:
         print("\nInterrupted; step.csv holds what was complete.")

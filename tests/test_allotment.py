@@ -7,15 +7,19 @@ import sys
 import pytest
 
 from msvit import allotment
-from msvit.allotment import usable_cpus
+from msvit.allotment import usable_cpus, usable_memory
+from studies.cluster import cpus_with_memory
+
+MB, GB = 1 << 20, 1 << 30
 
 
 @pytest.fixture
 def alone(monkeypatch):
-    """A process that may use 64 CPUs."""
+    """A process that may use 64 CPUs and 128 GB."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
-    for name in ("SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE"):
-        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 32 * MB}.get)
+    for name in [name for name in os.environ if name.startswith("SLURM_")]:
+        monkeypatch.delenv(name)
 
 
 @pytest.mark.parametrize(
@@ -46,11 +50,62 @@ def alone(monkeypatch):
     ],
 )
 def test_control_groups_count(alone, tmp_path, own, files, cpus):
-    (tmp_path / "own").write_text(own)
+    assert usable_cpus(*_groups(tmp_path, own, files)) == cpus
+
+
+def _groups(folder, own, files):
+    """Where control groups are "mounted", and the file that names those of the process."""
+    (folder / "own").write_text(own)
     for name, content in files.items():
-        (tmp_path / "groups" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "groups" / name).write_text(content + "\n")
-    assert usable_cpus(tmp_path / "groups", tmp_path / "own") == cpus
+        (folder / "groups" / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "groups" / name).write_text(content + "\n")
+    return folder / "groups", folder / "own"
+
+
+@pytest.mark.parametrize(
+    ("own", "files", "size"),
+    [
+        ("0::/job/step", {"job/step/memory.max": f"{2 * GB}", "job/memory.max": "max"}, 2 * GB),
+        ("0::/job/step", {"job/step/memory.max": "max", "job/memory.max": f"{3 * GB}"}, 3 * GB),
+        ("0::/", {"memory.max": f"{4 * GB}"}, 4 * GB),
+        ("0::/job", {"job/memory.max": f"{999 * GB}"}, 128 * GB),
+        ("9:memory:/job", {"memory/job/memory.limit_in_bytes": f"{5 * GB}"}, 5 * GB),
+        ("9:memory:/of/host", {"memory/memory.limit_in_bytes": f"{6 * GB}"}, 6 * GB),
+        ("9:memory:/job", {"memory/job/memory.limit_in_bytes": "9223372036854771712"}, 128 * GB),
+        ("9:cpu:/job", {"memory/job/memory.limit_in_bytes": f"{5 * GB}"}, 128 * GB),
+    ],
+)
+def test_control_groups_limit_memory(alone, tmp_path, own, files, size):
+    assert usable_memory(*_groups(tmp_path, own, files)) == size
+
+
+@pytest.mark.parametrize(
+    ("variables", "size"),
+    [
+        ({"SLURM_MEM_PER_NODE": "4096"}, 4 * GB),
+        ({"SLURM_MEM_PER_NODE": "0"}, 128 * GB),  # all that the node has
+        ({"SLURM_MEM_PER_CPU": "2048", "SLURM_CPUS_ON_NODE": "16"}, 32 * GB),
+        ({"SLURM_MEM_PER_CPU": "2048", "SLURM_CPUS_PER_TASK": "2"}, 4 * GB),
+        ({"SLURM_MEM_PER_GPU": "8192", "SLURM_GPUS_ON_NODE": "2"}, 16 * GB),
+        ({"SLURM_MEM_PER_NODE": "much"}, 128 * GB),
+    ],
+)
+def test_slurm_limits_memory(alone, monkeypatch, tmp_path, variables, size):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert usable_memory(tmp_path, tmp_path / "none") == size
+
+
+def test_as_many_cells_at_once_as_find_memory(alone, monkeypatch):
+    given = {"usable_memory": 128 * GB, "usable_cpus": 64}
+    for name in given:
+        monkeypatch.setattr(f"studies.cluster.{name}", lambda name=name: given[name])
+    assert cpus_with_memory(1) == 64
+    given["usable_memory"] = 8 * GB
+    assert cpus_with_memory(1) == 7  # Ray's object store takes a little
+    assert cpus_with_memory(2) == 14
+    given["usable_memory"] = GB // 2
+    assert cpus_with_memory(4) == 4  # one cell is tried
 
 
 @pytest.mark.parametrize(

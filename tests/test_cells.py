@@ -190,6 +190,13 @@ def test_what_is_written_is_read_as_it_was():
         ("msvit", {"stages": [1, 2, 3]}, "batch_coupled", True, {"stages": [1]}),
         ("maxformer", {"mixers": ["identity"] * 3}, "attn_threshold", 1.0, {}),
         ("spikformer", {"depths": [1]}, "drop_path", 0.1, {"depths": [2]}),
+        ("spikformer", {"timesteps": 1}, "hard_reset", False, {"timesteps": 2}),
+        ("spikformer", {"timesteps": 1}, "detach_reset", False, {}),
+        ("spikformer", {"timesteps": 1, "neuron": "clif"}, "tau", 3.0, {"timesteps": 1}),
+        (
+            *("qkformer", {"timesteps": 1, "heads": 4}, "hard_reset", False),
+            {"timesteps": 1, "heads": 4, "batch_coupled": True},
+        ),
         ("sdt", {}, "heads", 7, {"attn_pool": True, "dim": 56}),
         ("training", {"schedule": "constant"}, "min_lr", 0.0, {}),
         ("training", {"warmup_epochs": 0}, "warmup_lr", 0.0, {}),

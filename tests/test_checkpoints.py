@@ -182,6 +182,9 @@ def test_a_checkpoint_that_does_not_fit_is_told_by_file_and_tensor(state, tmp_pa
     told(state | {"head.scale": torch.ones(1)}, "1 unexpected: head.scale")
     told({"net": state}, f"mismatched: {first} (4, 3, 3, 3)", "sizes?", dim=64)
     told({"epoch": 3}, "none at all")
+    deep = {"a": {"b": {"c": {"d": {"e": state}}}}}
+    torch.save(deep, path)
+    assert load_official(model(), path).taken.endswith("(a.b.c.d.e)")
     told({"conv1": torch.ones(3), "fc.weight": torch.ones(2)}, "none of QKFormer: conv1, fc.weight")
     told(state | {first: state[first] * float("nan")}, "not finite")
 
@@ -291,14 +294,24 @@ def test_what_is_no_checkpoint_is_told_by_its_path(content, tmp_path):
         (gzip.compress(b"weights"), "gzip: unpack it"),
         (b"<!DOCTYPE html>", "a web page"),
         (b"", "empty"),
+        (b"PK\3\4 cut", "cut short"),
         (b'{"weights": 1}', "neither by torch.save nor as safetensors"),
     ],
-    ids=["pointer", "gzip", "page", "empty", "json"],
+    ids=["pointer", "gzip", "page", "empty", "cut", "json"],
 )
 def test_what_a_file_is_instead_is_told(content, told, tmp_path):
     path = tmp_path / "checkpoint.pth"
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match=told):
+        load_official(model(), path)
+
+
+@pytest.mark.parametrize("size", [5000, 3000, 200])
+def test_a_file_cut_short_is_told(size, tmp_path):
+    path = tmp_path / "checkpoint.pth"
+    torch.save({"model": {f"layer{n}": torch.ones(50, 50) for n in range(5)}}, path)
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(CheckpointError, match="cut short, its end is missing"):
         load_official(model(), path)
 
 

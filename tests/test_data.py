@@ -19,6 +19,8 @@ from msvit.data import DATASETS, data_options, list_datasets, load_splits, notes
 from msvit.data import decoded as decoded_module
 from msvit.data import fashion_mnist as fashion_mnist_module
 from msvit.data.cifar import Cifar10Options
+from msvit.data.decoding import red_green_blue
+from msvit.data.fingerprint import fingerprint
 from msvit.data.options import DataOptions
 from msvit.data.splits import Images, Splits, split_train
 from msvit.options import ConfigError, DataError
@@ -486,6 +488,68 @@ def test_a_class_of_one_image_is_named_before_training(cifar10, fashion_mnist):
 def test_more_images_than_a_class_has_are_not_asked_for(cifar10):
     with pytest.raises(DataError, match="class class0: train_per_class 10 of 9 images"):
         load("cifar10", cifar10, train_per_class=10)
+
+
+def test_a_fingerprint_knows_images_labels_and_shapes():
+    images = np.arange(24, dtype=np.uint8).reshape(2, 1, 3, 4)
+
+    def digest(images=images, labels=(0, 1), split="train"):
+        return fingerprint({split: (images, np.array(labels))})["digest"]
+
+    # Counts per class are the same where two images have changed their labels.
+    others = [
+        digest(labels=(1, 0)),
+        digest(images[::-1]),
+        digest(images.reshape(2, 1, 4, 3)),
+        digest(split="test"),
+    ]
+    assert len({digest(), *others}) == 5
+    assert digest(labels=np.array([0, 1], np.int32)) == digest()
+
+
+def test_sixteen_bits_are_scaled_to_eight_by_rounding(tmp_path):
+    sixteen = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    Image.fromarray(sixteen).save(tmp_path / "grey.png")
+    with Image.open(tmp_path / "grey.png") as image:
+        eight = np.asarray(red_green_blue(image))
+    assert (eight == np.rint(sixteen / 257)[..., None]).all()  # 257 · 255 is white
+
+
+@pytest.mark.parametrize(
+    ("pixels", "clear", "refused"),
+    [
+        (np.full((4, 4), 500, np.uint16), 500, True),
+        (np.full((4, 4), 500, np.uint16), 501, False),
+        (np.full((4, 4), 50, np.uint8), 50, True),
+        (np.full((4, 4), 50, np.uint8), 51, False),
+    ],
+)
+def test_a_grey_that_is_clear_is_seen_through_at_any_depth(pixels, clear, refused, tmp_path):
+    Image.fromarray(pixels).save(tmp_path / "grey.png", transparency=clear)
+    with Image.open(tmp_path / "grey.png") as image:
+        if refused:
+            with pytest.raises(DataError, match="can be seen through"):
+                red_green_blue(image)
+        else:
+            red_green_blue(image)
+
+
+def test_a_clear_colour_of_sixteen_bits_is_seen_through(tmp_path):
+    def chunk(kind, content):
+        body = kind + content
+        return struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
+
+    colour = struct.pack(">HHH", 0x1234, 0x5678, 0x9ABC)
+    parts = {
+        b"IHDR": struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0),
+        b"tRNS": colour,
+        b"IDAT": zlib.compress(b"\0" + colour + b"\xff" * 6),
+        b"IEND": b"",
+    }
+    path = tmp_path / "colours.png"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts.items()))
+    with Image.open(path) as image, pytest.raises(DataError, match="can be seen through"):
+        red_green_blue(image)
 
 
 def test_a_fingerprint_tells_the_images_of_one_folder_from_others(cifar10, monkeypatch):

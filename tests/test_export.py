@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
-from importlib.util import find_spec
 
+import onnx
 import pytest
 import torch
+from onnx.reference import ReferenceEvaluator
 
 from msvit.models.options import SpikingOptions
 from tests.small import SMALL, fire, small_input, small_model
@@ -14,12 +15,12 @@ from tests.small import SMALL, fire, small_input, small_model
 pytestmark = pytest.mark.slow
 
 
-def ready(name):
+def ready(name, **options):
     """A small model in eval mode that fires, float64, and its input.
 
     In float32 an order of sums would do to move spikes.
     """
-    model = small_model(name, timesteps=2).double()
+    model = small_model(name, timesteps=2, **options).double()
     fire(model)
     return model, small_input(model, batch=2)
 
@@ -42,24 +43,12 @@ def test_a_traced_model_computes_the_same(name):
             assert torch.allclose(traced(images), model(images), atol=1e-9)
 
 
-@pytest.mark.skipif(
-    not (find_spec("onnx") and find_spec("onnxscript")),
-    reason="ONNX export needs the packages onnx and onnxscript",
-)
-@pytest.mark.parametrize("name", ["msvit", "spikformer", "metaspikeformer"])
-def test_a_model_becomes_onnx(name, tmp_path):
-    model, x = ready(name)
-    program = torch.onnx.export(model, (x,), dynamo=True)
-    program.save(tmp_path / "model.onnx")
-    import onnx
-
+def test_a_model_becomes_onnx_and_computes_the_same_there(tmp_path):
+    # Of all the one that is exported fastest, in half a minute; msvit takes two.
+    model, x = ready("spikformer", depths=(1,))
+    torch.onnx.export(model, (x,), dynamo=True, verbose=False).save(tmp_path / "model.onnx")
     onnx.checker.check_model(tmp_path / "model.onnx")
-    if not find_spec("onnxruntime"):
-        return
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
-    (logits,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    (logits,) = ReferenceEvaluator(str(tmp_path / "model.onnx")).run(None, {"x": x.numpy()})
     assert torch.allclose(torch.from_numpy(logits), model(x), atol=1e-9)
 
 

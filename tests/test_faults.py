@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 
+import numpy as np
 import pytest
 import torch
 
@@ -18,7 +19,7 @@ from msvit.allotment import GPU_SHARE
 from msvit.data import check_data
 from msvit.models import __main__ as models
 from msvit.options import ConfigError, DataError
-from msvit.printing import forgiving
+from msvit.printing import forgiving, print_error
 from msvit.records import faults
 from msvit.records.faults import disk_error, is_of_surroundings
 from msvit.records.schema import RecordError
@@ -29,6 +30,7 @@ from studies.grids import load_study
 from studies.progress import Bars
 from studies.search.space import load_space
 from studies.worker import failure_of, run_cell
+from tests.image_sets import class_folders, pixels
 from tests.results_folder import Results
 from tests.test_run import RUN, TINY, bare_record, tiny
 
@@ -77,6 +79,31 @@ def test_characters_that_a_locale_lacks_become_question_marks():
     stream.write("99.0 ± 0.7 %\n")
     stream.flush()
     assert written.getvalue() == b"99.0 ? 0.7 %\n"
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        ("--grid a\x1b[31m", "--grid a\\x1b[31m"),
+        ("two\nlines\tand a bell\a", "two\nlines\tand a bell\\x07"),
+        ("日本 ± 1", "日本 ± 1"),
+        (os.fsencode("日本").decode("ascii", "surrogateescape"), "日本"),
+        (repr(os.fsencode("日本").decode("ascii", "surrogateescape")), "'日本'"),
+        ("\udcff", "�"),
+        (r"C:\new", r"C:\new"),
+    ],
+)
+def test_errors_move_no_cursor_and_show_what_was_typed(given, shown, capsys):
+    print_error(given)
+    assert capsys.readouterr().err == f"error: {shown}\n"
+
+
+def test_arguments_that_are_refused_move_no_cursor(capsys):
+    with pytest.raises(SystemExit):
+        run.main(["--no\x1b[31m"])
+    assert "--no\\x1b[31m" in capsys.readouterr().err
+    assert run.main(["--grid", "scales", "--set", "model.dim\x1b[31m=3"]) == 2
+    assert "\x1b" not in capsys.readouterr().err
 
 
 def test_bars_outlive_their_terminal(tiny, monkeypatch):
@@ -188,11 +215,12 @@ OF_ANY_SIZE = TINY.replace("image_size: 8, ", "")
 
 
 def test_missing_data_end_a_study_before_anything_starts(tmp_path, capsys):
-    path, results, data = (tmp_path / name for name in ("cifar.yaml", "results", "data"))
-    path.write_text(OF_ANY_SIZE.replace("digits", "cifar10"))
+    path, results, data = (tmp_path / name for name in ("own.yaml", "results", "data"))
+    own = "image_folder, num_classes: 10, image_size: 32"
+    path.write_text(OF_ANY_SIZE.replace("digits", own))
     grid = str(path)
     assert run.main(["--grid", grid, "--results", str(results)]) == 2
-    assert "CIFAR-10 needs --data-dir" in capsys.readouterr().err
+    assert "image_folder needs --data-dir" in capsys.readouterr().err
     for split in ("train", "test"):
         for name in range(10):
             (data / split / str(name)).mkdir(parents=True)
@@ -201,16 +229,32 @@ def test_missing_data_end_a_study_before_anything_starts(tmp_path, capsys):
     assert not results.exists()
 
 
+def test_an_image_cut_short_ends_a_study_in_one_line_before_ray_starts(
+    tmp_path, monkeypatch, capsys
+):
+    path, data = tmp_path / "cifar.yaml", tmp_path / "data"
+    path.write_text(OF_ANY_SIZE.replace("digits", "cifar10"))
+    for split in ("train", "test"):
+        class_folders(data, pixels(20, 32), np.arange(20) % 10, split)
+    file = data / "train" / "class_003" / "00013.png"
+    file.write_bytes(file.read_bytes()[:2000])
+    monkeypatch.setattr("studies.cluster.start_ray", lambda _: pytest.fail("Ray was started"))
+    arguments = ["--grid", str(path), "--results", str(tmp_path), "--data-dir", str(data)]
+    assert run.main(arguments) == 2
+    (error,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert error.startswith(f"error: {file}: ")
+
+
 def test_missing_data_end_a_search_before_ray_starts(tmp_path, monkeypatch, capsys):
     space = tmp_path / "space.yaml"
     space.write_text(
         OF_ANY_SIZE.split("axes")[0]
-        + "parameters: {data.name: {categorical: [digits, cifar10]}}\n"
+        + "parameters: {data.name: {categorical: [digits, tiny_imagenet]}}\n"
         + "objectives: {accuracy: maximize}\n"
     )
-    monkeypatch.setattr("studies.cluster.start_ray", lambda: pytest.fail("Ray was started"))
+    monkeypatch.setattr("studies.cluster.start_ray", lambda _: pytest.fail("Ray was started"))
     assert hpo.main(["--space", str(space), "--results", str(tmp_path / "results")]) == 2
-    assert "CIFAR-10 needs --data-dir" in capsys.readouterr().err
+    assert "tiny_imagenet needs --data-dir" in capsys.readouterr().err
 
 
 def test_files_are_opened_before_a_study_starts(tmp_path):

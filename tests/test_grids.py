@@ -136,6 +136,25 @@ def test_what_a_choice_leaves_without_effect_is_not_inherited(grid):
     assert [entry.cell.training["min_lr"] for entry in study.cells] == [1e-6, 1e-5]
 
 
+@pytest.mark.parametrize("more", ["include: [{model: {name: NAME}}]", "axes: {model.name: [NAME]}"])
+@pytest.mark.parametrize(("name", "lost"), [("sdt", "heads: 4"), ("vit", "timesteps: 2")])
+@pytest.mark.parametrize("base_name", ["name: spikformer, ", ""])
+def test_what_does_nothing_in_another_model_is_not_inherited(grid, more, name, lost, base_name):
+    base = BASE.replace("name: msvit, ", base_name).replace("depths: [1, 1, 1]", "depths: [2]")
+    study = load_study(grid(more.replace("NAME", name), base))
+    usual = {"heads": 8, "timesteps": 1}
+    option = lost.partition(":")[0]
+    assert lost in base
+    assert study.cells[-1].cell.model[option] == usual[option]
+    assert study.cells[-1].cell.model["dim"] == 48
+
+
+def test_what_does_nothing_in_any_model_is_refused_in_a_base_without_a_name(grid):
+    base = BASE.replace("name: msvit, ", "neuron: psn, tau: 3.0, ")
+    with pytest.raises(ConfigError, match="tau: the neuron 'psn' has no such option"):
+        load_study(grid("axes: {model.name: [msvit, qkformer]}", base))
+
+
 def test_a_combination_of_axes_is_without_what_it_does_not_have(grid):
     study = load_study(grid("axes: {model.neuron: [lif, psn], model.tau: [2.0, 3.0]}"))
     assert groups(study) == [
@@ -210,6 +229,19 @@ def test_two_configurations_with_one_label_are_refused(grid):
 def test_seeds(grid, seeds, expected):
     study = load_study(grid(f"seeds: {seeds}"))
     assert [entry.cell.seed for entry in study.cells] == expected
+
+
+@pytest.mark.parametrize(
+    ("own", "expected"), [("5", [0, 1, 2]), ("[7, 3]", [3, 4, 5]), ("[1]", [1, 2, 3])]
+)
+def test_a_number_of_seeds_counts_from_the_smallest_of_the_grid(grid, own, expected):
+    study = load_study(grid(f"seeds: {own}"), seeds=3)
+    assert [entry.cell.seed for entry in study.cells] == expected
+
+
+def test_there_is_an_end_of_seeds(grid):
+    with pytest.raises(ConfigError, match="--seeds 3: more than 2, counted from 4294967294"):
+        load_study(grid("seeds: [4294967294]"), seeds=3)
 
 
 def test_overrides_hold_everywhere(grid):

@@ -13,7 +13,7 @@ from msvit.cells import resolve_cell
 from msvit.kernels import NeuronSpec
 from msvit.kernels.cpu import build
 from msvit.models.options import SpikingOptions
-from msvit.neuron_kinds import OPTIONS_READ, PER_TIMESTEP, SURROGATES, NeuronName
+from msvit.neuron_kinds import OPTIONS_READ, PER_TIMESTEP, SURROGATES, NeuronName, across_steps
 from msvit.neurons import NEURONS, Neuron
 from msvit.options import ConfigError
 from msvit.training import train_cell
@@ -39,16 +39,18 @@ def outcome(spec: NeuronSpec) -> list[Tensor]:
     return [spikes.detach(), current.grad, *(p.grad for p in neuron.parameters())]
 
 
+@pytest.mark.parametrize("timesteps", [4, 1])
 @pytest.mark.parametrize("kind", get_args(NeuronName))
-def test_a_neuron_reads_the_options_of_its_kind_and_no_others(kind):
-    expected = outcome(NeuronSpec(kind))
+def test_a_neuron_reads_the_options_of_its_kind_and_no_others(kind, timesteps):
+    expected = outcome(NeuronSpec(kind, timesteps=timesteps))
     read = set()
     for option, value in OTHER.items():
-        found = outcome(NeuronSpec(kind, **{option: value}))
+        found = outcome(NeuronSpec(kind, timesteps=timesteps, **{option: value}))
         pairs = zip(found, expected, strict=True)
         if not all(torch.equal(ours, theirs) for ours, theirs in pairs):
             read.add(option)
-    assert read == set(OPTIONS_READ[kind])
+    idle = across_steps(kind) if timesteps == 1 else ()
+    assert read == set(OPTIONS_READ[kind]) - set(idle)
 
 
 def spiking_cell(**model):

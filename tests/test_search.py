@@ -190,6 +190,8 @@ def test_the_best_trials_become_a_grid_of_seeds_that_won_nothing(searched, tmp_p
     best = int(search.front["number"].iloc[0])
     assert study.cells[0].group == f"trial {best}"
     assert [entry.cell.seed for entry in study.cells[:3]] == [1, 2, 3]  # the search's is 0
+    more = load_study(str(out), seeds=5)
+    assert [entry.cell.seed for entry in more.cells[:5]] == [1, 2, 3, 4, 5]
     assert not any(read_record(results, entry.cell.id) for entry in study.cells)
     assert f"python studies/run.py --grid {out} --results {results}" in output
     assert len({entry.group for entry in study.cells}) == 2

@@ -105,6 +105,7 @@ def test_what_is_not_kept_is_said(results):
             msvit.load_trained(*where)
 
     told("no such cell", results, "0" * 12)
+    told(rf"weights\.safetensors or the folder .*{folder}", folder / "checkpoint.pt")
     weights = folder / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     told(r"weights\.safetensors: not a file of safetensors", folder)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from functools import partial
+from itertools import count
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ from msvit.cells import resolve_cell
 from msvit.checkpoints import CheckpointError
 from msvit.data import data_options, image_files, load_splits
 from msvit.data.splits import Images
+from msvit.kernels.cpu import build, passes, sparse_products
 from msvit.options import ConfigError, DataError
 from msvit.precision import MAX_ERROR, bf16_is_faster, choose_precision, product_error
 from msvit.recipes import TrainingOptions, list_recipes, load_recipe
@@ -386,17 +388,33 @@ def test_clipping_and_autocast_hide_nothing(options, tmp_path):
         with_model(change, tiny_cell(**options), tmp_path)
 
 
-@pytest.mark.parametrize("scale", [2.0**16, 2.0**-22])
-def test_fp16_may_skip_steps_but_not_all_of_them(scale, tmp_path, monkeypatch):
-    """Each step with an infinite gradient halves the scale, until there is nothing to find."""
-    monkeypatch.setattr(torch.amp, "GradScaler", partial(torch.amp.GradScaler, init_scale=scale))
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        (range(1, 5), "epoch 1, step 4 of 4: the norm of the gradient of head.linear.bias is nan"),
+        (range(5, 9), "epoch 2, step 4 of 4: the norm of the gradient of head.linear.bias is nan"),
+        ((1, 2, 3, 6), ""),
+    ],
+)
+def test_fp16_may_skip_steps_but_no_whole_epoch(bad, said, tmp_path):
+    """Each step with a gradient that is not finite halves the scale."""
+    seen = count(1)
+    change = teach("head.linear.bias", lambda grad: grad * (math.nan if next(seen) in bad else 1))
+    cell = tiny_cell(precision="fp16", epochs=2)
+    if said:
+        with pytest.raises(TrainingDiverged, match=f"{said}, and in fp16 the last 4 steps were"):
+            with_model(change, cell, tmp_path)
+    else:
+        assert len(with_model(change, cell, tmp_path)["history"]) == 2
+
+
+def test_fp16_that_no_scale_helps_does_not_wait_for_the_end_of_the_epoch(tmp_path, monkeypatch):
+    small = partial(torch.amp.GradScaler, init_scale=2.0**-23)
+    monkeypatch.setattr(torch.amp, "GradScaler", small)
     change = teach("head.linear.bias", lambda grad: grad * math.nan)
-    cell = tiny_cell(precision="fp16", epochs=1)
-    if scale > 1:
-        assert with_model(change, cell, tmp_path)["selected_epoch"] == 1
-        return
-    with pytest.raises(TrainingDiverged, match="not finite in fp16, however it is scaled"):
-        with_model(change, cell, tmp_path)
+    with pytest.raises(TrainingDiverged, match=r"step 2 of 4: .*the last 2 steps were not taken"):
+        with_model(change, tiny_cell(precision="fp16", epochs=1), tmp_path)
 
 
 def test_weights_that_are_no_numbers_neither_start_nor_go_on_nor_are_measured(tmp_path):
@@ -427,6 +445,29 @@ def test_a_late_look_still_names_the_first_bad_step():
     with pytest.raises(TrainingDiverged, match="epoch 2, step 18 of 40: the norm of bias is nan"):
         check_steps(losses, norms, 16, model, epoch=2, steps=40)
     check_steps(losses[:1], norms[:1], 16, model, epoch=2, steps=40)
+
+
+@needs_bf16
+def test_kernels_are_there_before_the_clock_starts(tmp_path, monkeypatch):
+    loaded, at_the_start = [], []
+    load, train_epoch = build._load, Trainer.train_epoch
+
+    def noted(*args):
+        loaded.append(args[2])
+        return load(*args)
+
+    def begun(*args, **options):
+        at_the_start.extend(loaded)
+        return train_epoch(*args, **options)
+
+    monkeypatch.setattr(build, "_load", noted)
+    for make in (passes.backend, sparse_products.library, build.units, build.sparse_products):
+        make.cache_clear()
+    monkeypatch.setattr(Trainer, "train_epoch", begun)
+    train_cell(tiny_cell(precision="bf16", epochs=1), tmp_path)
+    assert loaded == at_the_start
+    kinds = [f"{what}-{kind}" for what in ("units", "products") for kind in ("float", "bf16")]
+    assert set(kinds) <= set(loaded)
 
 
 def test_the_best_epoch_by_validation_is_kept_and_scored(tmp_path, monkeypatch):
@@ -822,11 +863,11 @@ def test_images_that_stream_are_cropped_as_they_are_read_and_resumed(tmp_path, m
     """Random parts of images on disk, in the middle of an epoch too."""
     monkeypatch.setattr(image_files, "MEMORY_BYTES", 0)
     generator = np.random.default_rng(0)
-    for split, count in (("train", 24), ("test", 4)):
+    for split, images in (("train", 24), ("test", 4)):
         for label in ("a", "b"):
             folder = tmp_path / "images" / split / label
             folder.mkdir(parents=True)
-            for number in range(count):
+            for number in range(images):
                 pixels = generator.integers(0, 256, (20, 24, 3), np.uint8)
                 Image.fromarray(pixels).save(folder / f"{number}.png")
     cell = resolve_cell(

@@ -79,7 +79,7 @@ def test_it_is_as_wide_and_deep_as_the_spiking_models(name, twins):
 
 
 def test_it_has_one_time_step():
-    with pytest.raises(ConfigError, match="has 1 time step, not 4"):
+    with pytest.raises(ConfigError, match="timesteps: a model without neurons has 1 time step"):
         model_options("vit", {"timesteps": 4})
     with pytest.raises(ValueError, match="one time step"):
         small_model("vit")(torch.zeros(4, 1, 3, 32, 32))

@@ -16,18 +16,24 @@ def red_green_blue(image: Image.Image) -> Image.Image:
     Raises:
         DataError: for what can be seen through, or has pixels that 8 bits cannot hold.
     """
+    if can_be_seen_through(image):
+        raise DataError("can be seen through; save it without transparency")
     mode = image.mode
     if mode.startswith("I;16") or (mode == "I" and image.format == "PNG"):
         grey = (np.asarray(image).astype(np.uint32) + 128) // 257  # 65535 is white
         return Image.fromarray(np.repeat(grey.astype(np.uint8)[..., None], 3, axis=2))
     if mode in ("I", "F"):
         raise DataError(f"pixels of 32 bits (mode {mode}); save it with 8 bits")
-    if can_be_seen_through(image):
-        raise DataError("can be seen through; save it without transparency")
     return image.convert("RGB")
 
 
 def can_be_seen_through(image: Image.Image) -> bool:
     """Whether a pixel of it has transparency, of any of Pillow's kinds."""
+    clear = image.info.get("transparency")
+    if image.mode[0] == "I" and isinstance(clear, int):  # a grey of 16 bits, which is clear
+        return bool((np.asarray(image) == clear).any())
+    if isinstance(clear, tuple) and max(clear) > 255:  # a colour of 16, where Pillow keeps 8 bits
+        high = [value >> 8 for value in clear]
+        return bool((np.asarray(image.convert("RGB")) == high).all(-1).any())
     may_be = image.mode in ("LA", "PA", "RGBa", "RGBA") or "transparency" in image.info
     return may_be and bool(np.asarray(image.convert("RGBA"))[..., 3].min() < 255)

@@ -44,6 +44,7 @@ __all__ = [
     "neuron",
     "norm_add",
     "norm_neuron",
+    "prepare",
     "spikes_as_bytes",
     "supports",
     "token_attention",
@@ -93,6 +94,17 @@ def describe(model: nn.Module, device: torch.device, dtype: torch.dtype) -> str:
     return "fused" if known == {True} else "plain neurons"
 
 
+def prepare(model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
+    """Compile and load what ``model`` needs on a CPU, before anybody looks at the clock.
+
+    In autocast of ``dtype``, activations are of float32 as well.
+    """
+    if _cpp_on(device) and describe(model, device, dtype) != "none":
+        for kind in {dtype, torch.float32}:
+            build.units(kind)
+            build.sparse_products(kind)
+
+
 def use_allocator() -> None:
     """Have torch take CPU memory from an allocator that uses freed memory again."""
     if _cpp_on(torch.device("cpu")) and (library := build.allocator()):
@@ -118,6 +130,8 @@ def norm_neuron(
         shortcut: added to the spikes, of their shape.
         offset: bias ``[C]`` of the layer in front that y lacks. It only moves the running mean
             (and is known to eval mode); batch statistics cancel it, it receives no gradient.
+            Where a process group is there, it gets zeros: ``DistributedDataParallel`` waits for
+            a gradient of every parameter.
         pool: ``y`` is ``[T, B, H, W, C]`` and the spikes ``[T, B, ⌈H/2⌉, ⌈W/2⌉, C]``.
 
     Returns:
@@ -125,8 +139,10 @@ def norm_neuron(
     """
     backend = _for_unit(y, norm, shortcut, offset, pool)
     if backend is None:
-        return reference.norm_neuron(y, norm, spec, plif_w, shortcut, offset, pool)
-    return autograd.norm_neuron(backend, y, norm, spec, plif_w, shortcut, offset, pool)
+        out = reference.norm_neuron(y, norm, spec, plif_w, shortcut, offset, pool)
+    else:
+        out = autograd.norm_neuron(backend, y, norm, spec, plif_w, shortcut, offset, pool)
+    return _with_zeros_for(offset, norm, out)
 
 
 def convolve(
@@ -181,8 +197,21 @@ def norm_add(
     """Norm (→ max pool) (→ + shortcut): membrane potential; see :func:`norm_neuron`."""
     backend = _for_unit(y, norm, shortcut, offset, pool)
     if backend is None:
-        return reference.norm_add(y, norm, shortcut, offset, pool)
-    return autograd.norm_add(backend, y, norm, shortcut, offset, pool)
+        out = reference.norm_add(y, norm, shortcut, offset, pool)
+    else:
+        out = autograd.norm_add(backend, y, norm, shortcut, offset, pool)
+    return _with_zeros_for(offset, norm, out)
+
+
+def _with_zeros_for(offset: Tensor | None, norm: Norm, out: Tensor) -> Tensor:
+    """``out``, such that workers who wait for a gradient of every parameter get the offset's.
+
+    Elsewhere it has none, and no optimizer or norm of gradients has to go over zeros.
+    """
+    if offset is None or not (norm.training and offset.requires_grad and out.requires_grad):
+        return out
+    together = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return autograd.cancelled(out, offset) if together else out
 
 
 def max_pool(x: Tensor) -> Tensor:

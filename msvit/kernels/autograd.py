@@ -342,6 +342,23 @@ class _TokenAttention(Function):
         return (joined, plif_grad, *(None,) * 4, *(wide,) * ctx.wides)
 
 
+def cancelled(out: Tensor, offset: Tensor) -> Tensor:
+    """``out`` with a gradient of zeros for the ``offset`` that batch statistics cancelled."""
+    return _Cancelled.apply(out, offset)
+
+
+class _Cancelled(Function):
+    @staticmethod
+    def forward(ctx: Any, out: Tensor, offset: Tensor) -> Tensor:
+        ctx.offset = offset.detach()
+        return out.view_as(out)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_out: Tensor) -> Gradients:
+        return grad_out, torch.zeros_like(ctx.offset)
+
+
 def _like(y: Tensor, shortcut: Tensor | None) -> Tensor | None:
     return None if shortcut is None else shortcut.to(y.dtype)
 

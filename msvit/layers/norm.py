@@ -14,7 +14,7 @@ class BatchNorm(nn.Module):
     ``offset`` ``[C]`` is the bias of the layer in front. Normalising by batch statistics
     cancels it, so it is never added to the activations: it moves the running mean, exactly
     as in an ordinary convolution with bias followed by BatchNorm, and is subtracted from it
-    in eval mode. It receives no gradient.
+    in eval mode. It receives no gradient; where workers train together, zeros.
 
     The running variance is unbiased by the number of values, time steps included, also for
     a static input whose statistics are computed on one step.

@@ -19,6 +19,7 @@ from msvit.commands import Parser, command
 from msvit.metrics.costs import Costs, measured_costs
 from msvit.metrics.sources import images_of, network_of
 from msvit.options import ConfigError, DataError
+from msvit.printing import print_error
 from msvit.records.energy_choice import EnergyChoice, add_energy, energy_choice
 from msvit.records.schema import RecordError
 
@@ -37,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.csv is not None:
             _write_csv(costs, options.csv)
     except (ConfigError, DataError, RecordError, CheckpointError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
         return 2
     _show(costs, energy)
     if options.csv is not None:

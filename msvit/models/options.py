@@ -18,6 +18,7 @@ from msvit.neuron_kinds import (
     PER_TIMESTEP,
     NeuronName,
     SurrogateName,
+    across_steps,
 )
 from msvit.options import Options
 
@@ -79,6 +80,14 @@ class SpikingOptions(ModelOptions):
         has = [o for o in _NEURON_OPTIONS if o.removeprefix("attn_") in read]
         why = f"the neuron {neuron!r} has no such option; it has {', '.join(has)}"
         return {option: why for option in _NEURON_OPTIONS if option not in has}
+
+    @classmethod
+    def idle(cls, values: Mapping[str, Any]) -> dict[str, str]:
+        found = super().idle(values)
+        if values["timesteps"] == 1 and not values.get("batch_coupled"):
+            why = "it acts from one time step to the next, and there is one only"
+            found |= dict.fromkeys(across_steps(values["neuron"]), why)
+        return found
 
     def _restated(self) -> dict[str, Any]:
         usual = self.surrogate_alpha == DEFAULT_ALPHA[self.surrogate]
@@ -418,12 +427,12 @@ class ViTOptions(ModelOptions):
     timesteps: Count = 1
     patch_size: Count = 4
 
+    @classmethod
+    def idle(cls, values: Mapping[str, Any]) -> dict[str, str]:
+        return {**super().idle(values), "timesteps": "a model without neurons has 1 time step"}
+
     @model_validator(mode="after")
     def _check_geometry(self) -> ViTOptions:
-        if self.timesteps != 1:
-            raise ValueError(
-                f"timesteps: a model without neurons has 1 time step, not {self.timesteps}"
-            )
         check_heads(self.dim, self.heads)
         if self.image_size % self.patch_size:
             raise ValueError(

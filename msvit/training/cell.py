@@ -132,6 +132,7 @@ def train_cell(
     else:
         check_state(model, "before the first step", "its options give no usable initialisation")
 
+    kernels.prepare(model, device, precision.dtype)
     reset_peak_memory(device)
     resumed = progress.epoch
     for epoch in range(progress.epoch + 1, options.all_epochs + 1):

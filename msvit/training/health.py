@@ -42,7 +42,7 @@ def check_state(model: nn.Module, when: str, remedy: str) -> None:
         TrainingDiverged: naming the first such tensor, ``when`` and the ``remedy``.
     """
     if not math.isfinite(total_norm([tensor for _, tensor in state_tensors(model)])):
-        raise TrainingDiverged(f"{when}: {_first_broken(model)}; {remedy}")
+        raise TrainingDiverged(f"{when}: {first_broken(model)}; {remedy}")
 
 
 def check_steps(
@@ -58,7 +58,7 @@ def check_steps(
         if math.isfinite(loss) and math.isfinite(norm):
             continue
         # Steps later, or clipped, the gradient may be gone.
-        problem = _first_broken(model) or f"the norm of gradient and weights together is {norm}"
+        problem = first_broken(model) or f"the norm of gradient and weights together is {norm}"
         if not math.isfinite(loss):
             problem = f"the training loss is {loss}; {problem}"
         raise TrainingDiverged(
@@ -67,7 +67,7 @@ def check_steps(
         )
 
 
-def _first_broken(model: nn.Module) -> str:
+def first_broken(model: nn.Module) -> str:
     """Which tensor of the model, or else of the gradient, is not finite; empty where none is."""
     gradients = ((f"the gradient of {name}", w.grad) for name, w in model.named_parameters())
     state = [(name, tensor) for name, tensor in state_tensors(model)]

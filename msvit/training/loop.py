@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from msvit.data.splits import Images
 from msvit.training.batches import Normalise
-from msvit.training.health import TrainingDiverged, check_steps
+from msvit.training.health import TrainingDiverged, check_steps, first_broken
 from msvit.training.optimization import Rates
 from msvit.training.step import Scores, TrainingStep
 
@@ -34,6 +34,8 @@ class Taken:
     images: int = 0
     seconds: float = 0.0
     """That they took, in processes before this one too."""
+    skipped: int = 0
+    """The last steps in a row that fp16 has not taken."""
 
     @classmethod
     def none_yet(cls, steps: int, device: torch.device) -> Taken:
@@ -75,7 +77,7 @@ class Trainer:
         if self.mixup is not None:
             self.mixup.mixup_enabled = not 0 < self.mixup_off_epoch < epoch
         steps = len(taken.losses)
-        norms = torch.zeros_like(taken.losses)
+        norms, skipped = torch.zeros_like(taken.losses), torch.zeros_like(taken.losses)
         every = 1 if taken.losses.device.type == "cpu" else CHECK_EVERY
         unseen = taken.steps
         began = last = time.perf_counter()
@@ -83,25 +85,35 @@ class Trainer:
         for step, batch in enumerate(batches, taken.steps):
             self.rates.set((epoch - 1) * steps + step)
             taken.losses[step], hits, norms[step] = self.step(*self.prepared(batch))
+            skipped[step] = self.step.skipped
             taken.correct += hits
             taken.images += len(batch)
             taken.steps += 1
             if taken.steps % every == 0 or taken.steps == steps:
                 new = slice(unseen, taken.steps)
                 check_steps(taken.losses[new], norms[new], unseen, self.model, epoch, steps)
+                self._check_skipped(skipped[new], taken, epoch)
                 now = time.perf_counter()
                 self.step_seconds = min(self.step_seconds, (now - last) / (taken.steps - unseen))
                 unseen, last = taken.steps, now
                 taken.seconds = before + now - began
                 looked()
-        scaler = self.step.scaler
-        if scaler.is_enabled() and scaler.get_scale() < _SMALLEST_SCALE:
-            raise TrainingDiverged(
-                f"epoch {epoch}, step {steps} of {steps}: the gradient is not finite in fp16, "
-                "however it is scaled; training.precision=fp32 may help"
-            )
         accuracy = None if self.mixup else float(taken.correct) / taken.images
         return float(taken.losses.double().mean()), accuracy
+
+    def _check_skipped(self, skipped: Tensor, taken: Taken, epoch: int) -> None:
+        """Refuse a whole epoch without a step, and a gradient that no scale makes finite."""
+        scaler, steps = self.step.scaler, len(taken.losses)
+        if not scaler.is_enabled():
+            return
+        for skip in skipped.tolist():
+            taken.skipped = taken.skipped + 1 if skip else 0
+        if taken.skipped == steps or scaler.get_scale() < _SMALLEST_SCALE:
+            reason = first_broken(self.model) or "the norm of the gradient is not finite"
+            raise TrainingDiverged(
+                f"epoch {epoch}, step {taken.steps} of {steps}: {reason}, and in fp16 the last "
+                f"{taken.skipped} steps were not taken; training.precision=fp32 may help"
+            )
 
     def prepared(self, batch: Images) -> tuple[Tensor, Tensor]:
         """What the step takes; blended and erased here, by what timm draws on the host."""

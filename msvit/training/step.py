@@ -63,6 +63,8 @@ class TrainingStep:
         self.scaler = torch.amp.GradScaler(
             normalise.mean.device.type, enabled=precision.dtype == torch.float16
         )
+        self.skipped = torch.zeros((), dtype=torch.bool, device=normalise.mean.device)
+        """Whether fp16 has not taken the last step, whose gradient was not finite."""
         self._state = [tensor for _, tensor in state_tensors(model)]
         self._eager = eager
         # What reads values back steps outside.
@@ -132,6 +134,7 @@ class TrainingStep:
     def update(self, norm: Tensor) -> Tensor:
         """Step the optimizer; the norm of gradient, weights and statistics."""
         if self.scaler.is_enabled():  # it looks for steps to skip itself, and finds some
+            self.skipped = ~torch.isfinite(norm)
             norm = torch.zeros_like(norm)
         self.scaler.step(self._optimizer)
         self.scaler.update()

@@ -179,6 +179,9 @@ def load_trained(source: str | Path, cell_id: str | None = None) -> nn.Module:
         RecordError: where the cell's record cannot be used.
     """
     path = Path(source) if cell_id is None else cell_folder(Path(source), cell_id)
+    if path.is_file() and path.suffix != Path(WEIGHTS).suffix:
+        told = f"{path}: what holds a trained model is {WEIGHTS} or the folder of a cell"
+        raise CheckpointError(f"{told} (this one's: {path.parent})")
     file = path if path.is_file() else path / WEIGHTS
     trained = _read_weights(file) if file.is_file() else _read_checkpoint(path)
     model = create_model(**_without_idle(trained.cell.model))

@@ -7,7 +7,6 @@ very run that won would be, too.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from analysis.search import Search
 from msvit.cells import SECTIONS
 from msvit.options import ConfigError
 from msvit.yaml_files import write_yaml
-from studies.configurations import check_name, merged
+from studies.configurations import check_name, merged, seeds_of
 from studies.grids import load_study
 from studies.search.space import Space
 
@@ -56,7 +55,7 @@ def write_grid(space: Space, search: Search, numbers: list[int], path: Path) -> 
         "question": f"How good are the best of the search {search.name}, over fresh seeds?",
         "base": base,
         "include": [_entry(space, search, number) for number in numbers],
-        "seeds": _fresh(space.seeds),
+        "seeds": seeds_of(_fresh(space.seeds), f"--grid-out {path}"),
     }
     head = f"{HEAD} {search.name}: {', '.join(map(str, numbers))}\n"
     try:
@@ -69,8 +68,8 @@ def write_grid(space: Space, search: Search, numbers: list[int], path: Path) -> 
 
 
 def _fresh(used: Sequence[int]) -> list[int]:
-    """The first ``SEEDS`` seeds that are not ``used``."""
-    return list(islice((seed for seed in count() if seed not in used), SEEDS))
+    """``SEEDS`` seeds above all that are ``used``: ``--seeds`` counts on from the smallest here."""
+    return [max(used) + 1 + index for index in range(SEEDS)]
 
 
 def _entry(space: Space, search: Search, number: int) -> dict[str, Any]:
