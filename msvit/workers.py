@@ -1,0 +1,142 @@
+"""Several processes that train one model together, each on its part of every batch.
+
+Whoever has started them has also joined them into torch's default process group; a process that is
+in none is alone: rank 0 of 1, for which everything here is free. Nothing knows who starts them.
+
+A worker's part of a batch is such that what is computed does not depend on their number: all draw
+the same random numbers for the whole batch, and each takes those of its own images.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, distributed, nn
+
+Value = TypeVar("Value")
+
+
+class WorkersLost(RuntimeError):
+    """Another worker is gone or does not answer: what it had to say is not known here."""
+
+
+def count() -> int:
+    """Workers of this training, at least 1."""
+    return distributed.get_world_size() if _together() else 1
+
+
+def rank() -> int:
+    """Number of this worker, from 0."""
+    return distributed.get_rank() if _together() else 0
+
+
+def is_first() -> bool:
+    """Whether this is the one that writes files and tells how it goes."""
+    return rank() == 0
+
+
+def check_split(size: int, mixed: bool) -> None:
+    """Refuse a batch of ``size`` images that workers cannot share evenly.
+
+    Raises:
+        ValueError: saying by what the size must be divisible.
+    """
+    if problem := uneven(size, count(), mixed):
+        raise ValueError(problem)
+
+
+def uneven(size: int, workers: int, mixed: bool) -> str:
+    """Why ``workers`` cannot share a batch of ``size`` images evenly, empty where they can.
+
+    A batch that is ``mixed`` (mixup, cutmix) is shared in pairs: image i meets image -1 - i.
+    """
+    parts = workers * (2 if mixed else 1)
+    if workers == 1 or size % parts == 0:
+        return ""
+    pairs = ", in pairs as mixed images are" if mixed else ""
+    return f"a batch of {size} images cannot be shared evenly by {workers} workers{pairs}"
+
+
+def own(x: Tensor, dim: int = 0) -> Tensor:
+    """This worker's part of ``x``, along its axis of images.
+
+    From both ends inwards where pairs come out even: then the part reversed is the part of the
+    batch reversed, and mixing within parts is mixing within the batch.
+    """
+    workers, place = count(), rank()
+    if workers == 1:
+        return x
+    size = x.shape[dim]
+    if size % (2 * workers):
+        part = size // workers
+        return x.narrow(dim, place * part, part)
+    half = size // (2 * workers)
+    ends = (x.narrow(dim, start, half) for start in (place * half, size - (place + 1) * half))
+    return torch.cat(tuple(ends), dim)
+
+
+def total(x: Tensor) -> Tensor:
+    """The sum of ``x`` over all workers, on each of them; without gradient."""
+    if count() == 1:
+        return x
+    summed = x.detach().clone()
+    distributed.all_reduce(summed)
+    return summed
+
+
+def most(x: float) -> float:
+    """The largest ``x`` of all workers."""
+    return max(of_all(x))
+
+
+def of_all(value: Value) -> list[Value]:
+    """The ``value`` of every worker, by rank; anything that can be pickled."""
+    if count() == 1:
+        return [value]
+    values: list[Any] = [None] * count()
+    distributed.all_gather_object(values, value)
+    return values
+
+
+def from_first(value: Value) -> Value:
+    """The ``value`` of the first worker, on all; anything that can be pickled."""
+    if count() == 1:
+        return value
+    values: list[Any] = [value]
+    distributed.broadcast_object_list(values, src=0)
+    return values[0]
+
+
+@torch.no_grad()
+def take_buffers_of_first(model: nn.Module) -> None:
+    """Give all workers the first one's running statistics.
+
+    Between two steps each has its own, where they are not shared.
+    """
+    if count() == 1:
+        return
+    for buffer in model.buffers():
+        distributed.broadcast(buffer, src=0)
+
+
+def is_loss_of_another(error: BaseException) -> bool:
+    """Whether an ``error`` tells of the group and not of this worker.
+
+    Gloo has no error of its own: its messages name the line of its source.
+    """
+    if isinstance(error, WorkersLost | distributed.DistError):
+        return True
+    return isinstance(error, RuntimeError) and "/gloo/" in str(error)
+
+
+def describe() -> dict[str, Any]:
+    """How many workers on how many machines, joined by what: for the record."""
+    import socket
+
+    machines = set(of_all(socket.gethostname()))
+    return {"count": count(), "machines": len(machines), "joined_by": distributed.get_backend()}
+
+
+def _together() -> bool:
+    return distributed.is_available() and distributed.is_initialized()
