@@ -17,10 +17,6 @@ from torch import Tensor, distributed, nn
 Value = TypeVar("Value")
 
 
-class WorkersLost(RuntimeError):
-    """Another worker is gone or does not answer: what it had to say is not known here."""
-
-
 def count() -> int:
     """Workers of this training, at least 1."""
     return distributed.get_world_size() if _together() else 1
@@ -34,28 +30,6 @@ def rank() -> int:
 def is_first() -> bool:
     """Whether this is the one that writes files and tells how it goes."""
     return rank() == 0
-
-
-def check_split(size: int, mixed: bool) -> None:
-    """Refuse a batch of ``size`` images that workers cannot share evenly.
-
-    Raises:
-        ValueError: saying by what the size must be divisible.
-    """
-    if problem := uneven(size, count(), mixed):
-        raise ValueError(problem)
-
-
-def uneven(size: int, workers: int, mixed: bool) -> str:
-    """Why ``workers`` cannot share a batch of ``size`` images evenly, empty where they can.
-
-    A batch that is ``mixed`` (mixup, cutmix) is shared in pairs: image i meets image -1 - i.
-    """
-    parts = workers * (2 if mixed else 1)
-    if workers == 1 or size % parts == 0:
-        return ""
-    pairs = ", in pairs as mixed images are" if mixed else ""
-    return f"a batch of {size} images cannot be shared evenly by {workers} workers{pairs}"
 
 
 def own(x: Tensor, dim: int = 0) -> Tensor:
@@ -125,7 +99,7 @@ def is_loss_of_another(error: BaseException) -> bool:
 
     Gloo has no error of its own: its messages name the line of its source.
     """
-    if isinstance(error, WorkersLost | distributed.DistError):
+    if isinstance(error, distributed.DistError):
         return True
     return isinstance(error, RuntimeError) and "/gloo/" in str(error)
 

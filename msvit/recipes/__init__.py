@@ -65,6 +65,18 @@ class TrainingOptions(Options):
             found["warmup_lr"] = "there is no warm-up (warmup_epochs 0)"
         return found
 
+    def uneven(self, workers: int, images: int | None = None) -> str:
+        """Why ``workers`` cannot share a batch evenly, empty where they can.
+
+        The batch is the recipe's, or all ``images`` of a smaller training set. Mixed images are
+        shared in pairs, the first with the last (:func:`msvit.workers.own`).
+        """
+        size = min(self.batch_size, images or self.batch_size)
+        if workers == 1 or size % (workers * (2 if self.mixup else 1)) == 0:
+            return ""
+        pairs = ", in pairs as mixed images are" if self.mixup else ""
+        return f"{workers} workers cannot share a batch of {size} images evenly{pairs}"
+
     @classmethod
     def _explained(cls, error: Mapping[str, Any]) -> str:
         if error["type"] == "extra_forbidden":
