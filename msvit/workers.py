@@ -32,22 +32,38 @@ def is_first() -> bool:
     return rank() == 0
 
 
-def own(x: Tensor, dim: int = 0) -> Tensor:
-    """This worker's part of ``x``, along its axis of images.
+def own(x: Tensor, dim: int = 0, turns: int = 1) -> Tensor:
+    """This worker's part of ``x``, along its axis of the images of a batch.
 
-    From both ends inwards where pairs come out even: then the part reversed is the part of the
-    batch reversed, and mixing within parts is mixing within the batch.
+    A batch that is used in ``turns``, a share of it after the other, is shared turn by turn. From
+    both ends of each inwards where pairs come out even: then the part reversed is the part of the
+    reversed batch, and blending a batch with itself reversed, as mixup does, is done within parts.
+
+    Raises:
+        ValueError: where the batch cannot be shared evenly.
     """
     workers, place = count(), rank()
     if workers == 1:
         return x
-    size = x.shape[dim]
-    if size % (2 * workers):
-        part = size // workers
-        return x.narrow(dim, place * part, part)
-    half = size // (2 * workers)
-    ends = (x.narrow(dim, start, half) for start in (place * half, size - (place + 1) * half))
-    return torch.cat(tuple(ends), dim)
+    each, left = divmod(x.shape[dim], turns)
+    if left or each % workers:
+        raise ValueError(f"{workers} workers cannot share {x.shape[dim]} images in {turns} turns")
+    part, in_pairs = each // workers, each % (2 * workers) == 0
+    taken = []
+    for start in range(0, x.shape[dim], each):
+        if in_pairs:
+            half = part // 2
+            taken.append(x.narrow(dim, start + place * half, half))
+            taken.append(x.narrow(dim, start + each - (place + 1) * half, half))
+        else:
+            taken.append(x.narrow(dim, start + place * part, part))
+    return torch.cat(taken, dim)
+
+
+def own_batches(images: int, batch_size: int) -> Tensor:
+    """Which of ``images`` this worker evaluates, int64: every ``count()``-th batch as a whole."""
+    batches = torch.arange(images).split(batch_size)[rank() :: count()]
+    return torch.cat(batches) if batches else torch.arange(0)
 
 
 def total(x: Tensor) -> Tensor:
