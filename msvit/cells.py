@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from msvit.data import data_options
+from msvit.data.events import EventOptions
 from msvit.data.options import DataOptions
 from msvit.models import model_options, options_without_effect, zoo
 from msvit.models.options import ModelOptions
@@ -64,7 +65,8 @@ def resolve_cell(raw: Mapping[str, Any], where: str) -> Cell:
 
     ``model`` and ``data`` need a ``name``; ``training`` may hold ``recipe: NAME``, whose
     settings apply where the mapping has none of its own. The model's ``num_classes``,
-    ``in_channels`` and ``image_size`` come from the data set unless they are given.
+    ``in_channels`` and ``image_size`` come from the data set unless they are given; of events,
+    which come in frames, also its ``timesteps``.
 
     Raises:
         ConfigError: for unknown keys, names and options, for values that cannot be, and for
@@ -89,10 +91,14 @@ def _resolved(raw: Mapping[str, Any], recipe: Mapping[str, Any]) -> Cell:
     model_values = {**_from_data(data), **model_values}
     model = model_options(model_name, model_values, "model")
     _check_fit(model, data)
+    training = _training(section_of(raw, "training", ""), recipe)
+    if not data.events and training.get("event_augmentation", "none") != "none":
+        message = f"it is for events, and {data_name} has images"
+        raise ConfigError("training", "event_augmentation", message)
     return Cell(
         model={"name": model_name, **model.model_dump(mode="json", exclude={"name"})},
         data={"name": data_name, **data.model_dump(mode="json", exclude={"name"})},
-        training=_training(section_of(raw, "training", ""), recipe),
+        training=training,
         seed=_seed(raw.get("seed", 0)),
     )
 
@@ -144,15 +150,19 @@ def _named(raw: Mapping[str, Any], section: str) -> tuple[str, dict[str, Any]]:
 
 
 def _from_data(data: DataOptions) -> dict[str, Any]:
-    return {key: getattr(data, key) for key in ("num_classes", "in_channels", "image_size")}
+    found = {key: getattr(data, key) for key in ("num_classes", "in_channels", "image_size")}
+    return {**found, "timesteps": data.frames_number} if isinstance(data, EventOptions) else found
 
 
 def _check_fit(model: ModelOptions, data: DataOptions) -> None:
     """A model told to expect other images than the data set has would fail only in training."""
-    for key in ("in_channels", "image_size"):
-        given, set_to = getattr(data, key), getattr(model, key)
-        if set_to != given:
-            message = f"the data set gives {given!r}, the model is set to {set_to!r}"
+    given = _from_data(data)
+    for key in ("in_channels", "image_size", "timesteps"):
+        set_to = getattr(model, key)
+        if key in given and set_to != given[key]:
+            message = f"the data set gives {given[key]!r}, the model is set to {set_to!r}"
+            if key == "timesteps":
+                message += "; set data.frames_number instead, and leave timesteps out"
             raise ConfigError("model", key, message)
     if model.num_classes < data.num_classes:
         message = f"the data set has {data.num_classes} classes (got {model.num_classes})"

@@ -21,6 +21,13 @@ def training_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def to_device(x: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """``x`` of the host on ``device``, without waiting for what the device still has to do."""
+    if device.type != "cuda":
+        return x.to(device)
+    return x.pin_memory().to(device, non_blocking=True)
+
+
 def keep_to_share(device: torch.device) -> None:
     """Leave the rest of a GPU's memory to the processes that share it (:mod:`msvit.allotment`)."""
     if device.type == "cuda":

@@ -33,7 +33,7 @@ from msvit.yaml_files import parse_yaml
 if TYPE_CHECKING:
     import numpy as np
 
-    from msvit.data.splits import Images
+    from msvit.data.splits import Samples
 
 NEIGHBOURS = (1, 3, 5)
 PENALTIES = (0.01, 0.1, 1.0, 10.0)  # sklearn's C: the inverse of the regularisation
@@ -92,8 +92,18 @@ def _linear() -> Iterator[tuple[str, Any]]:
     return ((f"C = {c:g}", LogisticRegression(C=c, max_iter=1000)) for c in PENALTIES)
 
 
-def _pixels(images: Images) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels in [0, 1], ``[N, C·H·W]``, and labels."""
+def _pixels(images: Samples) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels in [0, 1], ``[N, C·H·W]``, and labels.
+
+    Raises:
+        DataError: for images that are not kept in memory.
+    """
+    from msvit.data.splits import Images
+
+    if not isinstance(images, Images):
+        raise DataError(
+            "these classifiers need all images in memory, and so many are not kept there"
+        )
     return images.images.flatten(1).float().div(255).numpy(), images.labels.numpy()
 
 

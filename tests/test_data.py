@@ -24,7 +24,8 @@ from msvit.data.splits import Images, Splits, split_train
 from msvit.options import ConfigError, DataError
 from msvit.recipes import TrainingOptions
 from msvit.training import train_cell
-from msvit.training.batches import Normalise, augment, eval_batches, train_batches
+from msvit.training.batches import Normalise, augment, train_batches
+from msvit.training.loading import Loader
 
 
 def load(name, data_dir=None, **options):
@@ -557,17 +558,20 @@ def test_images_under_a_published_name_are_counted(cifar10, fashion_mnist):
 def test_an_epoch_holds_every_image_at_most_once_in_an_order_of_its_own():
     splits = load("digits")
     options = TrainingOptions(batch_size=100)
+    loader = Loader(splits.train, options.batch_size, torch.device("cpu"))
 
     def epoch(seed):
         random = torch.Generator().manual_seed(seed)
-        return torch.cat([b.images for b in train_batches(splits.train, options, random)])
+        return torch.cat([b.images for b in train_batches(loader, options, random)])
 
     first, again, other = epoch(1), epoch(1), epoch(2)
     assert len(first) == 1200
     assert len(rows(first)) == 1200
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
-    seen = torch.cat([batch.images for batch in eval_batches(splits.test, 64)])
+    seen = torch.cat(
+        [batch.images for batch in Loader(splits.test, 64, torch.device("cpu")).batches()]
+    )
     assert torch.equal(seen, splits.test.images)
 
 

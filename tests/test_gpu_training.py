@@ -20,6 +20,7 @@ from msvit.records.store import cell_folder, read_record
 from msvit.training import train_cell
 from msvit.training.batches import Normalise, train_batches
 from msvit.training.graph import CudaGraphs
+from msvit.training.loading import Loader
 from msvit.training.loop import evaluate
 from msvit.training.optimization import Rates, make_optimizer
 from msvit.training.step import Scores, TrainingStep
@@ -54,11 +55,12 @@ def trained(model, recorder, precision="bf16", **training):
         0, 256, (64, channels, size, size), dtype=torch.uint8, generator=random
     ).to(GPU)
     data = Images(images, torch.randint(0, 10, (64,), generator=random).to(GPU))
+    loader = Loader(data, options.batch_size, GPU)
     torch.manual_seed(2)  # what drop path draws
     rows = []
     for update in range(STEPS):
         rates.set(update)
-        batch = next(train_batches(data, options, random))
+        batch = next(train_batches(loader, options, random))
         rows.append(torch.stack([x.double() for x in step(batch.images, batch.labels)]))
     return torch.stack(rows).cpu(), {k: v.cpu() for k, v in model.state_dict().items()}, step.how
 
@@ -154,12 +156,13 @@ def test_an_epoch_does_not_wait_for_the_device():
     step = TrainingStep(model.train(), options, optimizer, normalise(3), chosen, CudaGraphs())
     images = torch.randint(0, 256, (64, 3, 8, 8), dtype=torch.uint8, device=GPU)
     data = Images(images, torch.randint(0, 10, (64,), device=GPU))
+    loader = Loader(data, options.batch_size, GPU)
     losses = torch.zeros(8, device=GPU)
     for epoch in range(2):
         torch.cuda.set_sync_debug_mode("error" if epoch else "default")
         try:
             random = torch.Generator().manual_seed(epoch)
-            for i, batch in enumerate(train_batches(data, options, random)):
+            for i, batch in enumerate(train_batches(loader, options, random)):
                 rates.set(i)
                 losses[i], *_ = step(batch.images, batch.labels)
         finally:

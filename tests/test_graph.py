@@ -22,6 +22,7 @@ from msvit.recipes import TrainingOptions
 from msvit.training import train_cell
 from msvit.training.batches import Normalise, train_batches
 from msvit.training.graph import WARM_UP, CannotRecord, Graphed
+from msvit.training.loading import Loader
 from msvit.training.optimization import (
     RECORDABLE,
     Rates,
@@ -323,11 +324,11 @@ def test_these_tests_notice_a_step_that_waits(slip, plain):
 
 def test_batches_come_to_a_device_without_waiting(monkeypatch):
     """Drawn on the host and pinned: the same on every device."""
-    import msvit.training.batches as module
+    from msvit.training import batches, loading
 
     options = TrainingOptions(batch_size=4, hflip=True, shift=2)
     images = torch.randint(0, 256, (10, 1, 8, 8), dtype=torch.uint8)
-    data = Images(images, torch.arange(10))
+    data = Loader(Images(images, torch.arange(10)), 4, torch.device("cpu"))
 
     def epoch():
         return list(train_batches(data, options, torch.Generator().manual_seed(5)))
@@ -338,7 +339,8 @@ def test_batches_come_to_a_device_without_waiting(monkeypatch):
         moved.append(x.device.type)
         return x
 
-    monkeypatch.setattr(module, "to_device", to_device)
+    for module in (batches, loading):
+        monkeypatch.setattr(module, "to_device", to_device)
     for batch, other in zip(expected, epoch(), strict=True):
         assert torch.equal(batch.images, other.images)
         assert torch.equal(batch.labels, other.labels)

@@ -114,7 +114,10 @@ def comparable(results):
         record = copy.deepcopy(record)
         for row in record["history"]:
             del row["seconds"]
-        for key in ("training_seconds", "images_per_second", "peak_memory_gb", "environment"):
+        for key in (
+            *("training_seconds", "images_per_second", "data_wait"),
+            *("peak_memory_gb", "environment"),
+        ):
             del record[key]
         records[record["id"]] = record
     return records

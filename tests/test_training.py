@@ -53,12 +53,15 @@ def tiny_cell(seed=0, model=(), **training):
     )
 
 
+TIMES = ("training_seconds", "images_per_second", "data_wait")
+
+
 def comparable(record):
     """A record without what may differ between two runs of one cell."""
     record = copy.deepcopy(record)
     for row in record["history"]:
         del row["seconds"]
-    for key in ("training_seconds", "images_per_second", "peak_memory_gb", "environment"):
+    for key in (*TIMES, "peak_memory_gb", "environment"):
         del record[key]
     return record
 
@@ -536,9 +539,9 @@ def test_training_sees_no_test_or_validation_image(tmp_path, monkeypatch):
     seen = []
     train_batches = cell_module.train_batches
 
-    def watch(data, options, random):
-        seen.append(data)
-        return train_batches(data, options, random)
+    def watch(loader, *rest, **more):
+        seen.append(loader.samples)
+        return train_batches(loader, *rest, **more)
 
     monkeypatch.setattr(cell_module, "train_batches", watch)
     cell = tiny_cell(epochs=1)

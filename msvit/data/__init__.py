@@ -12,18 +12,26 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from msvit.data.cifar10dvs import Cifar10DvsOptions
 from msvit.data.digits import DigitsOptions
+from msvit.data.dvs128 import Dvs128Options
 from msvit.data.fashion_mnist import FashionMnistOptions
 from msvit.data.fingerprint import fingerprint
 from msvit.data.image_folder import Cifar10Options
+from msvit.data.nmnist import NmnistOptions
 from msvit.data.options import DataOptions
+from msvit.data.scale_textures import ScaleTexturesOptions
 from msvit.options import ConfigError, unknown
 
 if TYPE_CHECKING:
     from msvit.data.splits import Splits
 
 DATASETS: dict[str, type[DataOptions]] = {
-    options.name: options for options in (DigitsOptions, FashionMnistOptions, Cifar10Options)
+    options.name: options
+    for options in (
+        *(DigitsOptions, FashionMnistOptions, Cifar10Options, ScaleTexturesOptions),
+        *(NmnistOptions, Cifar10DvsOptions, Dvs128Options),
+    )
 }
 """The registry: name → options, whose class says what the images are."""
 

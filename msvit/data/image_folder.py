@@ -27,7 +27,6 @@ from msvit.options import DataError
 
 if TYPE_CHECKING:
     import numpy as np
-    from PIL import Image
 
     from msvit.data.splits import Splits
 
@@ -285,33 +284,22 @@ def _pixels(file: Path, size: int) -> np.ndarray:
     import numpy as np
     from PIL import Image
 
+    from msvit.data.decoding import red_green_blue
+
     try:
         with Image.open(file) as image:
             width, height = image.size
             if (width, height) != (size, size):
                 raise DataError(f"{file}: {width}×{height} pixels, expected {size}×{size}")
-            mode = image.mode
-            if mode.startswith("I;16") or (mode == "I" and image.format == "PNG"):
-                grey = (np.asarray(image).astype(np.uint32) + 128) // 257  # 65535 is white
-                return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=2)
-            if mode in ("I", "F"):
-                raise DataError(f"{file}: pixels of 32 bits (mode {mode}); save it with 8 bits")
-            if can_be_seen_through(image):
-                raise DataError(f"{file}: can be seen through; save it without transparency")
-            return np.asarray(image.convert("RGB"))
+            try:
+                return np.asarray(red_green_blue(image))
+            except DataError as error:
+                raise DataError(f"{file}: {error}") from None
     except DataError:
         raise
     except Exception as error:  # decoders raise whatever they like
         reason = " ".join(str(error).split())
         raise DataError(f"{file}: cannot be decoded ({reason})") from error
-
-
-def can_be_seen_through(image: Image.Image) -> bool:
-    """Whether a pixel of it has transparency, of any of Pillow's kinds."""
-    import numpy as np
-
-    may_be = image.mode in ("LA", "PA", "RGBa", "RGBA") or "transparency" in image.info
-    return may_be and bool(np.asarray(image.convert("RGBA"))[..., 3].min() < 255)
 
 
 def _load(cache: Path, listing: Listing) -> tuple[dict[str, np.ndarray], Fingerprint] | None:

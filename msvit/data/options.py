@@ -26,7 +26,8 @@ class DataOptions(Options):
     A subclass states ``name``, ``num_classes``, ``in_channels``, ``image_size`` (pixels per side),
     ``mean`` and ``std``, and implements :meth:`load`. Sizes may be constants or options. ``name``,
     ``mean`` and ``std`` are its own even where it refines another data set: normalised with the
-    statistics of other images, a model would train, and worse.
+    statistics of other images, a model would train, and worse. A base of several data sets says of
+    itself that it is ``abstract``.
 
     Raises:
         TypeError: for a subclass that leaves one of them out, or whose ``std`` is not above 0, when
@@ -40,8 +41,17 @@ class DataOptions(Options):
     """Of the training images' pixels in [0, 1], one per channel; ``None``: measured by ``load``."""
     std: ClassVar[tuple[float, ...] | None]
 
-    published: ClassVar[Mapping[str, int] | None] = None
-    """Split → images of each class that the data set of this name is known to have."""
+    events: ClassVar[bool] = False
+    """Whether samples are frames of events ``[T, C, H, W]``, one a time step, not images."""
+
+    remark: ClassVar[str | None] = None
+    """A sentence that belongs beside every number that was measured on these data."""
+
+    abstract: ClassVar[bool] = False
+    """Whether this is no data set, but what several share."""
+
+    published: ClassVar[Mapping[str, int | Sequence[int]] | None] = None
+    """Split → images of each class (one number: of all) that the data set of this name has."""
 
     train_per_class: int | None = Field(None, gt=0)
     """Train on a stratified subset of this many images a class; ``None`` takes all."""
@@ -49,8 +59,11 @@ class DataOptions(Options):
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
         super().__pydantic_init_subclass__(**kwargs)
-        if "published" not in vars(cls):  # another data set's
-            cls.published = None
+        if vars(cls).get("abstract"):
+            return
+        for of_one in ("published", "remark"):  # another data set's
+            if of_one not in vars(cls):
+                setattr(cls, of_one, None)
         missing = [key for key in _OWN if key not in vars(cls)]
         missing += [k for k in _SIZES if not hasattr(cls, k) and k not in cls.model_fields]
         if cls.load is DataOptions.load:
@@ -107,7 +120,10 @@ class DataOptions(Options):
         known = cls.published
         if known is None:
             return None
-        usual = {split: [number] * cls.num_classes for split, number in known.items()}
+        usual = {
+            split: [number] * cls.num_classes if isinstance(number, int) else list(number)
+            for split, number in known.items()
+        }
         if {split: list(numbers) for split, numbers in counts.items()} == usual:
             return None
         return (

@@ -1,25 +1,57 @@
-"""Images in memory and how they are divided. The division never depends on a cell's seed."""
+"""Labelled samples, in memory or on disk, and how they are divided.
+
+The division never depends on a cell's seed.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Protocol, Self, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from msvit.data.encoded import Encoded
 from msvit.data.fingerprint import Fingerprint
+from msvit.data.views import View
 from msvit.options import DataError
+
+
+class Samples(Protocol):
+    """What a split is: ``N`` samples of one ``shape``, whose ``labels`` (int64) are in memory.
+
+    Batches of it come from :class:`msvit.training.loading.Loader`, wherever the samples are.
+    """
+
+    @property
+    def labels(self) -> Tensor: ...
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one sample, such as ``(C, H, W)``."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, indices: Tensor | slice) -> Self:
+        """Some of the samples, as a split of their own."""
 
 
 @dataclass(frozen=True)
 class Images:
-    """``images`` uint8 ``[N, C, H, W]`` and their class ``labels`` int64 ``[N]``."""
+    """In memory: ``images`` uint8 ``[N, C, H, W]`` and their class ``labels`` int64 ``[N]``.
+
+    Or events: ``[N, T, C, H, W]``, a frame for each time step, which counts what happened in it.
+    """
 
     images: Tensor
     labels: Tensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.images.shape[1:])
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -36,25 +68,61 @@ class Images:
 
 
 @dataclass(frozen=True)
+class Streamed:
+    """On disk: ``encoded`` images, decoded when they are asked for, as ``view`` shows them."""
+
+    encoded: Encoded
+    labels: Tensor
+    view: View
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (3, self.view.size, self.view.size)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, indices: Tensor | slice) -> Streamed:
+        at = indices if isinstance(indices, slice) else indices.numpy()
+        return Streamed(self.encoded[at], self.labels[indices], self.view)
+
+    def seen(self, view: View) -> Streamed:
+        """The same images by another view."""
+        return replace(self, view=view)
+
+    def decode(self, indices: np.ndarray, into: np.ndarray, seed: Sequence[int] = ()) -> None:
+        """Write the images at ``indices`` to ``into``, uint8 ``[len(indices), *shape]``.
+
+        What a random view shows follows from ``seed`` and the index alone.
+
+        Raises:
+            DataError: naming the image that cannot be read.
+        """
+        for place, index in enumerate(indices.tolist()):
+            into[place] = self.encoded.pixels(index, self.view, (*seed, index))
+
+
+@dataclass(frozen=True)
 class Splits:
     """Three disjoint sets: to train on, to select on, and to report.
 
-    ``mean`` and ``std`` normalise pixels in [0, 1], one value per channel. ``fingerprint`` is that
+    ``mean`` and ``std`` normalise pixels in [0, 1], one value per channel (of events, counts of
+    which 255 is 1). ``fingerprint`` is that
     of all images that were found; records keep it.
 
     Raises:
         DataError: where they are not one finite value for each channel, ``std`` above 0.
     """
 
-    train: Images
-    validation: Images
-    test: Images
+    train: Samples
+    validation: Samples
+    test: Samples
     mean: tuple[float, ...]
     std: tuple[float, ...]
     fingerprint: Fingerprint | None = None
 
     def __post_init__(self) -> None:
-        channels = self.train.images.shape[-3]
+        channels = self.train.shape[-3]
         for name, values in (("mean", self.mean), ("std", self.std)):
             usable = all(math.isfinite(v) and (name == "mean" or v > 0) for v in values)
             if len(values) != channels or not usable:
@@ -81,12 +149,15 @@ def draw_per_class(labels: Tensor, count: int, seed: int) -> tuple[Tensor, Tenso
     return drawn.nonzero()[:, 0], (~drawn).nonzero()[:, 0]
 
 
+Part = TypeVar("Part", bound=Samples)
+
+
 def split_train(
-    images: Images,
+    images: Part,
     validation: float,
     train_per_class: int | None,
     classes: Sequence[str] | None = None,
-) -> tuple[Images, Images]:
+) -> tuple[Part, Part]:
     """``(train, validation)``: a share ``validation`` of each class held out, balanced.
 
     The held-out images are the same for every ``train_per_class``. Errors call the ``classes`` by

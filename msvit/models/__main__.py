@@ -53,9 +53,8 @@ def dense_macs_per_step(model: Model) -> int:
         if hasattr(module, "dense_macs"):
             module.register_forward_hook(count)
     options = model.options
-    shape: tuple[int, ...] = (1, options.in_channels, options.image_size, options.image_size)
-    if options.in_channels == 2:
-        shape = (options.timesteps, *shape)
+    # A time step of events costs what one of an image does.
+    shape = (1, options.in_channels, options.image_size, options.image_size)
     with torch.no_grad():
         model.eval()(torch.empty(shape, device="meta"))
     return sum(counts)

@@ -12,6 +12,7 @@ firing_rate                   spikes per neuron and time step; none for a networ
 parameters, macs, acs         trained values; operations per image
 step_time, training_seconds   seconds
 images_per_second             training images
+data_wait                     share of the time of training steps spent waiting for images
 peak_memory_gb                10⁹ bytes
 ============================  ======================================================
 
@@ -191,6 +192,14 @@ MEASURES: dict[str, Measure] = {
         "maximize",
         "training speed",
         units={"images/s": 1.0},
+    ),
+    "data_wait": Measure(
+        lambda record: record.get("data_wait"),
+        "minimize",
+        "waiting for data",
+        units=_PERCENT,
+        decimals=1,
+        most=1.0,
     ),
     "peak_memory_gb": Measure(
         lambda record: record["peak_memory_gb"], "minimize", "peak memory", units={"GB": 1.0}

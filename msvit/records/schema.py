@@ -37,6 +37,8 @@ class Epoch(TypedDict):
     train_accuracy: Share | None
     val_loss: float
     val_accuracy: Share
+    raw_val_loss: NotRequired[float]  # where weights are averaged: of those that are not
+    raw_val_accuracy: NotRequired[Share]
     seconds: Amount
 
 
@@ -80,6 +82,7 @@ class Record(TypedDict):
     energy_mj: NotRequired[dict[str, Amount]]  # of earlier versions; now computed when it is read
     training_seconds: Amount
     images_per_second: Amount
+    data_wait: NotRequired[Share]  # of the time of training steps; not of earlier versions
     peak_memory_gb: Amount
     precision: str
     kernels: str

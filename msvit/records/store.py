@@ -3,6 +3,7 @@
 ::
 
     <results>/cells/<id>/record.json     all that one finished cell leaves (written last)
+                        /weights.safetensors  its selected weights
                         /failure.json    why a cell has no record
                         /log.txt         what its process printed
     <results>/studies/<name>/study.json  which cells answer which question
@@ -17,6 +18,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -24,6 +26,7 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import TypeAdapter
 
+from msvit.options import DataError
 from msvit.records.schema import (
     FAILURE,
     MANIFEST,
@@ -61,6 +64,31 @@ _HINTS: dict[int | None, str] = {
 def cell_folder(results: Path, cell_id: str) -> Path:
     """Where all files of one cell are."""
     return results / "cells" / cell_id
+
+
+WEIGHTS = "weights.safetensors"
+_CELL_ID = re.compile(r"[0-9a-f]{12}")
+
+
+def start_file(results: Path, start_from: str) -> Path:
+    """Where the weights are that ``training.start_from`` names, a cell or a file.
+
+    Raises:
+        DataError: where there is no such cell that is finished, or no such file.
+    """
+    if not _CELL_ID.fullmatch(start_from):
+        path = results / start_from
+        if not path.is_file():
+            hint = "" if Path(start_from).is_absolute() else " (it is seen from the results folder)"
+            raise DataError(f"training.start_from: {path}: no such file{hint}")
+        return path
+    path = cell_folder(results, start_from) / WEIGHTS
+    if not has_record(results, start_from) or not path.is_file():
+        raise DataError(
+            f"training.start_from: cell {start_from} has left no weights in {results}; "
+            "run it first, in this results folder"
+        )
+    return path
 
 
 def study_folder(results: Path, name: str) -> Path:

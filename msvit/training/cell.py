@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import logging
 import math
-import random
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
-from torch.optim import Optimizer
+from timm.utils import ModelEmaV3
 
 from msvit import kernels
 from msvit.cells import SCHEMA, Cell
 from msvit.data import data_options, load_splits
 from msvit.data.fingerprint import Fingerprint, describe_images
-from msvit.data.splits import Images, Splits
+from msvit.data.splits import Samples, Splits, Streamed
 from msvit.metrics import Meter
 from msvit.models import create_model
 from msvit.options import DataError
@@ -34,12 +31,17 @@ from msvit.runtime import (
     reset_peak_memory,
     training_device,
 )
-from msvit.training.batches import Normalise, eval_batches, steps_per_epoch, train_batches
-from msvit.training.checkpoint import load_checkpoint, save_checkpoint
+from msvit.training.augmentation import Augmentation
+from msvit.training.batches import Normalise, steps_per_epoch, train_batches
+from msvit.training.checkpoint import load_checkpoint
 from msvit.training.environment import describe_environment, device_name
 from msvit.training.health import TrainingDiverged, check_state
+from msvit.training.loading import Loader
 from msvit.training.loop import Trainer, evaluate
-from msvit.training.optimization import Rates, make_mixup, make_optimizer, restore_optimizer
+from msvit.training.optimization import Rates, make_erasing, make_mixup, make_optimizer
+from msvit.training.progress import KEYS, Progress
+from msvit.training.randomness import seed_everything
+from msvit.training.start import load_start
 from msvit.training.step import Scores, TrainingStep, choose_recorder
 from msvit.training.trained import save_trained
 
@@ -52,20 +54,25 @@ def train_cell(
     *,
     data_dir: Path | None = None,
     report: Callable[[dict[str, Any]], None] = lambda progress: None,
+    checkpoint_seconds: float = 300.0,
 ) -> dict[str, Any]:
     """Train, select by validation accuracy, measure on the test images; returns the record.
 
-    After each epoch ``folder/checkpoint.pt`` is replaced and ``report`` is called with
+    ``folder/checkpoint.pt`` is replaced after each epoch, and in the middle of one where the last
+    is ``checkpoint_seconds`` old. After each epoch ``report`` is called with
     ``epoch``, ``epochs``, ``train_loss``, ``val_loss``, ``val_accuracy`` and ``seconds``; on a GPU
     also with ``gpu``, its name, ``gpu_memory_gb``, what was taken of it, and what the whole cell is
     expected to take: ``gpu_seconds`` (all steps as the fastest) of ``cell_seconds``. At the end
-    ``folder/weights.safetensors`` holds the selected weights. A cell that was stopped goes on after
-    its last finished epoch and ends with the record it would have had: on the same CPU with the
-    same number of threads bit for bit, save times and memory.
+    ``folder/weights.safetensors`` holds the selected weights. A cell that was stopped goes on from
+    its last checkpoint and ends with the record it would have had: on the same CPU with the same
+    number of threads bit for bit, save times and memory. ``folder`` is that of the cell in its
+    results folder, where ``training.start_from`` is looked for.
 
     Raises:
         TrainingDiverged: when a loss, a gradient, weights or running statistics are not finite.
-        DataError: when images are missing or broken, or others than those of the epochs before.
+        DataError: when images are missing or broken, or others than those of the epochs before, or
+            the weights to start from are missing.
+        CheckpointError: when the weights to start from do not fit.
     """
     began = time.perf_counter()
     prepare_process()
@@ -73,50 +80,70 @@ def train_cell(
     keep_to_share(device)
     _be_deterministic(device)
     options = TrainingOptions.parse(cell.training, "training")
-    splits = _load_data(cell, data_dir, device)
-    state = load_checkpoint(folder / "checkpoint.pt", cell.id, _KEYS)
+    splits = _load_data(cell, data_dir)
+    train_set, is_cropped = _as_cropped(splits.train, options)
+    train = Loader(train_set, options.batch_size, device)
+    validation = Loader(splits.validation, options.eval_batch_size, device)
+    state = load_checkpoint(folder / "checkpoint.pt", cell.id, KEYS)
     # ``auto`` may mean something else where, or by what, a training goes on.
     precision = choose_precision(state["precision"] if state else options.precision, device)
     normalise = Normalise(splits.mean, splits.std, device)
 
-    _seed_everything(cell.seed, 0)
+    seed_everything(cell.seed, 0)
     model = create_model(**cell.model).to(device)
+    if options.start_from is not None and not state:
+        load_start(model, options.start_from, folder.absolute().parents[1])
     steps = steps_per_epoch(len(splits.train), options)
     optimizer = make_optimizer(model, options, device)
+    average = None if options.ema_decay is None else ModelEmaV3(model, options.ema_decay)
     recorder, eager = choose_recorder(precision, device)
+    step = TrainingStep(model, options, optimizer, normalise, precision, recorder, eager, average)
     trainer = Trainer(
         model=model,
-        step=TrainingStep(model, options, optimizer, normalise, precision, recorder, eager),
+        step=step,
         rates=Rates(optimizer, options, steps, device),
         normalise=normalise,
         mixup=make_mixup(options, cell.model["num_classes"]),
+        mixup_off_epoch=options.mixup_off_epoch,
+        erase=make_erasing(options, device),
     )
-    validation_scores = Scores(model, normalise, precision, recorder)
-    progress = _Progress(
-        folder / "checkpoint.pt", cell.id, trainer, optimizer, precision.name, splits.fingerprint
+    augment = Augmentation(options, splits.mean, device, parts=is_cropped)
+    progress = Progress(
+        *(folder / "checkpoint.pt", cell.id, trainer, optimizer),
+        *(precision.name, splits.fingerprint, train, average, checkpoint_seconds),
     )
+    validation_scores = Scores(progress.model, normalise, precision, recorder)
+    raw_scores = Scores(model, normalise, precision, recorder) if average is not None else None
     if state:
         _check_same_images(state.get("data"), splits.fingerprint, progress.path)
         progress.resume(state)
-        when = f"as resumed after epoch {progress.epoch}"
+        when = f"as resumed {progress.where}"
         check_state(model, when, f"delete {progress.path} to train from the start")
     else:
         check_state(model, "before the first step", "its options give no usable initialisation")
 
     reset_peak_memory(device)
     resumed = progress.epoch
-    for epoch in range(progress.epoch + 1, options.epochs + 1):
+    for epoch in range(progress.epoch + 1, options.all_epochs + 1):
         # Everything random in an epoch follows from (seed, epoch): nothing to keep for resume.
-        generator = _seed_everything(cell.seed, epoch)
-        started = time.perf_counter()
-        batches = train_batches(splits.train, options, generator)
-        train_loss, train_accuracy = trainer.train_epoch(batches, epoch, steps)
+        generator = seed_everything(cell.seed, epoch)
+        taken = progress.taken(steps, device)
+        batches = train_batches(
+            train, options, augment, generator, (cell.seed, epoch), first=taken.steps
+        )
+        progress.restore_random(generator, device)
+        train_loss, train_accuracy = trainer.train_epoch(
+            batches, epoch, taken, looked=partial(progress.keep, taken, generator)
+        )
         trained = time.perf_counter()
-        validation = eval_batches(splits.validation, options.eval_batch_size)
-        val_loss, val_accuracy = evaluate(validation, validation_scores)
+        val_loss, val_accuracy = evaluate(validation.batches(), validation_scores)
         if not math.isfinite(val_loss):
             raise TrainingDiverged(f"epoch {epoch}, after step {steps}: validation loss {val_loss}")
-        seconds = time.perf_counter() - started
+        raw = {}
+        if raw_scores is not None:
+            raw_loss, raw_accuracy = evaluate(validation.batches(), raw_scores)
+            raw = {"raw_val_loss": raw_loss, "raw_val_accuracy": raw_accuracy}
+        seconds = taken.seconds + time.perf_counter() - trained
         row = {
             "epoch": epoch,
             "lr": trainer.rates.current,
@@ -124,31 +151,35 @@ def train_cell(
             "train_accuracy": train_accuracy,
             "val_loss": val_loss,
             "val_accuracy": val_accuracy,
+            **raw,
             "seconds": seconds,
         }
         progress.kernels = kernels.describe(model, device, precision.dtype)
         progress.step = trainer.step.how
-        progress.add(row, trained - started, peak_memory_gb(device))
+        progress.add(row, taken.seconds, peak_memory_gb(device))
         progress.save()
         shown = ("epoch", "train_loss", "val_loss", "val_accuracy", "seconds")
-        told: dict[str, Any] = {"epochs": options.epochs, **{key: row[key] for key in shown}}
+        told: dict[str, Any] = {"epochs": options.all_epochs, **{key: row[key] for key in shown}}
         if device.type == "cuda":
             told |= {"gpu": device_name(device), "gpu_memory_gb": held_memory_gb(device)}
-            all_steps = steps * (options.epochs - resumed)
+            all_steps = steps * (options.all_epochs - resumed)
             told["gpu_seconds"] = trainer.step_seconds * all_steps
-            left = (options.epochs - epoch) * seconds
+            left = (options.all_epochs - epoch) * seconds
             told["cell_seconds"] = time.perf_counter() - began + left
         report(told)
 
     # Not from a graph, which no monitor sees: and what it holds may be wanted.
     trainer.step.release()
     validation_scores.release()
+    if raw_scores is not None:
+        raw_scores.release()
     model.load_state_dict(progress.best)
     chosen = progress.selected["epoch"]
     check_state(model, f"the weights of epoch {chosen}", "no result can be measured with them")
     with Meter(model) as meter:
-        test = eval_batches(splits.test, options.eval_batch_size)
-        test_loss, test_accuracy = evaluate(test, Scores(model, normalise, precision))
+        test = Loader(splits.test, options.eval_batch_size, device)
+        scores = Scores(model, normalise, precision)
+        test_loss, test_accuracy = evaluate(test.batches(), scores)
     if not math.isfinite(test_loss):
         raise TrainingDiverged(f"the weights of epoch {chosen}: the test loss is {test_loss}")
     measured = meter.result()
@@ -169,6 +200,7 @@ def train_cell(
         "operations": measured.operations,
         "training_seconds": sum(row["seconds"] for row in progress.history),
         "images_per_second": images_trained / progress.train_seconds,
+        "data_wait": min(1.0, progress.waited / progress.train_seconds),
         "peak_memory_gb": progress.peak_memory_gb,
         "precision": precision.label,
         "kernels": progress.kernels,
@@ -177,91 +209,19 @@ def train_cell(
     }
 
 
-_KEPT = ("history", "best", "selected", "train_seconds", "peak_memory_gb", "kernels")
-_KEYS = ("model", "optimizer", "scaler", "precision", *_KEPT)
-
-
-class _Progress:
-    """How far a training has come; its checkpoint holds all that the next epoch needs."""
-
-    def __init__(
-        self,
-        path: Path,
-        cell: str,
-        trainer: Trainer,
-        optimizer: Optimizer,
-        precision: str,
-        data: Fingerprint | None,
-    ):
-        self.path, self.cell, self.trainer, self.data = path, cell, trainer, data
-        self.optimizer, self.precision = optimizer, precision
-        self.history: list[dict[str, Any]] = []
-        self.best: dict[str, Tensor] = {}
-        self.selected: dict[str, Any] = {}
-        self.train_seconds = 0.0
-        self.peak_memory_gb = 0.0
-        self.kernels = ""
-        self.step = "eager"
-
-    def resume(self, state: Mapping[str, Any]) -> None:
-        """Go on from what :meth:`save` has written."""
-        self.trainer.model.load_state_dict(state["model"])
-        restore_optimizer(self.optimizer, state["optimizer"])
-        self.trainer.step.scaler.load_state_dict(state["scaler"])
-        for name in _KEPT:
-            setattr(self, name, state[name])
-        self.step = state.get("step", "eager")  # versions before CUDA graphs did not say so
-        _log.info("resuming %s after epoch %d", self.cell, self.epoch)
-
-    @property
-    def epoch(self) -> int:
-        """Epochs finished."""
-        return len(self.history)
-
-    def add(self, row: dict[str, Any], train_seconds: float, peak_memory_gb: float) -> None:
-        """Take in a finished epoch; keep its weights if it is the best by validation so far.
-
-        Accuracy decides, then the lower loss, then the earlier epoch.
-        """
-        self.history.append(row)
-        self.train_seconds += train_seconds
-        self.peak_memory_gb = max(self.peak_memory_gb, peak_memory_gb)
-        if not self.selected or _score(row) > _score(self.selected):
-            self.selected = row
-            weights = self.trainer.model.state_dict()
-            self.best = {name: value.detach().cpu().clone() for name, value in weights.items()}
-
-    def save(self) -> None:
-        state = {
-            "cell": self.cell,
-            "data": self.data,
-            "model": self.trainer.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.trainer.step.scaler.state_dict(),
-            "precision": self.precision,
-            "step": self.step,
-            **{name: getattr(self, name) for name in _KEPT},
-        }
-        save_checkpoint(self.path, state)
-
-
-def _score(row: dict[str, Any]) -> tuple[float, float]:
-    return row["val_accuracy"], -row["val_loss"]
-
-
-def _load_data(cell: Cell, data_dir: Path | None, device: torch.device) -> Splits:
+def _load_data(cell: Cell, data_dir: Path | None) -> Splits:
     options = {key: value for key, value in cell.data.items() if key != "name"}
-    splits = load_splits(data_options(cell.data["name"], options, "data"), data_dir)
+    return load_splits(data_options(cell.data["name"], options, "data"), data_dir)
 
-    def resident(images: Images) -> Images:
-        return images.to(device)
 
-    return replace(
-        splits,
-        train=resident(splits.train),
-        validation=resident(splits.validation),
-        test=resident(splits.test),
-    )
+def _as_cropped(samples: Samples, options: TrainingOptions) -> tuple[Samples, bool]:
+    """The training images, and whether they already come as random parts of what is on disk."""
+    if options.crop_scale is None or not isinstance(samples, Streamed):
+        return samples, False
+    from msvit.data.views import RandomPart
+
+    size = samples.shape[-1]
+    return samples.seen(RandomPart(size, options.crop_scale, options.crop_ratio)), True
 
 
 def _check_same_images(known: Fingerprint | None, found: Fingerprint | None, path: Path) -> None:
@@ -279,12 +239,3 @@ def _be_deterministic(device: torch.device) -> None:
         torch.use_deterministic_algorithms(True)
         # Filling fresh tensors would be one more pass over memory, and hides no difference.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-
-
-def _seed_everything(seed: int, epoch: int) -> torch.Generator:
-    """Seed all generators in use for one epoch (0: initialisation); returns a fresh one."""
-    words = np.random.SeedSequence([seed, epoch]).generate_state(4)
-    random.seed(int(words[0]))
-    np.random.seed(words[1])  # noqa: NPY002 -- timm's mixup draws from the global generator
-    torch.manual_seed(int(words[2]))
-    return torch.Generator().manual_seed(int(words[3]))

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
+from timm.data.mixup import Mixup
+from timm.data.random_erasing import RandomErasing
 from torch import Tensor, nn
 
 from msvit.data.splits import Images
@@ -21,6 +23,24 @@ _SMALLEST_SCALE = 2.0**-24  # of fp16; gradients that overflow even then teach n
 
 
 @dataclass
+class Taken:
+    """What the steps of an epoch that have been taken so far have left."""
+
+    losses: Tensor
+    """float32 ``[steps]`` of the whole epoch, on the device; 0 where no step was taken yet."""
+    correct: Tensor
+    """Images that were told right, a scalar on the device."""
+    steps: int = 0
+    images: int = 0
+    seconds: float = 0.0
+    """That they took, in processes before this one too."""
+
+    @classmethod
+    def none_yet(cls, steps: int, device: torch.device) -> Taken:
+        return cls(torch.zeros(steps, device=device), torch.zeros((), device=device))
+
+
+@dataclass
 class Trainer:
     """What all epochs of one training share."""
 
@@ -28,51 +48,73 @@ class Trainer:
     step: TrainingStep
     rates: Rates
     normalise: Normalise
-    mixup: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None
+    mixup: Mixup | None
+    mixup_off_epoch: int = 0
+    """Epochs after which nothing is mixed; 0: always."""
+    erase: RandomErasing | None = None
     step_seconds: float = math.inf
     """The least that a step took from one look at the device to the next, one behind the other."""
 
     def train_epoch(
-        self, batches: Iterable[Images], epoch: int, steps: int
+        self,
+        batches: Iterable[Images],
+        epoch: int,
+        taken: Taken,
+        looked: Callable[[], None] = lambda: None,
     ) -> tuple[float, float | None]:
-        """Mean loss and accuracy over one epoch (from 1) of ``steps`` batches.
+        """Mean loss and accuracy over one epoch (from 1), of which some steps may be taken.
 
-        Accuracy is that of the model while it learns; None where mixup blends the classes.
+        ``batches`` are those of the other steps. ``looked`` is called whenever all steps are known
+        to be healthy, and ``taken`` is up to date. Accuracy is that of the model while it learns;
+        None where classes are blended.
 
         Raises:
             TrainingDiverged: when loss, gradient, weights or running statistics are not finite.
         """
         self.model.train()
-        device = self.normalise.mean.device
-        losses, norms = torch.zeros((2, steps), device=device)
-        correct, seen = torch.zeros((), device=device), 0
-        every = 1 if device.type == "cpu" else CHECK_EVERY
-        looked = time.perf_counter()
-        for step, batch in enumerate(batches):
+        if self.mixup is not None:
+            self.mixup.mixup_enabled = not 0 < self.mixup_off_epoch < epoch
+        steps = len(taken.losses)
+        norms = torch.zeros_like(taken.losses)
+        every = 1 if taken.losses.device.type == "cpu" else CHECK_EVERY
+        unseen = taken.steps
+        began = last = time.perf_counter()
+        before = taken.seconds
+        for step, batch in enumerate(batches, taken.steps):
             self.rates.set((epoch - 1) * steps + step)
-            losses[step], hits, norms[step] = self.step(*self._prepared(batch))
-            correct += hits
-            seen += len(batch)
-            if (step + 1) % every == 0 or step + 1 == steps:
-                new = slice(step // every * every, step + 1)
-                check_steps(losses[new], norms[new], new.start, self.model, epoch, steps)
+            taken.losses[step], hits, norms[step] = self.step(*self._prepared(batch))
+            taken.correct += hits
+            taken.images += len(batch)
+            taken.steps += 1
+            if taken.steps % every == 0 or taken.steps == steps:
+                new = slice(unseen, taken.steps)
+                check_steps(taken.losses[new], norms[new], unseen, self.model, epoch, steps)
                 now = time.perf_counter()
-                self.step_seconds = min(self.step_seconds, (now - looked) / (new.stop - new.start))
-                looked = now
+                self.step_seconds = min(self.step_seconds, (now - last) / (taken.steps - unseen))
+                unseen, last = taken.steps, now
+                taken.seconds = before + now - began
+                looked()
         scaler = self.step.scaler
         if scaler.is_enabled() and scaler.get_scale() < _SMALLEST_SCALE:
             raise TrainingDiverged(
                 f"epoch {epoch}, step {steps} of {steps}: the gradient is not finite in fp16, "
                 "however it is scaled; training.precision=fp32 may help"
             )
-        accuracy = None if self.mixup else float(correct) / seen
-        return float(losses.double().mean()), accuracy
+        accuracy = None if self.mixup else float(taken.correct) / taken.images
+        return float(taken.losses.double().mean()), accuracy
 
     def _prepared(self, batch: Images) -> tuple[Tensor, Tensor]:
-        """What the step takes; blended here, by a share that timm draws on the host."""
-        if self.mixup is None:
-            return batch.images, batch.labels
-        return self.mixup(self.normalise(batch.images), batch.labels)
+        """What the step takes; blended and erased here, by what timm draws on the host."""
+        images, target = batch.images, batch.labels
+        if self.mixup is None and self.erase is None:
+            return images, target
+        images = self.normalise(images)
+        planes = images.flatten(1, -3)  # [B, C, H, W]; of events [B, T·C, H, W], all frames alike
+        if self.mixup is not None:
+            planes, target = self.mixup(planes, target)
+        if self.erase is not None:
+            planes = self.erase(planes)
+        return planes.view(images.shape), target
 
 
 @torch.no_grad()

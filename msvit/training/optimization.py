@@ -17,6 +17,7 @@ from msvit.recipes import TrainingOptions
 
 if TYPE_CHECKING:
     from timm.data.mixup import Mixup
+    from timm.data.random_erasing import RandomErasing
 
 RECORDABLE = ("adamw", "adam", "sgd")
 """Optimizers whose step on a GPU can be part of a CUDA graph; timm's LAMB reads values back."""
@@ -40,12 +41,33 @@ def training_loss(logits: Tensor, target: Tensor, options: TrainingOptions) -> T
 
 
 def make_mixup(options: TrainingOptions, num_classes: int) -> Mixup | None:
-    """timm's mixup over a batch, ``(images, labels) -> (mixed, soft targets)``, or None."""
-    if not options.mixup:
+    """timm's mixup or CutMix over a batch, ``(images, labels) -> (mixed, soft targets)``, or None.
+
+    Switched off (``mixup_enabled``), targets are soft all the same: those of the labels, smoothed.
+    """
+    if not options.mixes:
         return None
     from timm.data.mixup import Mixup
 
-    return Mixup(options.mixup, label_smoothing=options.label_smoothing, num_classes=num_classes)
+    return Mixup(
+        options.mixup,
+        options.cutmix,
+        prob=options.mixup_prob,
+        switch_prob=options.mixup_switch_prob,
+        label_smoothing=options.label_smoothing,
+        num_classes=num_classes,
+    )
+
+
+def make_erasing(options: TrainingOptions, device: torch.device) -> RandomErasing | None:
+    """timm's random erasing of normalised images, or None; it draws from ``random``."""
+    if not options.random_erasing:
+        return None
+    from timm.data.random_erasing import RandomErasing
+
+    return RandomErasing(
+        options.random_erasing, mode=options.random_erasing_mode, device=str(device)
+    )
 
 
 def make_optimizer(
@@ -64,7 +86,7 @@ def make_optimizer(
     groups = timm.optim.param_groups_weight_decay(
         model, options.weight_decay, no_weight_decay_list=no_decay(model)
     )
-    return timm.optim.create_optimizer_v2(groups, options.optimizer, lr=options.lr, **extra)
+    return timm.optim.create_optimizer_v2(groups, options.optimizer, lr=options.peak_lr, **extra)
 
 
 def restore_optimizer(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
@@ -91,15 +113,20 @@ class Rates:
         """``steps`` is updates per epoch."""
         self._optimizer = optimizer
         self._schedule = make_schedule(optimizer, options, steps)
+        self._steps, self._per_update = steps, options.sched_on_updates
         in_tensors = device.type == "cuda" and options.optimizer in RECORDABLE
         groups = optimizer.param_groups if in_tensors else []
         self.tensors = [torch.zeros((), device=device) for _ in groups]
-        self.current = options.lr
+        self.current = options.peak_lr
         """Of the first group, as a number."""
 
     def set(self, update: int) -> None:
         """Set the rate of ``update``, counted from 0 over the whole training."""
-        self._schedule.step_update(update)  # timm writes numbers into the groups
+        # timm writes numbers into the groups.
+        if self._per_update:
+            self._schedule.step_update(update)
+        else:
+            self._schedule.step(update // self._steps)
         self.current = self._optimizer.param_groups[0]["lr"]
         for group, tensor in zip(self._optimizer.param_groups, self.tensors, strict=False):
             group["lr"] = tensor.fill_(group["lr"])
@@ -110,17 +137,26 @@ def make_schedule(
 ) -> timm.scheduler.scheduler.Scheduler:
     """Learning rate as a function of the update alone; ``steps`` is updates per epoch.
 
-    ``schedule.step_update(n)`` sets the rate of update ``n``, counted from 0, so a resumed
-    run needs no other state.
+    ``schedule.step_update(n)`` sets the rate of update ``n``, counted from 0, or, where the rate
+    does not change within an epoch, ``schedule.step(n)`` that of epoch ``n``: a resumed run needs
+    no other state. Behind the schedule's epochs the rate is ``min_lr``.
     """
+    per_update = options.sched_on_updates
+    unit = steps if per_update else 1
     common: dict[str, Any] = {
-        "warmup_t": round(options.warmup_epochs * steps),
+        "warmup_t": round(options.warmup_epochs * unit),
         "warmup_lr_init": options.warmup_lr,
-        "t_in_epochs": False,
+        "t_in_epochs": not per_update,
     }
-    updates = options.epochs * steps
+    length = options.epochs * unit
     if options.schedule == "cosine":
+        if options.warmup_prefix:
+            length -= common["warmup_t"]
         return timm.scheduler.CosineLRScheduler(
-            optimizer, t_initial=updates, lr_min=options.min_lr, **common
+            optimizer,
+            t_initial=length,
+            lr_min=options.min_lr,
+            warmup_prefix=options.warmup_prefix,
+            **common,
         )
-    return timm.scheduler.StepLRScheduler(optimizer, decay_t=updates, decay_rate=1.0, **common)
+    return timm.scheduler.StepLRScheduler(optimizer, decay_t=length, decay_rate=1.0, **common)

@@ -9,13 +9,14 @@ from __future__ import annotations
 import logging
 
 import torch
+from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
 from msvit.precision import Precision
 from msvit.recipes import TrainingOptions
-from msvit.training.batches import Normalise
+from msvit.training.batches import Normalise, time_first
 from msvit.training.graph import CudaGraphs, Graphed, Recorder
 from msvit.training.health import state_tensors, total_norm
 from msvit.training.optimization import RECORDABLE, training_loss
@@ -37,9 +38,10 @@ def choose_recorder(precision: Precision, device: torch.device) -> tuple[Recorde
 class TrainingStep:
     """``(images, target) -> (loss, hits, norm)``: one update of the weights.
 
-    ``images`` are bytes ``[B, C, H, W]``, or normalised already; ``target`` is int64 ``[B]``, or
-    soft ``[B, classes]``, of which no image is a hit. The norm is that of gradient, weights and
-    running statistics together (:mod:`msvit.training.health`), behind the update.
+    ``images`` are bytes ``[B, C, H, W]`` (events: ``[B, T, C, H, W]``), or normalised already;
+    ``target`` is int64 ``[B]``, or soft ``[B, classes]``, of which no image is a hit. The norm is
+    that of gradient, weights and running statistics together (:mod:`msvit.training.health`), behind
+    the update.
     """
 
     def __init__(
@@ -51,8 +53,11 @@ class TrainingStep:
         precision: Precision,
         recorder: Recorder | None = None,
         eager: str = "",
+        average: ModelEmaV3 | None = None,
     ) -> None:
-        """``eager`` is why there is no ``recorder``, if that wants saying."""
+        """``eager`` is why there is no ``recorder``, if that wants saying; ``average`` takes in the
+        weights behind every update."""
+        self._average = average
         self._model, self._options, self._optimizer = model, options, optimizer
         self._normalise, self._precision = normalise, precision
         self.scaler = torch.amp.GradScaler(
@@ -93,11 +98,15 @@ class TrainingStep:
         """Loss, hits, and the norm of the gradient, which is clipped."""
         if images.dtype == torch.uint8:
             images = self._normalise(images)
-        with self._precision.autocast(images.device):
-            logits = self._model(images)  # [T, B, classes]
-            loss = training_loss(logits, target, self._options)
         self._optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()
+        loss, hits = images.new_zeros(()), target.new_zeros((), dtype=torch.long)
+        parts = self._options.grad_accum_steps
+        # Not chunk: the last of a training set that does not fill a batch may be smaller.
+        for some, theirs in zip(
+            images.tensor_split(parts), target.tensor_split(parts), strict=True
+        ):
+            of_part, right = self._backward(some, theirs, len(some) / len(images))
+            loss, hits = loss + of_part, hits + right
         weights = [weight for weight in self._model.parameters() if weight.grad is not None]
         clip = self._options.clip_grad
         if clip is not None:
@@ -105,12 +114,20 @@ class TrainingStep:
         norm = total_norm([weight.grad for weight in weights if weight.grad is not None])
         if clip is not None:
             nn.utils.clip_grads_with_norm_(weights, clip, norm)
+        return loss, hits, norm
+
+    def _backward(self, images: Tensor, target: Tensor, share: float) -> tuple[Tensor, Tensor]:
+        """Add the gradient of a part of the batch, ``share`` of it; its part of loss and hits."""
+        with self._precision.autocast(images.device):
+            logits = self._model(time_first(images))  # [T, B, classes]
+            loss = training_loss(logits, target, self._options) * share
+        self.scaler.scale(loss).backward()
         with torch.no_grad():
             if target.is_floating_point():
                 hits = torch.zeros((), dtype=torch.long, device=images.device)
             else:
                 hits = (logits.mean(0).argmax(-1) == target).sum()
-        return loss.detach(), hits, norm
+        return loss.detach(), hits
 
     def update(self, norm: Tensor) -> Tensor:
         """Step the optimizer; the norm of gradient, weights and statistics."""
@@ -118,6 +135,8 @@ class TrainingStep:
             norm = torch.zeros_like(norm)
         self.scaler.step(self._optimizer)
         self.scaler.update()
+        if self._average is not None:
+            self._average.update(self._model)
         return total_norm([norm, *self._state])
 
 
@@ -153,7 +172,7 @@ class Scores:
 
     def _score(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         with self._precision.autocast(self.device):
-            logits = self.model(self._normalise(images))
+            logits = self.model(time_first(self._normalise(images)))
         logits = logits.float().mean(0)
         loss = cross_entropy(logits, labels, reduction="sum")
         return loss.double(), (logits.argmax(-1) == labels).sum()

@@ -23,15 +23,14 @@ from torch import Tensor, nn
 from msvit.cells import Cell, canonical_json, without_effect
 from msvit.checkpoints import CheckpointError
 from msvit.data import data_options, load_splits
-from msvit.data.image_folder import can_be_seen_through
+from msvit.data.decoding import can_be_seen_through
 from msvit.models import create_model, zoo
-from msvit.records.store import cell_folder, read_record
+from msvit.records.store import WEIGHTS, cell_folder, read_record
 from msvit.state_dicts import read_checkpoint
 from msvit.training.batches import Normalise
 from msvit.training.checkpoint import replace_file
 from msvit.training.health import TrainingDiverged, check_state
 
-WEIGHTS = "weights.safetensors"
 _CPU = torch.device("cpu")
 
 

@@ -1,0 +1,335 @@
+"""Events as data: what their options have in common, and frames that are made of recordings.
+
+A frame counts the events of each pixel and polarity in a part of a recording; spikingjelly cuts
+and counts. Frames are bytes: a count above 255 is kept as 255, and it is said how many there were.
+They enter a network as counts, as in the published code. Made once for each way of cutting, into a
+cache beside the recordings, which all processes map into memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from abc import abstractmethod
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+
+from pydantic import Field
+
+from msvit.allotment import usable_cpus
+from msvit.data.files import cache_folder, locked
+from msvit.data.fingerprint import Fingerprint, fingerprint
+from msvit.data.options import DataOptions
+from msvit.options import DataError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from msvit.data.splits import Images, Splits
+
+_log = logging.getLogger("msvit")
+
+COUNTS = 1 / 255
+"""The ``std`` with which bytes become counts again: a pixel in [0, 1] stands for 0 to 255."""
+
+_Item, _Result = TypeVar("_Item"), TypeVar("_Result")
+
+Events = Mapping[str, "np.ndarray"]
+"""``t`` in microseconds, in order; ``x``, ``y`` in pixels from the top left; ``p``, 1 for ON."""
+
+
+class EventOptions(DataOptions):
+    """``frames_number`` frames a sample, which are the time steps of the model.
+
+    Channel 0 counts OFF events, channel 1 ON events, as spikingjelly's frames do.
+    """
+
+    abstract: ClassVar[bool] = True
+    events: ClassVar[bool] = True
+    in_channels: ClassVar[int] = 2
+
+    frames_number: int = Field(10, ge=1, le=1024)
+
+
+@dataclass(frozen=True)
+class Recordings:
+    """Which files hold the recordings of a data set, and how they are read.
+
+    ``read`` gives the samples in a file, each with its label. Samples are counted without it.
+    """
+
+    root: Path
+    files: Mapping[str, Sequence[Path]]  # split → files, in order
+    read: Callable[[Path], list[tuple[int, Events]]]
+    counts: Mapping[str, Sequence[int]]  # split → samples of each class
+
+
+class RecordedOptions(EventOptions):
+    """Recordings of an event camera.
+
+    ``split_by`` names what all frames of a sample have as much of, by spikingjelly's words:
+    ``number`` of events, or ``time``.
+    """
+
+    abstract: ClassVar[bool] = True
+    sensor: ClassVar[int]
+    """Pixels per side of the camera."""
+
+    split_by: Literal["number", "time"] = "number"
+
+    @abstractmethod
+    def recordings(self, data_dir: Path | None) -> Recordings:
+        """Where the files are; nothing of the events is read.
+
+        Raises:
+            DataError: where files are missing; the message says which, and where they are from.
+        """
+
+    @abstractmethod
+    def divided(self, samples: Mapping[str, Images]) -> tuple[Images, Images, Images]:
+        """``(train, validation, test)`` of all samples by split of the files."""
+
+    def fitted(self, frames: np.ndarray) -> np.ndarray:
+        """Frames ``[..., sensor, sensor]`` as ``image_size`` asks for them."""
+        return frames
+
+    @property
+    def scale(self) -> float:
+        """What counts in the frames are divided by before a network sees them."""
+        return 1.0
+
+    def check(self, data_dir: Path | None) -> None:
+        self.recordings(data_dir)
+
+    def counts(self, data_dir: Path | None) -> dict[str, list[int]] | None:
+        if data_dir is None:
+            return None
+        counts = self.recordings(data_dir).counts
+        return {split: list(classes) for split, classes in counts.items()}
+
+    def fingerprint(self, data_dir: Path | None) -> Fingerprint | None:
+        return None if data_dir is None else self._frames(data_dir)[2]
+
+    def load(self, data_dir: Path | None) -> Splits:
+        import torch
+
+        from msvit.data.splits import Images, Splits
+
+        frames, labels, found = self._frames(data_dir)
+        samples = {
+            split: Images(torch.from_numpy(frames[split]), torch.from_numpy(labels[split]))
+            for split in frames
+        }
+        train, validation, test = self.divided(samples)
+        std = COUNTS * self.scale
+        return Splits(train, validation, test, (0.0, 0.0), (std, std), found)
+
+    def _frames(
+        self, data_dir: Path | None
+    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], Fingerprint]:
+        """Split → frames uint8 ``[N, T, 2, H, W]``, → labels ``[N]``, and which recordings."""
+        recordings = self.recordings(data_dir)
+        size: Any = self.image_size  # type: ignore[attr-defined]  # of every data set
+        facts = {"frames": self.frames_number, "split_by": self.split_by, "size": size}
+
+        def frames_in(file: Path) -> list[tuple[int, np.ndarray]]:
+            return [(label, self._sample(file, events)) for label, events in recordings.read(file)]
+
+        return kept_frames(recordings, facts, frames_in)
+
+    def _sample(self, file: Path, events: Events) -> np.ndarray:
+        try:
+            frames = to_frames(events, self.frames_number, self.split_by, self.sensor)
+        except ValueError as error:
+            raise DataError(f"{file}: {error}") from None
+        return self.fitted(frames)
+
+
+def to_frames(events: Events, number: int, split_by: str, sensor: int) -> np.ndarray:
+    """Counts of ``events`` in ``number`` frames, int ``[number, 2, sensor, sensor]``.
+
+    Raises:
+        ValueError: for events outside of the sensor, and where there are too few of them.
+    """
+    import numpy as np
+    from spikingjelly.datasets import utils
+
+    time = np.asarray(events["t"]).astype(np.int64)
+    if len(time) < number:
+        raise ValueError(f"{len(time)} events, too few for {number} frames")
+    for axis in ("x", "y"):
+        if (highest := int(np.max(events[axis]))) >= sensor:
+            raise ValueError(f"an event at {axis} = {highest}, on {sensor} × {sensor} pixels")
+    if split_by == "time" and time[-1] - time[0] < number:
+        raise ValueError(f"events within {time[-1] - time[0]} µs, too short for {number} frames")
+    if split_by == "number":
+        events = {**events, "t": time}
+        counts = utils.integrate_events_by_fixed_frames_number(
+            events, split_by, number, sensor, sensor
+        )
+        return counts.astype(np.int64)
+    # spikingjelly's own division by time stops at a part without events; its edges are the same.
+    step = (time[-1] - time[0]) // number
+    edges = np.searchsorted(time, time[0] + step * np.arange(1, number))
+    bounds = zip([0, *edges], [*edges, len(time)], strict=True)
+    x, y, p = (np.asarray(events[key]) for key in "xyp")
+    frames = [
+        utils.integrate_events_segment_to_frame(x, y, p, sensor, sensor, first, last)
+        for first, last in bounds
+    ]
+    return np.stack(frames).astype(np.int64)
+
+
+def as_bytes(counts: np.ndarray) -> np.ndarray:
+    """Counts as bytes; above 255, 255."""
+    import numpy as np
+
+    return np.minimum(counts, 255).astype(np.uint8)
+
+
+def resized(frames: np.ndarray, size: int) -> np.ndarray:
+    """Frames ``[..., H, H]`` cut out of the middle, or with pixels that see nothing around them."""
+    import numpy as np
+
+    missing = size - frames.shape[-1]
+    if missing < 0:
+        start = -missing // 2
+        return frames[..., start : start + size, start : start + size]
+    before = missing // 2
+    around = (before, missing - before)
+    return np.pad(frames, [(0, 0)] * (frames.ndim - 2) + [around, around])
+
+
+def kept_frames(
+    recordings: Recordings,
+    facts: Mapping[str, Any],
+    frames_in: Callable[[Path], list[tuple[int, np.ndarray]]],
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], Fingerprint]:
+    """Frames and labels by split from the cache, made by ``frames_in`` where they are not there.
+
+    ``facts`` say how the frames were made. Raises DataError for recordings that cannot be used.
+    """
+    name = _name(recordings, facts)
+    for folder in (recordings.root / ".msvit-cache", cache_folder()):
+        try:
+            with locked(folder):
+                path = folder / name
+                if (found := _load(path)) is None:
+                    _log.info("making frames of %s once, into %s", recordings.root, folder)
+                    _make(recordings, frames_in, path)
+                    found = _load(path)
+                if found is not None:
+                    return found
+        except OSError as error:
+            _log.debug("%s: no cache (%s)", folder, error)  # and the next one is tried
+    raise DataError(
+        f"{recordings.root}: no place for frames, neither in it nor in {cache_folder()}"
+    )
+
+
+def _name(recordings: Recordings, facts: Mapping[str, Any]) -> str:
+    """Of the cache: changes with any file's name, size or time, and with how frames are made."""
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    digest.update(os.fsencode(recordings.root.resolve()))
+    for split, files in recordings.files.items():
+        for file in files:
+            try:
+                status = file.stat()
+            except OSError as error:
+                raise DataError(f"{file}: cannot be read ({error.strerror})") from error
+            what = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+            digest.update(f"{split} {file.relative_to(recordings.root)} {what}\n".encode())
+    return f"frames-{digest.hexdigest()[:12]}"
+
+
+def _load(
+    path: Path,
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], Fingerprint] | None:
+    import numpy as np
+
+    try:
+        facts = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        frames = np.load(path.with_suffix(".npy"), mmap_mode="c")  # one copy for all processes
+        labels = {s: np.array(numbers, np.int64) for s, numbers in facts["labels"].items()}
+        ends = np.cumsum([0, *(len(numbers) for numbers in labels.values())])
+        parts = zip(labels, ends[:-1], ends[1:], strict=True)
+        found: Fingerprint = {"counts": facts["counts"], "digest": facts["digest"]}
+        return {split: frames[start:end] for split, start, end in parts}, labels, found
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        _log.warning("%s is broken (%s): making frames again", path, error)
+        return None
+
+
+def _make(
+    recordings: Recordings,
+    frames_in: Callable[[Path], list[tuple[int, np.ndarray]]],
+    path: Path,
+) -> None:
+    """Write frames, sample by sample, and then what is known of them."""
+    import numpy as np
+
+    labels: dict[str, list[int]] = {split: [] for split in recordings.files}
+    digests: dict[str, list[bytes]] = {split: [] for split in recordings.files}
+    samples = sum(sum(classes) for classes in recordings.counts.values())
+    shown = path.with_name(f"{path.name}.{os.getpid()}.part")
+    array, clipped, at = None, 0, 0
+
+    def work(file: Path) -> tuple[list[tuple[int, np.ndarray]], bytes]:
+        try:
+            return frames_in(file), hashlib.sha256(file.read_bytes()).digest()
+        except OSError as error:  # not of the cache
+            raise DataError(f"{file}: cannot be read ({error.strerror})") from error
+
+    try:
+        for split, files in recordings.files.items():
+            for found, digest in in_order(work, files):
+                for label, counts in found:
+                    if array is None:
+                        shape = (samples, *counts.shape)
+                        array = np.lib.format.open_memmap(shown, "w+", np.uint8, shape)
+                    clipped += int((counts > 255).sum())
+                    array[at] = as_bytes(counts)
+                    at += 1
+                    labels[split].append(label)
+                    digests[split].append(digest)
+        if array is None:
+            raise DataError(f"{recordings.root}: no recordings")
+        array.flush()
+        if clipped:
+            _log.warning("%s: %d counts above 255 are kept as 255", recordings.root, clipped)
+        sets = {
+            split: (np.frombuffer(b"".join(digests[split]), np.uint8), np.array(labels[split]))
+            for split in labels
+        }
+        facts = {**fingerprint(sets), "labels": labels, "clipped": clipped}
+        os.replace(shown, path.with_suffix(".npy"))
+    finally:
+        shown.unlink(missing_ok=True)
+    told = path.with_name(f"{shown.name}.json")
+    told.write_text(json.dumps(facts), encoding="utf-8")
+    os.replace(told, path.with_suffix(".json"))
+
+
+def in_order(work: Callable[[_Item], _Result], items: Sequence[_Item]) -> Iterator[_Result]:
+    """``work`` done on all cores, few items ahead of who takes the results."""
+    threads = usable_cpus()
+    waiting: deque[Future[_Result]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(work, item))
+                if len(waiting) > 4 * threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()

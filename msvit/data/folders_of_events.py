@@ -1,0 +1,34 @@
+"""Recordings in one folder for each class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from msvit.options import DataError
+
+
+def class_files(
+    folder: Path, classes: Sequence[str], suffixes: Sequence[str], fewest: int = 1
+) -> dict[str, list[Path]]:
+    """The recordings of each of ``classes``, in the order of their names.
+
+    Raises:
+        DataError: for a class without a folder, or with fewer recordings than ``fewest``.
+    """
+    found = {}
+    for name in classes:
+        place = folder / name
+        try:
+            files = sorted(
+                f for f in place.iterdir() if f.suffix in suffixes and not f.name.startswith(".")
+            )
+        except OSError as error:
+            raise DataError(f"{place}: cannot be read ({error.strerror})") from error
+        if len(files) < fewest:
+            raise DataError(
+                f"{place}: {len(files) or 'no'} {' or '.join(suffixes)} file"
+                + (f"; at least {fewest} are needed" if fewest > 1 else "")
+            )
+        found[name] = files
+    return found
