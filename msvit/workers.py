@@ -9,6 +9,8 @@ the same random numbers for the whole batch, and each takes those of its own ima
 
 from __future__ import annotations
 
+import platform
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -58,6 +60,11 @@ def own(x: Tensor, dim: int = 0, turns: int = 1) -> Tensor:
         else:
             taken.append(x.narrow(dim, start + place * part, part))
     return torch.cat(taken, dim)
+
+
+def own_of(drawn: Sequence[Value], turns: int = 1) -> list[Value]:
+    """The part of ``drawn``, something for each image of a batch, that :func:`own` takes."""
+    return [drawn[place] for place in own(torch.arange(len(drawn)), turns=turns)]
 
 
 def own_batches(images: int, batch_size: int) -> Tensor:
@@ -120,12 +127,15 @@ def is_loss_of_another(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and "/gloo/" in str(error)
 
 
-def describe() -> dict[str, Any]:
-    """How many workers on how many machines, joined by what: for the record."""
-    import socket
+def describe(crews: Sequence[int]) -> dict[str, Any]:
+    """For the record: how many on how many machines, joined by what.
 
-    machines = set(of_all(socket.gethostname()))
-    return {"count": count(), "machines": len(machines), "joined_by": distributed.get_backend()}
+    ``crews`` are how many have trained, one after the other, these here being the last.
+    """
+    machines = len(set(of_all(platform.node())))
+    joined_by = distributed.get_backend() if count() > 1 else "none"
+    found = {"count": count(), "machines": machines, "joined_by": joined_by}
+    return found if len(crews) == 1 else {**found, "before": list(crews[:-1])}
 
 
 def _together() -> bool:

@@ -67,6 +67,13 @@ class Operations(TypedDict):
     acs: Amount
 
 
+class Workers(TypedDict):
+    count: int
+    machines: int
+    joined_by: str  # torch's name of what carries their sums: nccl, gloo; none: of one
+    before: NotRequired[list[int]]  # that had trained it, in turn, before these went on
+
+
 class Record(TypedDict):
     schema: int
     id: str
@@ -87,6 +94,7 @@ class Record(TypedDict):
     precision: str
     kernels: str
     step: NotRequired[str]  # how it was run: graph, graph without optimizer, eager (: why)
+    workers: NotRequired[Workers]  # where several have shared every batch
     environment: dict[str, Any]
 
 

@@ -10,6 +10,7 @@ that step with others, and round sums of more than two workers otherwise.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import nn
@@ -41,6 +42,13 @@ def data_parallel(
     with _undone(model):
         learn(joined)
     return joined
+
+
+def summed_by_workers(model: nn.Module, whole: bool) -> AbstractContextManager:
+    """Context of a backward pass; one that is not the last of an update waits for nobody."""
+    if isinstance(model, DistributedDataParallel) and not whole:
+        return model.no_sync()
+    return nullcontext()
 
 
 class _undone:
