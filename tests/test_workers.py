@@ -137,3 +137,171 @@ def test_paths_are_dropped_for_the_same_images(monkeypatch):
             seeded()
             part = drop_images(workers.own(x, 1), 0.5)
             assert torch.equal(part, workers.own(whole, 1))
+
+
+# ---- Two processes -----------------------------------------------------------------------------
+
+MODELS = {
+    "msvit": {"batch_coupled": False},
+    "spikingresformer": {"layout": "cifar"},
+    "sdt": {},
+    "metaspikeformer": {},
+}
+SGD = {"batch_size": 16, "optimizer": "sgd", "lr": 0.1, "clip_grad": 1.0}
+SHARED = {"sync_batchnorm": True}
+CELLS = {
+    "whole": {"hflip": True, "clip_grad": 1.0, **SHARED},
+    "own statistics": {"mixup": 0.5, "random_erasing": 0.5, "ema_decay": 0.9},
+}
+
+
+def steps(name, options, count=3):
+    """Weights and statistics after some updates by batches of 16, in float64."""
+    model = small_model(name, timesteps=2, **MODELS[name]).double()
+    images = small_input(model, 16)
+    labels = torch.arange(16) % 10
+    options = TrainingOptions.parse({**SGD, **options}, "test")
+    if options.sync_batchnorm:
+        share_statistics(model)
+    optimizer = make_optimizer(model, options)
+    normalise = Normalise((0.5,), (0.5,), CPU)
+    step = TrainingStep(model, options, optimizer, normalise, choose_precision("fp32", CPU))
+    model.train()
+    for _ in range(count):
+        step(workers.own(images), workers.own(labels))
+    workers.take_buffers_of_first(model)
+    return model.state_dict()
+
+
+def plain_ddp(name, count=3):
+    """The same as torch's own script for several workers would."""
+    model = small_model(name, timesteps=2, **MODELS[name]).double()
+    images, labels = workers.own(small_input(model, 16)), workers.own(torch.arange(16) % 10)
+    options = TrainingOptions.parse(SGD, "test")
+    optimizer = make_optimizer(model, options)
+    joined = DistributedDataParallel(model.train(), find_unused_parameters=True)
+    for _ in range(count):
+        optimizer.zero_grad()
+        logits = joined(images).mean(0).float()
+        nn.functional.cross_entropy(logits, labels, label_smoothing=0.1).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+    workers.take_buffers_of_first(model)
+    return model.state_dict()
+
+
+def stop_at(update):
+    """What breaks off a training in the middle of its forward pass ``update`` (from 1)."""
+
+    def prepare(model):
+        seen = []
+
+        def count(module, inputs):
+            seen.append(1)
+            if len(seen) == update:
+                raise Stopped
+
+        model.register_forward_pre_hook(count)
+
+    return prepare
+
+
+def trained(cell, folder, update=None):
+    """The record of ``cell``, also where it is broken off once and goes on."""
+    if update is not None:
+        make = cell_module.create_model
+
+        def create(**options):
+            model = make(**options)
+            stop_at(update)(model)
+            return model
+
+        cell_module.create_model = create
+        with pytest.raises(Stopped):
+            train_cell(cell, folder, checkpoint_seconds=0)
+        cell_module.create_model = make
+        assert (folder / "checkpoint.pt").exists()
+    return train_cell(cell, folder)
+
+
+def all_of_it(folder):
+    """What two workers find, each in its process."""
+    found = {name: steps(name, SHARED) for name in MODELS}
+    found["own statistics"] = steps("msvit", {})
+    found["plain DDP"] = plain_ddp("msvit")
+    found["in turns"] = steps("msvit", {"grad_accum_steps": 2, **SHARED})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MSVIT_KERNELS", "off")
+        found["plain kernels"] = steps("msvit", SHARED)
+    for name, options in CELLS.items():
+        cell = tiny_cell(epochs=2, precision="fp32", **options)
+        found[f"cell: {name}"] = trained(cell, folder / name)
+        found[f"stopped: {name}"] = trained(cell, folder / f"{name} stopped", update=9)
+    return found
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory):
+    """What each of two workers has found."""
+    folder = tmp_path_factory.mktemp("together")
+
+    def work(rank: int) -> None:
+        torch.set_num_threads(1)
+        meeting, seconds = f"file://{folder}/meeting", timedelta(seconds=120)
+        torch.distributed.init_process_group("gloo", meeting, seconds, rank=rank, world_size=2)
+        torch.save(all_of_it(folder), folder / f"{rank}.pt")
+        torch.distributed.barrier()
+
+    fork = multiprocessing.get_context("fork")
+    processes = [fork.Process(target=work, args=(rank,)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
+
+
+def assert_same(found, expected):
+    assert found.keys() == expected.keys()
+    for name, tensor in found.items():
+        close = {"atol": 1e-8, "rtol": 1e-8}
+        torch.testing.assert_close(
+            tensor, expected[name], **close, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
+def test_two_workers_at_8_end_as_one_at_16(together, name):
+    expected = steps(name, {})
+    for found in together:
+        assert_same(found[name], expected)
+
+
+@pytest.mark.slow
+def test_with_statistics_of_its_own_each_worker_does_what_plain_ddp_does(together):
+    for found in together:
+        assert_same(found["own statistics"], found["plain DDP"])
+        norms = [name for name in found["plain DDP"] if name.endswith("running_var")]
+        one = together[0]["msvit"]
+        assert not torch.allclose(found["plain DDP"][norms[0]], one[norms[0]])
+
+
+@pytest.mark.slow
+def test_accumulated_and_plain_units_share_their_statistics_too(together):
+    expected = steps("msvit", {"grad_accum_steps": 2})
+    for found in together:
+        assert_same(found["in turns"], expected)
+        assert_same(found["plain kernels"], found["msvit"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CELLS)
+def test_workers_agree_and_a_training_that_was_stopped_ends_with_the_same_bits(together, name):
+    first, second = (comparable(found[f"cell: {name}"]) for found in together)
+    assert first == second
+    for found in together:
+        assert comparable(found[f"stopped: {name}"]) == first
+    assert first["workers"] == {"count": 2, "machines": 1, "joined_by": "gloo"}
+    assert first["test"]["images"] == 340
