@@ -39,8 +39,8 @@ class Group:
     count: int
     cpus: float
     gpus: float
-    nodes: int | None = None
-    hang_seconds: float = HANG_SECONDS
+    nodes: int | None
+    hang_seconds: float
 
     @classmethod
     def of(cls, resources: Resources, cpus: float, gpus: float) -> Group:
@@ -50,7 +50,7 @@ class Group:
             cpus = resources.cpus / count
         if resources.gpus is not None:
             gpus = resources.gpus / count
-        return cls(count, cpus, gpus, resources.nodes)
+        return cls(count, cpus, gpus, resources.nodes, HANG_SECONDS)
 
     def __str__(self) -> str:
         where = f" on {self.nodes} machines" if self.nodes else ""

@@ -1,10 +1,7 @@
 """Several workers compute what one does: their parts, their sums, a training from end to end."""
 
-import copy
-import multiprocessing
 import random
 from contextlib import contextmanager
-from datetime import timedelta
 
 import numpy as np
 import pytest
@@ -28,6 +25,7 @@ from msvit.training.optimization import make_erasing, make_mixup, make_optimizer
 from msvit.training.step import TrainingStep
 from tests.small import small_input, small_model
 from tests.test_training import Stopped, comparable, tiny_cell
+from tests.two_workers import two_workers
 
 CPU = torch.device("cpu")
 
@@ -43,7 +41,7 @@ def worker(monkeypatch, rank, count):
 
 def seeded():
     random.seed(3)
-    np.random.seed(3)
+    np.random.seed(3)  # noqa: NPY002 -- timm draws from the global generator
     torch.manual_seed(3)
     return torch.Generator().manual_seed(3)
 
@@ -244,22 +242,7 @@ def all_of_it(folder):
 def together(tmp_path_factory):
     """What each of two workers has found."""
     folder = tmp_path_factory.mktemp("together")
-
-    def work(rank: int) -> None:
-        torch.set_num_threads(1)
-        meeting, seconds = f"file://{folder}/meeting", timedelta(seconds=120)
-        torch.distributed.init_process_group("gloo", meeting, seconds, rank=rank, world_size=2)
-        torch.save(all_of_it(folder), folder / f"{rank}.pt")
-        torch.distributed.barrier()
-
-    fork = multiprocessing.get_context("fork")
-    processes = [fork.Process(target=work, args=(rank,)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    assert [process.exitcode for process in processes] == [0, 0]
-    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
+    return two_workers(folder, lambda rank: all_of_it(folder))
 
 
 def assert_same(found, expected):

@@ -1,0 +1,115 @@
+"""Cells on several workers through Ray: two machines, a worker that dies, one that hangs."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from msvit import workers
+from msvit.records.store import cell_folder, read_failure, read_record
+from msvit.training import cell as cell_module
+from msvit.training import train_cell
+from studies import together
+from studies.cluster import Place
+from studies.executor import run_cells
+from studies.grids import load_study
+from studies.progress import Display
+from tests.test_run import ROOT, TINY
+from tests.test_training import comparable
+from tests.two_workers import two_workers
+
+CLUSTER = """
+import sys
+from ray.cluster_utils import Cluster
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+cluster.add_node(num_cpus=1)
+print("at", cluster.address, flush=True)
+sys.stdin.read()
+cluster.shutdown()
+"""
+ENVIRONMENT = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+
+
+@pytest.fixture
+def two_machines():
+    """The address of a Ray of two nodes with one CPU each."""
+    cluster = subprocess.Popen(
+        [sys.executable, "-c", CLUSTER],
+        # Workers unpickle what this file defines; an installed project does not bring its tests.
+        env=os.environ | ENVIRONMENT | {"PYTHONPATH": str(ROOT)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    yield next(line for line in cluster.stdout if line.startswith("at ")).split()[1]
+    cluster.communicate()
+
+
+def once(folder, name):
+    """Whether this is the first call for a file of this name."""
+    try:
+        (folder / name).touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
+
+
+def ill_fated(cell, folder, *, data_dir, report):
+    """``train_cell``, but in its second epoch something happens to the second worker, once."""
+    make, passes = cell_module.create_model, []
+
+    def mishap(module, inputs):
+        passes.append(1)
+        if len(passes) != 20 or workers.rank() == 0 or not once(folder, "ill-fated"):
+            return
+        if cell.seed == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if cell.seed == 1:
+            time.sleep(1000)
+        raise ValueError("of the second worker alone")
+
+    def create(**options):
+        model = make(**options)
+        model.register_forward_pre_hook(mishap)
+        return model
+
+    cell_module.create_model = create
+    return train_cell(cell, folder, data_dir=data_dir, report=report)
+
+
+@pytest.mark.slow
+def test_cells_outlive_workers_that_die_or_hang_and_small_ones_run_beside_them(
+    two_machines, tmp_path, monkeypatch, capsys
+):
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(together, "HANG_SECONDS", 20.0)
+    grid = tmp_path / "tiny.yaml"
+    grid.write_text(TINY)
+    on_two = ["model.scales=[1]", "resources.workers=2", "resources.nodes=2"]
+    died, hung, failed = load_study(str(grid), on_two, seeds=3).cells
+    (alone,) = load_study(str(grid), ["model.scales=[1,3]"], seeds=1).cells
+    entries, results = (died, hung, alone, failed), tmp_path / "results"
+    display = Display(entries, 0, len(entries))
+    run_cells(entries, results, Place(two_machines), display, train=ill_fated)
+
+    told = capsys.readouterr().out
+    assert told.count("it lost workers; going on from its checkpoint") == 2
+    found = read_failure(results, failed.cell.id)
+    assert (found["error"], found["attempts"]) == ("ValueError", 1)
+    assert found["message"] == "worker 1: of the second worker alone"
+    assert "workers" not in read_record(results, alone.cell.id)
+    due = two_workers(
+        tmp_path, lambda rank: [train_cell(e.cell, tmp_path / e.cell.id) for e in (died, hung)]
+    )
+    for entry, record in zip((died, hung), due[0], strict=True):
+        folder = cell_folder(results, entry.cell.id)
+        assert (folder / "log.txt").read_text().count("attempt") == 2
+        assert "resuming" in (folder / "log.txt").read_text()
+        assert (folder / "log-1.txt").exists()
+        assert comparable(read_record(results, entry.cell.id)) == comparable(record)
+        assert record["workers"]["count"] == 2
