@@ -72,9 +72,10 @@ def _at_chance(finished: pd.DataFrame) -> list[str]:
 
 def _which_images(finished: pd.DataFrame) -> list[str]:
     """What was found under the name of a data set, where that is not what the name says."""
+    remarks = (DATASETS[name].remark for name in finished["data"].unique() if name in DATASETS)
+    found = [f"{remark[0].upper()}{remark[1:]}." for remark in remarks if remark]
     if "images.counts" not in finished:
-        return []
-    found = []
+        return found
     told = finished.dropna(subset=["images.counts"])
     for counts, rows in told.groupby("images.counts", sort=False):
         for name in rows["data"].unique():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from operator import itemgetter
 from typing import Any
 
 from msvit.cells import SECTIONS
@@ -54,7 +53,7 @@ def observe(record: Record) -> Observations:
             **{f"environment.{key}": value for key, value in record["environment"].items()},
         },
         images=record.get("data"),
-        history=list(map(itemgetter(*HISTORY_COLUMNS), record["history"])),
+        history=[tuple(map(row.get, HISTORY_COLUMNS)) for row in record["history"]],
         firing=_with_position(record["firing"], FIRING_COLUMNS),
         operations=_with_position(record["operations"], OPERATION_COLUMNS),
     )

@@ -22,13 +22,25 @@ _SLURM = ("SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE")
 
 def gpu_memory_share(total_gb: float) -> float:
     """The share of a GPU's memory that this process's tensors may take."""
+    share = _gpu_share()
+    return 1.0 if share == 1 else max(0.01, share - GPU_CONTEXT_GB / total_gb)
+
+
+def cpus_beside_gpu(devices: Path = Path("/dev")) -> int:
+    """CPUs that may work for the GPU of this process: its share of those that it may use.
+
+    Every GPU of the machine has as many, and every process on one its share of them.
+    """
+    gpus = sum(1 for device in devices.glob("nvidia[0-9]*")) or 1
+    return max(1, int(usable_cpus() * _gpu_share() / gpus))
+
+
+def _gpu_share() -> float:
     try:
         share = float(os.environ.get(GPU_SHARE, "1"))
     except ValueError:
         return 1.0
-    if not 0 < share < 1:
-        return 1.0
-    return max(0.01, share - GPU_CONTEXT_GB / total_gb)
+    return share if 0 < share < 1 else 1.0
 
 
 def usable_cpus(

@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
+from pydantic import ValidationError
+
 from msvit.data import data_options
 from msvit.data.events import EventOptions
 from msvit.data.options import DataOptions
@@ -92,9 +94,7 @@ def _resolved(raw: Mapping[str, Any], recipe: Mapping[str, Any]) -> Cell:
     model = model_options(model_name, model_values, "model")
     _check_fit(model, data)
     training = _training(section_of(raw, "training", ""), recipe)
-    if not data.events and training.get("event_augmentation", "none") != "none":
-        message = f"it is for events, and {data_name} has images"
-        raise ConfigError("training", "event_augmentation", message)
+    _check_augmentation(training, data)
     return Cell(
         model={"name": model_name, **model.model_dump(mode="json", exclude={"name"})},
         data={"name": data_name, **data.model_dump(mode="json", exclude={"name"})},
@@ -164,9 +164,36 @@ def _check_fit(model: ModelOptions, data: DataOptions) -> None:
             if key == "timesteps":
                 message += "; set data.frames_number instead, and leave timesteps out"
             raise ConfigError("model", key, message)
+    if (tested := data.tested_size()) != _from_data(data)["image_size"]:
+        _check_tested(model, tested)
     if model.num_classes < data.num_classes:
         message = f"the data set has {data.num_classes} classes (got {model.num_classes})"
         raise ConfigError("model", "num_classes", message)
+
+
+def _check_tested(model: ModelOptions, size: int) -> None:
+    """Whether it can be tested on images of this ``size``, which is not that of its training."""
+    key = "test_image_size"
+    if not model.takes_other_sizes:
+        raise ConfigError("data", key, f"this model takes {model.image_size} pixels alone")
+    try:
+        type(model).model_validate({**model.model_dump(), "image_size": size})
+    except ValidationError as error:
+        why = str(error.errors()[0]["ctx"]["error"]).removeprefix("image_size: ")
+        raise ConfigError("data", key, why) from None
+
+
+def _check_augmentation(training: Mapping[str, Any], data: DataOptions) -> None:
+    """What is for events is not for images, and the other way round."""
+    if not data.events and training.get("event_augmentation", "none") != "none":
+        message = f"it is for events, and {data.name} has images"
+        raise ConfigError("training", "event_augmentation", message)
+    if "rand_augment" in training and (data.events or data.in_channels not in (1, 3)):
+        message = f"it is for images, grey or in three colours, and {data.name} has events"
+        raise ConfigError("training", "rand_augment", message)
+    if "crop_pct" in training and not getattr(data, "streams", False):
+        message = f"it is for images that are cut out as they are read; {data.name} has them whole"
+        raise ConfigError("training", "crop_pct", message)
 
 
 def _recipe(raw: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ goes on.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -73,3 +74,17 @@ def _open_what_is_closed() -> None:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
+
+
+@contextlib.contextmanager
+def logged_to(stream: TextIO) -> Iterator[None]:
+    """Have the library's own log lines (a resume, a damaged checkpoint) written too."""
+    log, handler = logging.getLogger("msvit"), logging.StreamHandler(stream)
+    level = log.level
+    log.setLevel(logging.INFO)
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)

@@ -37,8 +37,9 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from msvit.cells import SECTIONS, Cell, option_names, resolve_cell, section_of
+from msvit.models import zoo
 from msvit.options import ConfigError
-from msvit.recipes import unknown_option
+from msvit.recipes import read_recipe, unknown_option
 from msvit.yaml_files import parse_yaml, read_yaml
 from studies.configurations import (
     LONGEST_NAME,
@@ -136,8 +137,24 @@ def load_study(grid: str, overrides: Sequence[str] = (), seeds: int | None = Non
             for seed in seed_list
         ),
         overrides=tuple(overrides),
-        notes=tuple(notes),
+        notes=(*notes, *_notes_on_recipes(configurations, cells)),
     )
+
+
+def _notes_on_recipes(
+    configurations: Sequence[_Configuration], cells: Sequence[Cell]
+) -> Iterator[str]:
+    """Where a recipe is used with another model or data set than it was made for."""
+    said = set()
+    for configuration, cell in zip(configurations, cells, strict=True):
+        recipe = configuration.raw["training"].get("recipe")
+        if recipe is None:
+            continue
+        model = cell.model["name"]
+        note = read_recipe(recipe).note(model, zoo()[model]["architecture"], cell.data["name"])
+        if note is not None and note not in said:
+            said.add(note)
+            yield note
 
 
 def _name(grid: str, overrides: Sequence[str]) -> str:

@@ -33,10 +33,11 @@ from typing import Any
 
 from msvit.cells import SCHEMA
 from msvit.commands import DEFAULT_RESULTS, Parser, command
-from msvit.data import check_data, notes_on_data
+from msvit.data import check_data, notes_on_data, prepare_data
 from msvit.options import ConfigError, DataError
+from msvit.printing import logged_to
 from msvit.records.schema import RecordError
-from msvit.records.store import read_search, search_folder, write_search
+from msvit.records.store import read_search, search_folder, start_file, write_search
 from studies.cluster import Place, RayLost
 from studies.command_line import add_place, notes_on_precision, positive
 from studies.configurations import check_data_dir
@@ -94,12 +95,14 @@ def _run(space: Space, options: argparse.Namespace) -> int:
         write_search(options.results, manifest(space, storage))
         left = ledger.left()
         if left:
-            check_data(({"name": name} for name in space.data), options.data_dir)
+            check_data(space.data_sections, options.data_dir)
+            if start := space.base["training"].get("start_from"):
+                start_file(options.results, start)
         print(f"{space.name}: {space.question}")
         share, problem = possible_share(space)
         if share < 0.9:
             print(f"note: about {1 - share:.0%} of the space cannot be built, such as: {problem}")
-        sections = [{"name": name} for name in space.data] if left else []
+        sections = space.data_sections if left else []
         more = notes_on_data(sections, options.data_dir)
         for note in (*more, *notes_on_precision(space.precisions, options)):
             print(f"note: {note}")
@@ -108,6 +111,8 @@ def _run(space: Space, options: argparse.Namespace) -> int:
         if left:
             from studies.search.tuner import search
 
+            with logged_to(sys.stderr):
+                prepare_data(sections, options.data_dir)
             machines = Place(options.address, options.cpus_per_cell, options.gpus_per_cell)
             where = "on this machine" if machines.address is None else f"at {machines.address}"
             print(f"running up to {left} trials with Ray {where} ...", flush=True)

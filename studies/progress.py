@@ -11,6 +11,7 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
+from msvit.recipes import trained_epochs
 from studies.study import StudyCell
 
 QUIET_SECONDS = 20.0  # between two plain lines about cells that are still running
@@ -41,7 +42,7 @@ class Display:
 
     def __init__(self, entries: Sequence[StudyCell], done: int, total: int) -> None:
         """``entries`` are run; with ``done`` finished earlier they make ``total`` cells."""
-        self._left = {e.cell.id: int(e.cell.training.get("epochs", 1)) for e in entries}
+        self._left = {e.cell.id: trained_epochs(e.cell.training) for e in entries}
         self._done, self._total = done, total
         self._epochs_run = 0
         self._running: dict[str, tuple[StudyCell, Mapping[str, Any]]] = {}

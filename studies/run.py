@@ -29,8 +29,10 @@ from typing import Any
 from analysis.observations import Observations, observe
 from msvit.cells import SECTIONS
 from msvit.commands import Parser, command
-from msvit.data import check_data, notes_on_data
+from msvit.data import check_data, notes_on_data, prepare_data, sources_of_data
 from msvit.options import ConfigError, DataError
+from msvit.printing import logged_to
+from msvit.recipes import list_recipes, read_recipe
 from msvit.records.faults import is_of_surroundings
 from msvit.records.schema import RecordError
 from msvit.records.store import (
@@ -38,6 +40,7 @@ from msvit.records.store import (
     cell_folder,
     read_failure,
     read_study,
+    start_file,
     study_folder,
     write_study,
 )
@@ -82,6 +85,8 @@ def _run(study: Study, options: argparse.Namespace) -> int:
     check_images(_trained_on(study, records), options.data_dir)
     data = [entry.cell.data for entry in entries]
     check_data(data, options.data_dir)
+    for start in sorted({str(e.cell.training.get("start_from", "")) for e in entries} - {""}):
+        start_file(results, start)
     write_study(results, study.manifest())
     print(f"{study.name}: {study.question}")
     print(f"{_size(study)}, {_counts(states)}; in {results}", flush=True)
@@ -90,6 +95,8 @@ def _run(study: Study, options: argparse.Namespace) -> int:
     for note in (*study.notes, *more):
         print(f"note: {note}", flush=True)
     if entries:
+        with logged_to(sys.stderr):
+            prepare_data(data, options.data_dir)
         # Neither Ray nor the worker's modules are loaded where there is nothing to train.
         from studies.executor import run_cells
         from studies.progress import display_for
@@ -156,6 +163,9 @@ def _list() -> None:
     for name in list_grids():
         study = load_study(name)
         print(f"{name:12} {len(study.cells):3} cells  {study.question}")
+    print("\nrecipes, --set training.recipe=NAME, and where they are from")
+    for name in list_recipes():
+        print(f"{name:28}  {read_recipe(name).source}")
 
 
 def _dry_run(study: Study, options: argparse.Namespace) -> None:
@@ -168,6 +178,8 @@ def _dry_run(study: Study, options: argparse.Namespace) -> None:
     resources = {c.group: c.resources for c in study.cells}
     print(f"{study.name}: {study.question}")
     print(f"{_size(study)}, {_counts(states)}; in {results}")
+    for source in sources_of_data((entry.cell.data for entry in study.cells), options.data_dir):
+        print(f"data: {source}")
     for note in study.notes:
         print(f"note: {note}")
     shared = _shared(list(configurations.values()))
@@ -250,7 +262,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--grid", metavar="NAME|FILE.yaml", help="the study to run")
-    add("--list", action="store_true", help="show the grids that come with the harness, and stop")
+    add("--list", action="store_true", help="show the grids and recipes that there are, and stop")
     add("--dry-run", action="store_true", help="show the resolved cells and their ids, and stop")
     add(
         "--set",

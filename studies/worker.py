@@ -13,7 +13,6 @@ import contextlib
 import errno
 import fcntl
 import json
-import logging
 import os
 import socket
 import sys
@@ -22,10 +21,11 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import Any, cast
 
 from msvit.cells import SCHEMA, Cell
-from msvit.printing import forgiving
+from msvit.printing import forgiving, logged_to
+from msvit.recipes import trained_epochs
 from msvit.records.faults import disk_told
 from msvit.records.schema import CellFields, Failure, RecordError
 from msvit.records.store import (
@@ -134,7 +134,7 @@ def _trained(
 ) -> dict[str, Any]:
     folder = cell_folder(store, cell.id)
     print(f"[{_now()}] cell {cell.id}, attempt {attempt}, {_owner()}", flush=True)
-    _append(folder / "progress.jsonl", {"epoch": 0, "epochs": cell.training.get("epochs")})
+    _append(folder / "progress.jsonl", {"epoch": 0, "epochs": trained_epochs(cell.training)})
 
     def report(progress: Mapping[str, Any]) -> None:
         _append(folder / "progress.jsonl", progress)
@@ -206,7 +206,7 @@ def output_to(path: Path) -> Iterator[None]:
                 with (
                     contextlib.redirect_stdout(out),
                     contextlib.redirect_stderr(out),
-                    _logged_to(out),
+                    logged_to(out),
                 ):
                     yield
     finally:
@@ -214,20 +214,6 @@ def output_to(path: Path) -> Iterator[None]:
         for number, handle in enumerate(kept, start=1):
             os.dup2(handle, number)
             os.close(handle)
-
-
-@contextlib.contextmanager
-def _logged_to(stream: TextIO) -> Iterator[None]:
-    """Have the library's own log lines (a resume, a damaged checkpoint) written too."""
-    log, handler = logging.getLogger("msvit"), logging.StreamHandler(stream)
-    level = log.level
-    log.setLevel(logging.INFO)
-    log.addHandler(handler)
-    try:
-        yield
-    finally:
-        log.removeHandler(handler)
-        log.setLevel(level)
 
 
 def _flush() -> None:

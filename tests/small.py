@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from msvit import create_model, list_models
+from msvit.data import DATASETS
 from msvit.layers.norm import BatchNorm
 from msvit.layers.units import ConvNorm
 from msvit.models import model_options, zoo
@@ -39,14 +40,17 @@ def small_model(name: str, timesteps: int = 4, **options) -> torch.nn.Module:
         shrunk["depths"] = (1,) * (len(published.depths) - 1) + (2,)
     shrunk["image_size"] = 32
     torch.manual_seed(0)
-    return create_model(name, **(shrunk | options))
+    model = create_model(name, **(shrunk | options))
+    data = DATASETS.get(name.rpartition("_")[2])  # registry names end in those of data sets
+    model.of_events = data is not None and data.events
+    return model
 
 
 def small_input(model: torch.nn.Module, batch: int, dtype=torch.float64) -> torch.Tensor:
-    """Images ``[B, C, H, W]``, or events ``[T, B, C, H, W]`` where the model has 2 channels."""
+    """Images ``[B, C, H, W]``, or events ``[T, B, C, H, W]`` where the model's data are events."""
     options = model.options
     shape = (batch, options.in_channels, options.image_size, options.image_size)
-    if options.in_channels == 2:
+    if model.of_events:
         shape = (options.timesteps, *shape)
     return torch.randn(shape, generator=torch.Generator().manual_seed(3), dtype=dtype)
 

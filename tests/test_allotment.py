@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from msvit import allotment
 from msvit.allotment import usable_cpus
 
 
@@ -68,6 +69,18 @@ def test_slurm_counts(alone, monkeypatch, tmp_path, variables, cpus):
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs Linux")
+def test_the_cpus_beside_a_gpu_are_shared_by_all_who_use_one(monkeypatch, tmp_path):
+    monkeypatch.setattr(allotment, "usable_cpus", lambda: 16)
+    assert allotment.cpus_beside_gpu(tmp_path) == 16
+    for name in ("nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm"):
+        (tmp_path / name).touch()
+    assert allotment.cpus_beside_gpu(tmp_path) == 8
+    monkeypatch.setenv(allotment.GPU_SHARE, "0.25")
+    assert allotment.cpus_beside_gpu(tmp_path) == 2
+    monkeypatch.setenv(allotment.GPU_SHARE, "0.01")
+    assert allotment.cpus_beside_gpu(tmp_path) == 1
+
+
 def test_affinity_counts():
     code = (
         "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"

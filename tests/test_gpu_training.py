@@ -7,6 +7,7 @@ import logging
 
 import pytest
 import torch
+from timm.utils import ModelEmaV3
 
 import msvit.training.cell as cell_module
 import msvit.training.graph as graph_module
@@ -18,11 +19,12 @@ from msvit.precision import choose_precision
 from msvit.recipes import TrainingOptions
 from msvit.records.store import cell_folder, read_record
 from msvit.training import train_cell
+from msvit.training.augmentation import Augmentation
 from msvit.training.batches import Normalise, train_batches
 from msvit.training.graph import CudaGraphs
 from msvit.training.loading import Loader
 from msvit.training.loop import evaluate
-from msvit.training.optimization import Rates, make_optimizer
+from msvit.training.optimization import Rates, make_erasing, make_mixup, make_optimizer
 from msvit.training.step import Scores, TrainingStep
 from studies.cluster import Place
 from studies.executor import run_cells
@@ -56,11 +58,12 @@ def trained(model, recorder, precision="bf16", **training):
     ).to(GPU)
     data = Images(images, torch.randint(0, 10, (64,), generator=random).to(GPU))
     loader = Loader(data, options.batch_size, GPU)
+    augment = Augmentation(options, (0.4,) * channels, GPU)
     torch.manual_seed(2)  # what drop path draws
     rows = []
     for update in range(STEPS):
         rates.set(update)
-        batch = next(train_batches(loader, options, random))
+        batch = next(train_batches(loader, options, augment, random))
         rows.append(torch.stack([x.double() for x in step(batch.images, batch.labels)]))
     return torch.stack(rows).cpu(), {k: v.cpu() for k, v in model.state_dict().items()}, step.how
 
@@ -148,23 +151,33 @@ def test_a_step_that_waits_for_the_device_goes_on_without_a_graph(seen, monkeypa
 
 
 def test_an_epoch_does_not_wait_for_the_device():
-    options = TrainingOptions.parse({"batch_size": 8, "hflip": True, "shift": 2}, "test")
+    drawn = {"hflip": True, "shift": 2, "crop_scale": [0.3, 1.0], "mixup": 0.5, "cutmix": 1.0}
+    drawn |= {"rand_augment": "rand-m9-n4-p1-mstd0.5-inc1", "random_erasing": 0.5}
+    options = TrainingOptions.parse({"batch_size": 8, "ema_decay": 0.9, **drawn}, "test")
     model = create_model("spikformer", dim=16, heads=2, depths=(1,), image_size=8).to(GPU)
     optimizer = make_optimizer(model, options, GPU)
     rates = Rates(optimizer, options, STEPS, GPU)
     chosen = choose_precision("bf16", GPU)
-    step = TrainingStep(model.train(), options, optimizer, normalise(3), chosen, CudaGraphs())
+    step_normalise, average = normalise(3), ModelEmaV3(model, decay=0.9)
+    step = TrainingStep(
+        *(model.train(), options, optimizer, step_normalise, chosen, CudaGraphs()), average=average
+    )
     images = torch.randint(0, 256, (64, 3, 8, 8), dtype=torch.uint8, device=GPU)
     data = Images(images, torch.randint(0, 10, (64,), device=GPU))
     loader = Loader(data, options.batch_size, GPU)
+    augment = Augmentation(options, (0.4,) * 3, GPU)
+    mixup, erase = make_mixup(options, 10), make_erasing(options, GPU)
+    assert mixup is not None
+    assert erase is not None
     losses = torch.zeros(8, device=GPU)
     for epoch in range(2):
         torch.cuda.set_sync_debug_mode("error" if epoch else "default")
         try:
             random = torch.Generator().manual_seed(epoch)
-            for i, batch in enumerate(train_batches(loader, options, random)):
+            for i, batch in enumerate(train_batches(loader, options, augment, random)):
                 rates.set(i)
-                losses[i], *_ = step(batch.images, batch.labels)
+                images, target = mixup(step_normalise(batch.images), batch.labels)
+                losses[i], *_ = step(erase(images), target)
         finally:
             torch.cuda.set_sync_debug_mode("default")
     assert step.how == "graph"

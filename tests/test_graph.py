@@ -20,6 +20,7 @@ from msvit.neurons import NEURONS
 from msvit.precision import choose_precision
 from msvit.recipes import TrainingOptions
 from msvit.training import train_cell
+from msvit.training.augmentation import Augmentation
 from msvit.training.batches import Normalise, train_batches
 from msvit.training.graph import WARM_UP, CannotRecord, Graphed
 from msvit.training.loading import Loader
@@ -31,6 +32,7 @@ from msvit.training.optimization import (
     make_schedule,
     restore_optimizer,
 )
+from msvit.training.randomness import seed_everything
 from msvit.training.step import TrainingStep, choose_recorder
 from tests.small import SMALL
 from tests.test_training import Stopped, comparable, stop_after, tiny_cell
@@ -324,14 +326,19 @@ def test_these_tests_notice_a_step_that_waits(slip, plain):
 
 def test_batches_come_to_a_device_without_waiting(monkeypatch):
     """Drawn on the host and pinned: the same on every device."""
-    from msvit.training import batches, loading
+    from msvit.training import loading
+    from msvit.training.augmentation import crops, moves, rand_augment
 
-    options = TrainingOptions(batch_size=4, hflip=True, shift=2)
+    text = "rand-m9-n2-p1-mstd0.5-inc1"
+    options = TrainingOptions(
+        batch_size=4, hflip=True, shift=2, rand_augment=text, crop_scale=(0.3, 1.0)
+    )
+    augment = Augmentation(options, (0.5,), torch.device("cpu"))
     images = torch.randint(0, 256, (10, 1, 8, 8), dtype=torch.uint8)
     data = Loader(Images(images, torch.arange(10)), 4, torch.device("cpu"))
 
     def epoch():
-        return list(train_batches(data, options, torch.Generator().manual_seed(5)))
+        return list(train_batches(data, options, augment, seed_everything(0, 1)))
 
     expected, moved = epoch(), []
 
@@ -339,9 +346,10 @@ def test_batches_come_to_a_device_without_waiting(monkeypatch):
         moved.append(x.device.type)
         return x
 
-    for module in (batches, loading):
+    for module in (loading, crops, moves, rand_augment):
         monkeypatch.setattr(module, "to_device", to_device)
     for batch, other in zip(expected, epoch(), strict=True):
         assert torch.equal(batch.images, other.images)
         assert torch.equal(batch.labels, other.labels)
-    assert moved == ["cpu"] * (1 + 2 * len(expected))  # the order, then rows and columns
+    # The order; then corners, rows and columns, who gets what and how much of it.
+    assert moved == ["cpu"] * (1 + 5 * len(expected))

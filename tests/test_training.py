@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,19 +15,37 @@ import pytest
 import torch
 from timm.data.mixup import mixup_target
 from timm.loss import SoftTargetCrossEntropy
+from timm.scheduler import create_scheduler_v2
+from timm.utils import ModelEmaV3
 
 import msvit.training.cell as cell_module
-from msvit import processor
+import msvit.training.progress as progress_module
+from msvit import create_model, processor
 from msvit.cells import resolve_cell
+from msvit.checkpoints import CheckpointError
 from msvit.data import data_options, load_splits
+from msvit.data.splits import Images
 from msvit.options import ConfigError, DataError
 from msvit.precision import MAX_ERROR, bf16_is_faster, choose_precision, product_error
 from msvit.recipes import TrainingOptions, list_recipes, load_recipe
 from msvit.records.energy import sop_spikformer
-from msvit.records.store import read_record, write_record
+from msvit.records.measures import measured
+from msvit.records.store import cell_folder, read_record, write_record
 from msvit.training import TrainingDiverged, train_cell
+from msvit.training.batches import Normalise
 from msvit.training.health import check_steps
-from msvit.training.optimization import make_optimizer, make_schedule, training_loss
+from msvit.training.loop import Taken, Trainer
+from msvit.training.optimization import (
+    Rates,
+    make_mixup,
+    make_optimizer,
+    make_schedule,
+    training_loss,
+)
+from msvit.training.start import load_start
+from msvit.training.step import TrainingStep
+from msvit.training.trained import load_trained
+from studies.run import main as run_main
 
 CPU = torch.device("cpu")
 
@@ -114,6 +133,65 @@ def test_a_stopped_cell_ends_as_if_never_stopped(record, tmp_path, epoch):
     resumed = train_cell(tiny_cell(), tmp_path, report=reported.append)
     assert [progress["epoch"] for progress in reported] == list(range(epoch + 1, 4))
     assert comparable(resumed) == comparable(record)
+
+
+EVERYTHING = {
+    "precision": "fp32",
+    "hflip": True,
+    "rand_augment": "rand-m9-n2-mstd0.5-inc1",
+    "crop_scale": [0.5, 1.0],
+    "mixup": 0.5,
+    "cutmix": 1.0,
+    "random_erasing": 0.5,
+    "random_erasing_mode": "pixel",
+    "mixup_off_epoch": 1,
+    "grad_accum_steps": 2,
+    "ema_decay": 0.9,
+    "cooldown_epochs": 1,
+    "epochs": 1,
+    "optimizer": "lamb",
+}
+
+
+def stop_after_save(monkeypatch, number):
+    """Have the process end behind its checkpoint of this number."""
+    saved, save = [], progress_module.save_checkpoint
+
+    def last(path, state):
+        save(path, state)
+        saved.append(state["taken"])
+        if len(saved) == number:
+            raise Stopped
+
+    monkeypatch.setattr(progress_module, "save_checkpoint", last)
+    return saved
+
+
+@pytest.mark.slow
+def test_a_cell_killed_in_the_middle_of_an_epoch_ends_as_if_never_stopped(
+    tmp_path, monkeypatch, caplog
+):
+    cell = tiny_cell(**EVERYTHING)
+    with monkeypatch.context() as patch:
+        saved = stop_after_save(patch, 100)
+        whole = train_cell(cell, tmp_path / "whole")
+        assert saved == [None, None], "the clock asks for no others"
+    with monkeypatch.context() as patch:
+        saved = stop_after_save(patch, 6)
+        with pytest.raises(Stopped):
+            train_cell(cell, tmp_path / "killed", checkpoint_seconds=0)
+    assert saved[-1]["steps"] == 2, "of 4 steps an epoch, each with a checkpoint"
+    with caplog.at_level(logging.INFO, "msvit"):
+        resumed = train_cell(cell, tmp_path / "killed")
+    assert "after step 2 of epoch 2" in caplog.text
+    assert comparable(resumed) == comparable(whole)
+    assert len(whole["history"]) == 2
+    assert whole["history"][-1]["lr"] == cell.training["min_lr"]
+
+
+def test_the_record_says_how_long_data_was_waited_for(record):
+    assert 0 <= record["data_wait"] < 0.5
+    assert measured(record)["data_wait"] == record["data_wait"]
 
 
 needs_bf16 = pytest.mark.skipif(not processor.multiplies_bf16(), reason="would take minutes here")
@@ -442,6 +520,190 @@ def test_the_schedule_warms_up_and_ends_at_min_lr():
     constant = make_schedule(optimizer, options.model_copy(update={"schedule": "constant"}), 20)
     constant.step_update(79)
     assert optimizer.param_groups[0]["lr"] == pytest.approx(1e-2)
+
+
+def test_rates_are_those_of_timms_script():
+    """Cooldown included; a rate an epoch, or one an update."""
+    for by_update in (False, True):
+        options = TrainingOptions.parse(
+            {
+                "epochs": 6,
+                "cooldown_epochs": 2,
+                "lr": 1e-2,
+                "min_lr": 1e-4,
+                "warmup_epochs": 2,
+                "warmup_lr": 1e-3,
+                "sched_on_updates": by_update,
+            },
+            "t",
+        )
+        steps = 5
+        weight = torch.nn.Linear(2, 2)
+        theirs = make_optimizer(weight, options)
+        schedule, epochs = create_scheduler_v2(
+            theirs,
+            sched="cosine",
+            num_epochs=6,
+            cooldown_epochs=2,
+            min_lr=1e-4,
+            warmup_lr=1e-3,
+            warmup_epochs=2,
+            step_on_epochs=not by_update,
+            updates_per_epoch=steps,
+        )
+        assert epochs == options.all_epochs
+        ours = make_optimizer(weight, options)
+        rates = Rates(ours, options, steps, CPU)
+        for update in range(epochs * steps):
+            if by_update:
+                schedule.step_update(update)
+            elif update % steps == 0:
+                schedule.step(update // steps)
+            rates.set(update)
+            assert rates.current == pytest.approx(theirs.param_groups[0]["lr"], rel=1e-12)
+        assert rates.current == pytest.approx(1e-4)
+
+
+def test_a_cosine_behind_the_warm_up_is_that_of_the_imagenet_scripts():
+    options = TrainingOptions.parse(
+        {
+            "epochs": 10,
+            "lr": 6e-4,
+            "min_lr": 1e-6,
+            "warmup_epochs": 2,
+            "warmup_lr": 0.0,
+            "warmup_prefix": True,
+            "batch_size": 512,
+            "lr_base_size": 256,
+        },
+        "t",
+    )
+    rates = Rates(make_optimizer(torch.nn.Linear(2, 2), options), options, 4, CPU)
+    for update in range(40):
+        epoch = update / 4
+        expected = 1.2e-3 * epoch / 2
+        if epoch >= 2:
+            expected = 1e-6 + (1.2e-3 - 1e-6) * 0.5 * (1 + math.cos(math.pi * (epoch - 2) / 8))
+        rates.set(update)
+        assert rates.current == pytest.approx(expected)
+
+
+def one_step(model, images, labels, average=None, **training):
+    """Loss and gradient of a step on ``images``, normalised already."""
+    options = TrainingOptions.parse({"batch_size": len(labels), **training}, "t")
+    optimizer = make_optimizer(model, options)
+    normalise, fp32 = Normalise((0.5,), (0.2,), CPU), choose_precision("fp32", CPU)
+    step = TrainingStep(model.train(), options, optimizer, normalise, fp32, average=average)
+    loss, hits, norm = step.learn(images, labels)
+    grads = {n: w.grad.clone() for n, w in model.named_parameters() if w.grad is not None}
+    step.update(norm)
+    return float(loss), int(hits), grads
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_a_batch_in_parts_has_the_gradient_of_the_whole(soft):
+    """Where no statistics are taken over a batch."""
+    torch.manual_seed(0)
+    sizes = {"dim": 16, "heads": 2, "depths": (1,), "patch_size": 4, "image_size": 8}
+    model = create_model("vit", **sizes, timesteps=1, in_channels=1)
+    images, labels = torch.randn(16, 1, 8, 8), torch.arange(16) % 10
+    target = mixup_target(labels, 10, 0.3, 0.1) if soft else labels
+    state = copy.deepcopy(model.state_dict())
+    whole = one_step(model, images, target)
+    model.load_state_dict(state)
+    parts = one_step(model, images, target, grad_accum_steps=2)
+    assert parts[0] == pytest.approx(whole[0])
+    assert parts[1] == whole[1]
+    for name, grad in whole[2].items():
+        torch.testing.assert_close(parts[2][name], grad, atol=1e-6, rtol=1e-4, msg=name)
+
+
+def test_averaged_weights_are_timms_and_are_what_is_kept(tmp_path):
+    torch.manual_seed(0)
+    sizes = {"dim": 8, "heads": 2, "depths": (1,), "image_size": 8, "timesteps": 1}
+    model = create_model("spikformer", **sizes, in_channels=1)
+    images, labels = torch.randn(4, 1, 8, 8), torch.arange(4)
+    average = ModelEmaV3(model, decay=0.9)
+    expected = {name: value.clone() for name, value in model.state_dict().items()}
+    for _ in range(3):
+        one_step(model, images, labels, average=average)
+        for name, value in model.state_dict().items():
+            new = 0.9 * expected[name] + 0.1 * value if value.is_floating_point() else value
+            expected[name] = new.clone()
+    for name, value in average.module.state_dict().items():
+        torch.testing.assert_close(value, expected[name], msg=name)
+
+    cell = tiny_cell(epochs=1, ema_decay=0.5)
+    row = train_cell(cell, tmp_path)["history"][0]
+    assert row["val_loss"] != row["raw_val_loss"]
+    assert 0 <= row["raw_val_accuracy"] <= 1
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    kept = load_trained(tmp_path).state_dict()
+    assert all(torch.equal(kept[name], value) for name, value in state["average"].items())
+    assert not all(torch.equal(kept[name], value) for name, value in state["model"].items())
+
+
+def test_mixing_ends_after_its_last_epoch():
+    seen = []
+
+    class Step:
+        scaler = torch.amp.GradScaler("cpu", enabled=False)
+
+        def __call__(self, images, target):
+            seen.append(target.max(-1).values.min())
+            return torch.zeros(()), torch.zeros(()), torch.zeros(())
+
+    class Still:
+        def set(self, update):
+            pass
+
+    options = TrainingOptions(mixup=1.0, batch_size=8, label_smoothing=0.0)
+    mixup = make_mixup(options, 8)
+    normalise = Normalise((0.5,), (0.2,), CPU)
+    trainer = Trainer(torch.nn.Linear(1, 1), Step(), Still(), normalise, mixup, mixup_off_epoch=2)
+    batch = Images(torch.zeros(8, 1, 2, 2, dtype=torch.uint8), torch.arange(8))
+    for epoch in (1, 2, 3):
+        _, accuracy = trainer.train_epoch([batch] * 5, epoch, Taken.none_yet(5, CPU))
+        assert accuracy is None
+    assert all(share < 1 for share in seen[:10])
+    assert all(share == 1 for share in seen[10:])
+
+
+def test_a_cell_starts_from_the_weights_of_another(tmp_path, caplog):
+    first = tiny_cell(epochs=1)
+    folder = cell_folder(tmp_path, first.id)
+    write_record(tmp_path, train_cell(first, folder))
+    model = {"timesteps": 4, "num_classes": 12}
+    second = tiny_cell(epochs=1, model=model, start_from=first.id)
+    assert second.id != tiny_cell(epochs=1, model=model).id
+    fresh = create_model(**second.model)
+    before = {name: value.clone() for name, value in fresh.state_dict().items()}
+    with caplog.at_level(logging.INFO, "msvit"):
+        load_start(fresh, first.id, tmp_path)
+    assert f"{first.id} has other classes: the classifier begins anew" in caplog.text
+    kept = load_trained(folder).state_dict()
+    for name, value in fresh.state_dict().items():
+        assert torch.equal(value, (before if name.startswith("head.") else kept)[name]), name
+    record = train_cell(second, cell_folder(tmp_path, second.id))
+    assert record["cell"]["training"]["start_from"] == first.id
+
+    with pytest.raises(DataError, match=r"cell 0123456789ab has left no weights in .*run it first"):
+        train_cell(tiny_cell(start_from="0123456789ab"), cell_folder(tmp_path, "x"))
+    with pytest.raises(DataError, match=r"none\.pth: no such file .*seen from the results folder"):
+        load_start(fresh, "none.pth", tmp_path)
+    shutil.copy(folder / "weights.safetensors", tmp_path / "some.safetensors")
+    load_start(create_model(**first.model), "some.safetensors", tmp_path)
+    other = create_model(**{**first.model, "dim": 32})
+    with pytest.raises(CheckpointError, match=r"training\.start_from some\.safetensors"):
+        load_start(other, "some.safetensors", tmp_path)
+
+
+def test_a_missing_start_is_said_before_anything_runs(tmp_path, capsys):
+    override = "training.start_from=0123456789ab"
+    assert run_main(["--grid", "scales", "--set", override, "--results", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: training.start_from: cell 0123456789ab has left no weights")
+    assert not list(tmp_path.iterdir())
 
 
 def test_biases_norms_and_neurons_do_not_decay():

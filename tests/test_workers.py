@@ -112,7 +112,7 @@ def test_workers_are_given_their_parts_of_the_batches_that_one_is_given(monkeypa
         return [
             part
             for batch in train_batches(loader, options, augment, generator)
-            for part in trainer._prepared(batch)
+            for part in trainer.prepared(batch)
         ]
 
     whole = batches()

@@ -1,35 +1,20 @@
-"""How images of any size become images of a model's size: as timm does it.
+"""Random parts of images, drawn by timm.
 
-Apart from the views that need no timm, which takes a second to load; and loaded where a view is
-made, not by every process that shows something by it.
+Apart from the other views, as timm takes a second to load; and loaded where a view is made, before
+processes are forked that show something by it.
 """
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
-from timm.data.transforms import RandomResizedCropAndInterpolation, str_to_interp_mode
-from torchvision.transforms.functional import center_crop, resize
+from timm.data.transforms import RandomResizedCropAndInterpolation
 
 from msvit.data.views import View
-
-
-@dataclass(frozen=True)
-class Centre(View):
-    """The middle of the image, whose shorter side is first resized to ``size / ratio``."""
-
-    ratio: float = 1.0
-    interpolation: str = "bicubic"
-
-    def __call__(self, image: Image.Image, seed: Sequence[int]) -> Image.Image:
-        shorter = math.floor(self.size / self.ratio)
-        resized = resize(image, [shorter], str_to_interp_mode(self.interpolation))
-        return center_crop(resized, [self.size, self.size])
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import os
+import tempfile
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,9 +24,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 from pydantic import Field
 
 from msvit.allotment import usable_cpus
-from msvit.data.files import cache_folder, locked
+from msvit.data.caches import cache_places, kept, replace_file
 from msvit.data.fingerprint import Fingerprint, fingerprint
 from msvit.data.options import DataOptions
+from msvit.data.progress import progress
 from msvit.options import DataError
 
 if TYPE_CHECKING:
@@ -44,17 +46,24 @@ Events = Mapping[str, "np.ndarray"]
 """``t`` in microseconds, in order; ``x``, ``y`` in pixels from the top left; ``p``, 1 for ON."""
 
 
+Frames = tuple[dict[str, "np.ndarray"], dict[str, "np.ndarray"], Fingerprint]
+"""Split → frames uint8 ``[N, T, 2, H, W]``, → labels ``[N]``, and which recordings they are of."""
+
+
 class EventOptions(DataOptions):
     """``frames_number`` frames a sample, which are the time steps of the model.
 
     Channel 0 counts OFF events, channel 1 ON events, as spikingjelly's frames do.
     """
 
-    abstract: ClassVar[bool] = True
     events: ClassVar[bool] = True
     in_channels: ClassVar[int] = 2
 
     frames_number: int = Field(10, ge=1, le=1024)
+
+    @abstractmethod
+    def load(self, data_dir: Path | None) -> Splits:
+        """Make or read frames uint8 ``[N, T, 2, H, W]``."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +86,6 @@ class RecordedOptions(EventOptions):
     ``number`` of events, or ``time``.
     """
 
-    abstract: ClassVar[bool] = True
     sensor: ClassVar[int]
     """Pixels per side of the camera."""
 
@@ -116,6 +124,12 @@ class RecordedOptions(EventOptions):
     def fingerprint(self, data_dir: Path | None) -> Fingerprint | None:
         return None if data_dir is None else self._frames(data_dir)[2]
 
+    def source(self, data_dir: Path | None) -> str:
+        return f"recordings in {self.recordings(data_dir).root}"
+
+    def prepare(self, data_dir: Path | None) -> None:
+        self._frames(data_dir)
+
     def load(self, data_dir: Path | None) -> Splits:
         import torch
 
@@ -130,18 +144,15 @@ class RecordedOptions(EventOptions):
         std = COUNTS * self.scale
         return Splits(train, validation, test, (0.0, 0.0), (std, std), found)
 
-    def _frames(
-        self, data_dir: Path | None
-    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], Fingerprint]:
-        """Split → frames uint8 ``[N, T, 2, H, W]``, → labels ``[N]``, and which recordings."""
+    def _frames(self, data_dir: Path | None) -> Frames:
         recordings = self.recordings(data_dir)
         size: Any = self.image_size  # type: ignore[attr-defined]  # of every data set
-        facts = {"frames": self.frames_number, "split_by": self.split_by, "size": size}
+        how = {"frames": self.frames_number, "split_by": self.split_by, "size": size}
 
         def frames_in(file: Path) -> list[tuple[int, np.ndarray]]:
             return [(label, self._sample(file, events)) for label, events in recordings.read(file)]
 
-        return kept_frames(recordings, facts, frames_in)
+        return frames_of(recordings, how, frames_in)
 
     def _sample(self, file: Path, events: Events) -> np.ndarray:
         try:
@@ -206,56 +217,39 @@ def resized(frames: np.ndarray, size: int) -> np.ndarray:
     return np.pad(frames, [(0, 0)] * (frames.ndim - 2) + [around, around])
 
 
-def kept_frames(
+def frames_of(
     recordings: Recordings,
-    facts: Mapping[str, Any],
+    how: Mapping[str, Any],
     frames_in: Callable[[Path], list[tuple[int, np.ndarray]]],
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], Fingerprint]:
-    """Frames and labels by split from the cache, made by ``frames_in`` where they are not there.
+) -> Frames:
+    """From where they are kept, or made now by ``frames_in``; ``how`` tells one way from others.
 
-    ``facts`` say how the frames were made. Raises DataError for recordings that cannot be used.
+    Raises:
+        DataError: for recordings that cannot be used, and where there is no place to keep frames.
     """
-    name = _name(recordings, facts)
-    for folder in (recordings.root / ".msvit-cache", cache_folder()):
-        try:
-            with locked(folder):
-                path = folder / name
-                if (found := _load(path)) is None:
-                    _log.info("making frames of %s once, into %s", recordings.root, folder)
-                    _make(recordings, frames_in, path)
-                    found = _load(path)
-                if found is not None:
-                    return found
-        except OSError as error:
-            _log.debug("%s: no cache (%s)", folder, error)  # and the next one is tried
-    raise DataError(
-        f"{recordings.root}: no place for frames, neither in it nor in {cache_folder()}"
-    )
+    files = [file for part in recordings.files.values() for file in part]
+    places = cache_places(recordings.root, files, "frames", json.dumps(how, sort_keys=True))
+
+    def make(place: Path) -> Frames:
+        _log.info("making frames of %s once, into %s", recordings.root, place.parent)
+        _make(recordings, frames_in, place)
+        if (made := _read(place)) is None:
+            raise DataError(f"{place}: frames were made, and are gone")
+        return made
+
+    found = kept(places, _read, make)
+    if found is None:
+        tried = " nor in ".join(str(place.parent) for place in places)
+        raise DataError(f"{recordings.root}: its frames cannot be kept, neither in {tried}")
+    return found
 
 
-def _name(recordings: Recordings, facts: Mapping[str, Any]) -> str:
-    """Of the cache: changes with any file's name, size or time, and with how frames are made."""
-    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
-    digest.update(os.fsencode(recordings.root.resolve()))
-    for split, files in recordings.files.items():
-        for file in files:
-            try:
-                status = file.stat()
-            except OSError as error:
-                raise DataError(f"{file}: cannot be read ({error.strerror})") from error
-            what = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
-            digest.update(f"{split} {file.relative_to(recordings.root)} {what}\n".encode())
-    return f"frames-{digest.hexdigest()[:12]}"
-
-
-def _load(
-    path: Path,
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], Fingerprint] | None:
+def _read(place: Path) -> Frames | None:
     import numpy as np
 
     try:
-        facts = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        frames = np.load(path.with_suffix(".npy"), mmap_mode="c")  # one copy for all processes
+        facts = json.loads(place.with_suffix(".json").read_text(encoding="utf-8"))
+        frames = np.load(place.with_suffix(".npy"), mmap_mode="c")  # one copy for all processes
         labels = {s: np.array(numbers, np.int64) for s, numbers in facts["labels"].items()}
         ends = np.cumsum([0, *(len(numbers) for numbers in labels.values())])
         parts = zip(labels, ends[:-1], ends[1:], strict=True)
@@ -263,15 +257,15 @@ def _load(
         return {split: frames[start:end] for split, start, end in parts}, labels, found
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        _log.warning("%s is broken (%s): making frames again", path, error)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        _log.warning("%s is broken (%s): making frames again", place, error)
         return None
 
 
 def _make(
     recordings: Recordings,
     frames_in: Callable[[Path], list[tuple[int, np.ndarray]]],
-    path: Path,
+    place: Path,
 ) -> None:
     """Write frames, sample by sample, and then what is known of them."""
     import numpy as np
@@ -279,7 +273,6 @@ def _make(
     labels: dict[str, list[int]] = {split: [] for split in recordings.files}
     digests: dict[str, list[bytes]] = {split: [] for split in recordings.files}
     samples = sum(sum(classes) for classes in recordings.counts.values())
-    shown = path.with_name(f"{path.name}.{os.getpid()}.part")
     array, clipped, at = None, 0, 0
 
     def work(file: Path) -> tuple[list[tuple[int, np.ndarray]], bytes]:
@@ -288,38 +281,50 @@ def _make(
         except OSError as error:  # not of the cache
             raise DataError(f"{file}: cannot be read ({error.strerror})") from error
 
+    handle, name = tempfile.mkstemp(dir=place.parent, suffix=".npy")
+    os.close(handle)
+    temporary = Path(name)
     try:
-        for split, files in recordings.files.items():
-            for found, digest in in_order(work, files):
-                for label, counts in found:
-                    if array is None:
-                        shape = (samples, *counts.shape)
-                        array = np.lib.format.open_memmap(shown, "w+", np.uint8, shape)
-                    clipped += int((counts > 255).sum())
-                    array[at] = as_bytes(counts)
-                    at += 1
-                    labels[split].append(label)
-                    digests[split].append(digest)
+        with progress(f"frames of {recordings.root}", samples, "samples") as tell:
+            for split, files in recordings.files.items():
+                for found, digest in in_order(work, files):
+                    for label, counts in found:
+                        if array is None:
+                            array = _room(temporary, (samples, *counts.shape))
+                        clipped += int((counts > 255).sum())
+                        array[at] = as_bytes(counts)
+                        at += 1
+                        labels[split].append(label)
+                        digests[split].append(digest)
+                    tell(len(found))
         if array is None:
             raise DataError(f"{recordings.root}: no recordings")
         array.flush()
-        if clipped:
-            _log.warning("%s: %d counts above 255 are kept as 255", recordings.root, clipped)
-        sets = {
-            split: (np.frombuffer(b"".join(digests[split]), np.uint8), np.array(labels[split]))
-            for split in labels
-        }
-        facts = {**fingerprint(sets), "labels": labels, "clipped": clipped}
-        os.replace(shown, path.with_suffix(".npy"))
+        os.replace(temporary, place.with_suffix(".npy"))
     finally:
-        shown.unlink(missing_ok=True)
-    told = path.with_name(f"{shown.name}.json")
-    told.write_text(json.dumps(facts), encoding="utf-8")
-    os.replace(told, path.with_suffix(".json"))
+        temporary.unlink(missing_ok=True)
+    if clipped:
+        _log.warning("%s: %d counts above 255 are kept as 255", recordings.root, clipped)
+    sets = {
+        split: (np.frombuffer(b"".join(digests[split]), np.uint8), np.array(labels[split]))
+        for split in labels
+    }
+    content = json.dumps({**fingerprint(sets), "labels": labels}).encode()
+    replace_file(place.with_suffix(".json"), lambda file: file.write(content))
+
+
+def _room(file: Path, shape: tuple[int, ...]) -> np.ndarray:
+    import numpy as np
+
+    array = np.lib.format.open_memmap(file, "w+", np.uint8, shape)
+    with file.open("r+b") as opened:
+        # A page that finds no room on the disk when it is written would end the process.
+        os.posix_fallocate(opened.fileno(), 0, file.stat().st_size)
+    return array
 
 
 def in_order(work: Callable[[_Item], _Result], items: Sequence[_Item]) -> Iterator[_Result]:
-    """``work`` done on all cores, few items ahead of who takes the results."""
+    """``work`` done by as many threads as there are cores, few items ahead of the results."""
     threads = usable_cpus()
     waiting: deque[Future[_Result]] = deque()
     with ThreadPoolExecutor(threads) as pool:

@@ -56,6 +56,12 @@ class FashionMnistOptions(DataOptions):
         for name in itertools.chain.from_iterable(_FILES.values()):
             _check_head(_file(folder, name))
 
+    def source(self, data_dir: Path | None) -> str:
+        folder = _found(data_dir)
+        if folder is None:
+            return f"to be downloaded to {data_dir or cache_folder()}"
+        return f"idx files in {folder}"
+
     def counts(self, data_dir: Path | None) -> dict[str, list[int]] | None:
         import numpy as np
 

@@ -1,9 +1,9 @@
-"""Files that several processes may want to make at once."""
+"""Files that several processes may want to make at once, and how files are called."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -30,3 +30,14 @@ def locked(folder: Path) -> Iterator[None]:
             return
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def shown(path: Path | str | bytes) -> str:
+    """A path that can be printed: bytes that are not UTF-8 as ``\\xe9``."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def some(names: Sequence[str], most: int = 20) -> str:
+    """``a, b, c``, of many the first."""
+    text = ", ".join(names[:most])
+    return text if len(names) <= most else f"{text} and {len(names) - most:,} more"

@@ -11,7 +11,7 @@ from typing_extensions import TypedDict
 if TYPE_CHECKING:
     import numpy as np
 
-_DIGITS = 16
+DIGITS = 16
 
 
 class Fingerprint(TypedDict):
@@ -31,7 +31,7 @@ def fingerprint(sets: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Fingerprin
         digest.update(f"{split} {images.shape}".encode())
         digest.update(np.ascontiguousarray(images).data)
         digest.update(labels.astype("<i8").tobytes())
-    return {"counts": counts, "digest": digest.hexdigest()[:_DIGITS]}
+    return {"counts": counts, "digest": digest.hexdigest()[:DIGITS]}
 
 
 def describe_images(found: Fingerprint) -> str:

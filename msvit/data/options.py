@@ -26,8 +26,8 @@ class DataOptions(Options):
     A subclass states ``name``, ``num_classes``, ``in_channels``, ``image_size`` (pixels per side),
     ``mean`` and ``std``, and implements :meth:`load`. Sizes may be constants or options. ``name``,
     ``mean`` and ``std`` are its own even where it refines another data set: normalised with the
-    statistics of other images, a model would train, and worse. A base of several data sets says of
-    itself that it is ``abstract``.
+    statistics of other images, a model would train, and worse. A base of several data sets has
+    abstract methods of its own.
 
     Raises:
         TypeError: for a subclass that leaves one of them out, or whose ``std`` is not above 0, when
@@ -47,9 +47,6 @@ class DataOptions(Options):
     remark: ClassVar[str | None] = None
     """A sentence that belongs beside every number that was measured on these data."""
 
-    abstract: ClassVar[bool] = False
-    """Whether this is no data set, but what several share."""
-
     published: ClassVar[Mapping[str, int | Sequence[int]] | None] = None
     """Split → images of each class (one number: of all) that the data set of this name has."""
 
@@ -59,8 +56,9 @@ class DataOptions(Options):
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
         super().__pydantic_init_subclass__(**kwargs)
-        if vars(cls).get("abstract"):
-            return
+        abstract = (getattr(own, "__isabstractmethod__", False) for own in vars(cls).values())
+        if any(abstract):
+            return  # what several data sets have in common, and no data set yet
         for of_one in ("published", "remark"):  # another data set's
             if of_one not in vars(cls):
                 setattr(cls, of_one, None)
@@ -101,6 +99,27 @@ class DataOptions(Options):
             DataError: where files are missing or cannot be opened.
         """
         return None
+
+    def tested_size(self) -> int:
+        """Pixels per side of test images; those of training and validation are ``image_size``."""
+        return self.image_size  # type: ignore[attr-defined]  # a constant or an option
+
+    def source(self, data_dir: Path | None) -> str | None:
+        """Where the images are, such as ``class folders in /data/cifar10``; nothing is decoded.
+
+        None where they are part of a package.
+
+        Raises:
+            DataError: where files are missing or cannot be opened.
+        """
+        return None
+
+    def prepare(self, data_dir: Path | None) -> None:
+        """Do now, once for all cells, what :meth:`load` would do first and keep, if that is much.
+
+        Raises:
+            DataError: where files are missing or broken.
+        """
 
     def fingerprint(self, data_dir: Path | None) -> Fingerprint | None:
         """Which images :meth:`load` would read now: here by reading them.

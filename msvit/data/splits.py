@@ -183,6 +183,20 @@ def split_train(
     held_out, rest = draw_per_class(images.labels, held, seed=0)
     train = images[rest]
     if train_per_class is not None:
-        drawn, _ = draw_per_class(train.labels, train_per_class, seed=1)
-        train = train[drawn]
+        train = train[draw_per_class(train.labels, train_per_class, seed=1)[0]]
     return train, images[held_out]
+
+
+def some_per_class(images: Part, count: int | None, classes: Sequence[str]) -> Part:
+    """A stratified subset of ``count`` images of each of the ``classes``; ``None`` takes all.
+
+    Raises:
+        DataError: if a class has too few images.
+    """
+    if count is None:
+        return images
+    counts = images.labels.bincount(minlength=len(classes))
+    if count > (fewest := int(counts.min())):
+        message = f"train_per_class {count} of {fewest} images"
+        raise DataError(f"class {classes[int(counts.argmin())]}: {message}")
+    return images[draw_per_class(images.labels, count, seed=1)[0]]

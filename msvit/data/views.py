@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,3 +42,22 @@ class Whole(View):
     def check(self, width: int, height: int) -> None:
         if (width, height) != (self.size, self.size):
             raise DataError(f"{width}×{height} pixels, expected {self.size}×{self.size}")
+
+
+@dataclass(frozen=True)
+class Centre(View):
+    """The middle of the image, whose shorter side is first resized to ``size / ratio``, bicubic.
+
+    To the pixel what torchvision's ``Resize`` and ``CenterCrop`` make of an image of Pillow's.
+    """
+
+    ratio: float = 1.0
+
+    def __call__(self, image: Image.Image, seed: Sequence[int]) -> Image.Image:
+        from PIL.Image import Resampling
+
+        shorter = math.floor(self.size / self.ratio)
+        sides = [int(shorter * side / min(image.size)) for side in image.size]
+        left, top = (round((side - self.size) / 2) for side in sides)
+        resized = image.resize((sides[0], sides[1]), Resampling.BICUBIC)
+        return resized.crop((left, top, left + self.size, top + self.size))

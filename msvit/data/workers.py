@@ -1,8 +1,8 @@
 """Processes that do a part of the work beside this one, and the memory they write to.
 
 They are forked, so that they see what this process holds without a copy of it, and share the
-memory that it has made for them: nothing that they make goes through a pipe, and nothing of it
-lies in a file system such as ``/dev/shm``, which is often small. They touch neither torch nor a
+memory that it has made for them: no image goes through a pipe, and none lies in a file system such
+as ``/dev/shm``, which is often small. They touch neither torch nor a
 device.
 """
 
@@ -39,7 +39,7 @@ class Workers:
     work is done here, when it is given.
     """
 
-    def __init__(self, count: int, work: Callable[..., None]) -> None:
+    def __init__(self, count: int, work: Callable[..., Any]) -> None:
         self.count, self._work = count, work
         self._pool: ProcessPoolExecutor | None = None
 
@@ -57,11 +57,11 @@ class Workers:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
 
-    def give(self, *arguments: Any) -> Future[None]:
+    def give(self, *arguments: Any) -> Future[Any]:
         """Have ``work(*arguments)`` done; the arguments are small, as they go through a pipe."""
         if self._pool is not None:
             return self._pool.submit(_do, *arguments)
-        done: Future[None] = Future()
+        done: Future[Any] = Future()
         try:
             done.set_result(self._work(*arguments))
         except Exception as error:
@@ -69,24 +69,24 @@ class Workers:
         return done
 
 
-def finish(work: Future[None]) -> None:
-    """Wait for it.
+def finish(work: Future[Any]) -> Any:
+    """Wait for it; returns what it returns, which has come through a pipe.
 
     Raises:
         DataError: where its process has died; and whatever the work has raised.
     """
     try:
-        work.result()
+        return work.result()
     except BrokenProcessPool as error:
         raise DataError(
             "a process that decodes images was ended from outside, perhaps for want of memory"
         ) from error
 
 
-_work: Callable[..., None] | None = None  # of a worker's process
+_work: Callable[..., Any] | None = None  # of a worker's process
 
 
-def _begin(parent: int, work: Callable[..., None]) -> None:
+def _begin(parent: int, work: Callable[..., Any]) -> None:
     global _work
     _work = work
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -101,6 +101,6 @@ def _end_with(parent: int) -> None:
     os._exit(1)
 
 
-def _do(*arguments: Any) -> None:
+def _do(*arguments: Any) -> Any:
     assert _work is not None
-    _work(*arguments)
+    return _work(*arguments)

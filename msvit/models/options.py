@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import prod
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -29,6 +29,9 @@ Layout = Literal["cifar", "imagenet", "events"]
 
 class ModelOptions(Options):
     """Options that every model has. Units: pixels, channels, time steps."""
+
+    takes_other_sizes: ClassVar[bool] = True
+    """Whether a model that was trained at its ``image_size`` can be tested at another."""
 
     num_classes: Count = 10
     in_channels: Count = 3
@@ -409,6 +412,8 @@ class MetaSpikeFormerOptions(SpikingOptions):
 
 class ViTOptions(ModelOptions):
     """``patch_size`` in pixels. Without neurons there is one time step."""
+
+    takes_other_sizes: ClassVar[bool] = False  # its positions are learned
 
     timesteps: Count = 1
     patch_size: Count = 4

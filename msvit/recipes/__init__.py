@@ -82,6 +82,9 @@ class TrainingOptions(Options):
     """Shares of an image's area, from and to: train on random parts, resized (bicubic)."""
     crop_ratio: tuple[float, float] = later((3 / 4, 4 / 3))
     """Width through height of these parts, from and to."""
+    crop_pct: float | None = later(None, gt=0, le=1)
+    """Share of the shorter side that is shown of validation and test images, their middle; what the
+    data set says where it is not given."""
     hflip: bool = False
     """Mirror every second training image, chosen at random."""
     shift: int = Field(0, ge=0, le=16)
@@ -238,16 +241,12 @@ class Recipe:
 
     def note(self, model: str, architecture: str, data: str) -> str | None:
         """A sentence where it is used with another model or data set than it was made for."""
-        meant, used = [], []
-        if self.models and not {model, architecture} & set(self.models):
-            meant.append(" or ".join(self.models))
-            used.append(model)
-        if self.data and data not in self.data:
-            meant.append("on " + " or ".join(self.data))
-            used.append("on " + data)
-        if not meant:
+        fits = not self.models or {model, architecture} & set(self.models)
+        if fits and (not self.data or data in self.data):
             return None
-        return f"recipe {self.name} is made for {' '.join(meant)}, and is used {' '.join(used)}"
+        models, sets = (" or ".join(names) for names in (self.models, self.data))
+        meant = f"{models or 'any model'} on {sets or 'any data'}"
+        return f"recipe {self.name} is made for {meant}; here it trains {model} on {data}"
 
 
 def list_recipes() -> list[str]:

@@ -16,8 +16,10 @@ from timm.utils import ModelEmaV3
 from msvit import kernels, workers
 from msvit.cells import SCHEMA, Cell
 from msvit.data import data_options, load_splits
+from msvit.data.crops import RandomPart
 from msvit.data.fingerprint import Fingerprint, describe_images
 from msvit.data.splits import Samples, Splits, Streamed
+from msvit.data.views import Centre
 from msvit.layers.shared_statistics import share_statistics
 from msvit.metrics import Meter
 from msvit.models import create_model
@@ -90,7 +92,8 @@ def train_cell(
     if problem := options.uneven(workers.count(), len(train_set)):
         raise ConfigError("training", "batch_size", problem)
     train = Loader(train_set, options.batch_size // workers.count(), device)
-    validation = Loader(splits.validation, options.eval_batch_size, device)
+    held_out = _as_scored(splits.validation, options)
+    validation = Loader(held_out, options.eval_batch_size, device)
     state = None
     if workers.is_first():
         state = load_checkpoint(folder / "checkpoint.pt", cell.id, KEYS)
@@ -199,7 +202,7 @@ def train_cell(
     chosen = progress.selected["epoch"]
     check_state(model, f"the weights of epoch {chosen}", "no result can be measured with them")
     with Meter(model) as meter:
-        test = Loader(splits.test, options.eval_batch_size, device)
+        test = Loader(_as_scored(splits.test, options), options.eval_batch_size, device)
         scores = Scores(model, normalise, precision)
         test_loss, test_accuracy = evaluate(test.batches(), scores)
     if not math.isfinite(test_loss):
@@ -245,10 +248,15 @@ def _as_cropped(samples: Samples, options: TrainingOptions) -> tuple[Samples, bo
     """The training images, and whether they already come as random parts of what is on disk."""
     if options.crop_scale is None or not isinstance(samples, Streamed):
         return samples, False
-    from msvit.data.views import RandomPart
+    view = RandomPart(samples.shape[-1], options.crop_scale, options.crop_ratio)
+    return samples.seen(view), True
 
-    size = samples.shape[-1]
-    return samples.seen(RandomPart(size, options.crop_scale, options.crop_ratio)), True
+
+def _as_scored(samples: Samples, options: TrainingOptions) -> Samples:
+    """Validation or test images, cut out as the recipe says."""
+    if options.crop_pct is None or not isinstance(samples, Streamed):
+        return samples
+    return samples.seen(Centre(samples.shape[-1], options.crop_pct))
 
 
 def _check_same_images(known: Fingerprint | None, found: Fingerprint | None, path: Path) -> None:

@@ -11,11 +11,13 @@ import time
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from msvit.allotment import cpus_beside_gpu
 from msvit.data.splits import Images, Samples, Streamed
 from msvit.data.workers import Workers, finish, shared_bytes
 from msvit.runtime import to_device
@@ -43,10 +45,13 @@ class Loader:
         device: torch.device,
         workers: int | None = None,
     ) -> None:
-        """``workers`` are the processes that decode, as many as this one has threads; 0: none."""
+        """``workers`` are the processes that decode; 0: none.
+
+        By default as many as this one has threads, and beside a GPU as many as it has CPUs.
+        """
         self.batch_size, self.device = batch_size, device
         self.waited = 0.0
-        self._workers = torch.get_num_threads() if workers is None else workers
+        self._workers = _decoders(device) if workers is None else workers
         self._labels = samples.labels.to(device)
         self._is_resident = isinstance(samples, Images) and _fits(samples, device)
         if isinstance(samples, Images) and self._is_resident:
@@ -126,7 +131,7 @@ class Loader:
 
         with Workers(self._workers, decode) as workers:
 
-            def begin(batch: int) -> list[Future[None]]:
+            def begin(batch: int) -> list[Future[Any]]:
                 indices, slot = batches[batch], batch % len(slots)
                 starts = range(0, len(indices), _TOGETHER)
                 return [workers.give(slot, s, indices[s : s + _TOGETHER]) for s in starts]
@@ -147,6 +152,11 @@ class Loader:
         on_device = to_device(order, self.device)
         for start in range(0, len(order), self.batch_size):
             yield self._labels[on_device[start : start + self.batch_size]]
+
+
+def _decoders(device: torch.device) -> int:
+    threads = torch.get_num_threads()
+    return max(threads, cpus_beside_gpu()) if device.type == "cuda" else threads
 
 
 def _fits(samples: Images, device: torch.device) -> bool:

@@ -85,7 +85,7 @@ class Trainer:
         before = taken.seconds
         for step, batch in enumerate(batches, taken.steps):
             self.rates.set((epoch - 1) * steps + step)
-            taken.losses[step], hits, norms[step] = self.step(*self._prepared(batch))
+            taken.losses[step], hits, norms[step] = self.step(*self.prepared(batch))
             right += hits
             taken.images += len(batch) * workers.count()
             taken.steps += 1
@@ -110,7 +110,7 @@ class Trainer:
         accuracy = None if self.mixup else float(taken.correct) / taken.images
         return float(taken.losses.double().mean()), accuracy
 
-    def _prepared(self, batch: Images) -> tuple[Tensor, Tensor]:
+    def prepared(self, batch: Images) -> tuple[Tensor, Tensor]:
         """What the step takes; blended and erased here, by what timm draws on the host."""
         images, target = batch.images, batch.labels
         if self.mixup is None and self.erase is None:

@@ -22,12 +22,12 @@ from torch import Tensor, nn
 
 from msvit.cells import Cell, canonical_json, without_effect
 from msvit.checkpoints import CheckpointError
-from msvit.data import data_options, load_splits
+from msvit.data import DATASETS, data_options, load_splits
 from msvit.data.decoding import can_be_seen_through
 from msvit.models import create_model, zoo
 from msvit.records.store import WEIGHTS, cell_folder, read_record
 from msvit.state_dicts import read_checkpoint
-from msvit.training.batches import Normalise
+from msvit.training.batches import Normalise, time_first
 from msvit.training.checkpoint import replace_file
 from msvit.training.health import TrainingDiverged, check_state
 
@@ -94,6 +94,50 @@ class Prepare:
         return torch.from_numpy(pixels).reshape(*pixels.shape[:2], -1).permute(2, 0, 1)
 
 
+@dataclass(frozen=True)
+class PrepareEvents:
+    """Frames that count events → frames ``[T, B, C, H, W]``, as a model was trained on.
+
+    ``mean`` and ``std`` are those with which bytes, of which 255 is 1, enter the network.
+    """
+
+    timesteps: int
+    channels: int
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(self, frames: np.ndarray | Tensor | list) -> Tensor:
+        """Float32 ``[T, B, C, H, W]``, on the device of ``frames``.
+
+        Args:
+            frames: counts ``[T, C, H, W]`` or ``[B, T, C, H, W]``, of any type, or a list of them.
+                Those above 255 count as 255, as in training.
+
+        Raises:
+            ValueError: for another number of frames, another size, or what counts nothing; and for
+                a list of none.
+        """
+        if isinstance(frames, list | tuple):
+            if not frames:
+                raise ValueError("frames of events are needed; the list is empty")
+            return torch.cat([self(sample) for sample in frames], 1)
+        frames = torch.as_tensor(frames)
+        frames = frames[None] if frames.ndim == 4 else frames
+        expected = (self.timesteps, self.channels, self.size, self.size)
+        if frames.ndim != 5 or frames.shape[1:] != expected:
+            raise ValueError(
+                f"the model was trained on frames [T, C, H, W] of {expected}, not of "
+                f"{tuple(frames.shape[-4:])}; make them of events as its training data were"
+            )
+        if frames.is_floating_point() and not bool((frames == frames.floor()).all()):
+            raise ValueError("counts of events are needed, and these are no whole numbers")
+        if bool((frames < 0).any()):
+            raise ValueError("counts of events are needed, and some of these are below 0")
+        frames = frames.clamp(max=255).to(torch.uint8)
+        return time_first(Normalise(self.mean, self.std, frames.device)(frames))
+
+
 def save_trained(
     folder: Path,
     cell: Cell,
@@ -125,7 +169,7 @@ def load_trained(source: str | Path, cell_id: str | None = None) -> nn.Module:
 
     ``load_trained(results, cell_id)``, or the path of a cell's folder or of its
     ``weights.safetensors``. The model's ``prepare`` makes its input of images
-    (:class:`Prepare`)::
+    (:class:`Prepare`) or of frames of events (:class:`PrepareEvents`)::
 
         model = msvit.load_trained("results", "2f0c9a1b7d3e")
         label = model(model.prepare(image)).mean(0).argmax(-1)  # of one image or several
@@ -199,8 +243,14 @@ def _read_checkpoint(folder: Path) -> _Trained:
     return _Trained(file, cell, state["best"], _measured(cell))
 
 
-def _prepare(cell: Cell, mean: tuple[float, ...], std: tuple[float, ...]) -> Prepare:
-    return Prepare(cell.model["in_channels"], cell.model["image_size"], mean, std)
+def _prepare(
+    cell: Cell, mean: tuple[float, ...], std: tuple[float, ...]
+) -> Prepare | PrepareEvents:
+    channels, size = cell.model["in_channels"], cell.model["image_size"]
+    known = DATASETS.get(cell.data["name"])
+    if known is not None and known.events:
+        return PrepareEvents(cell.model["timesteps"], channels, size, mean, std)
+    return Prepare(channels, size, mean, std)
 
 
 def _measured(cell: Cell) -> Callable[[Any], Tensor]:

@@ -38,9 +38,10 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from msvit.cells import Cell, option_names, resolve_cell, without_effect
+from msvit.data import DATASETS
 from msvit.models import model_options, zoo
 from msvit.options import ConfigError, Problem, unknown
-from msvit.recipes import unknown_option
+from msvit.recipes import trained_epochs, unknown_option
 from msvit.records.measures import Direction, all_measures
 from msvit.yaml_files import read_yaml
 from studies.configurations import (
@@ -106,6 +107,16 @@ class Space:
     def data(self) -> tuple[str, ...]:
         """Names of the data sets that are trained on."""
         return self._values("data", "name")
+
+    @property
+    def data_sections(self) -> list[dict[str, Any]]:
+        """The ``data`` of its cells, by name, with what the base sets of each data set."""
+        fixed = self.base["data"]
+        return [
+            {key: fixed[key] for key in fixed if key in DATASETS[name].model_fields}
+            | {"name": name}
+            for name in self.data
+        ]
 
     @property
     def precisions(self) -> tuple[str, ...]:
@@ -222,13 +233,15 @@ def possible_share(space: Space) -> tuple[float, str]:
 
 def largest_epochs(space: Space) -> int:
     """Epochs of the longest training that the space holds."""
+    source = random.Random(0)
+    draws = [_possible(space, space.draw(source, {})) for _ in range(_DRAWS)]
+    trainings = [cell.training for cell in draws if isinstance(cell, Cell)]
     for parameter in space.parameters:
         if parameter.key == "training.epochs":
             # Other kinds of values are no epochs, and have been refused.
-            return int(max(cast(tuple[float, ...], parameter.corners())))
-    source = random.Random(0)
-    draws = (_possible(space, space.draw(source, {})) for _ in range(_DRAWS))
-    return max(cell.training["epochs"] for cell in draws if isinstance(cell, Cell))
+            longest = int(max(cast(tuple[float, ...], parameter.corners())))
+            return longest + max((trained_epochs(t) - t["epochs"] for t in trainings), default=0)
+    return max(trained_epochs(training) for training in trainings)
 
 
 def _described(parameter: Parameter) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from msvit.allotment import GPU_SHARE
 from msvit.cells import Cell
+from msvit.recipes import trained_epochs
 from msvit.records.faults import is_of_surroundings
 from msvit.records.schema import RecordError
 from msvit.records.store import cell_folder, has_record
@@ -35,7 +36,7 @@ def run_trial(config: Mapping[str, Any]) -> None:
     os.environ[GPU_SHARE] = f"{task['gpus']:g}"
     first, *others = (Cell.from_dict(cell) for cell in task["cells"])
     results, key = Path(task["results"]), task["every_epoch"]
-    epochs = first.training["epochs"]
+    epochs = trained_epochs(first.training)
 
     def report(progress: Mapping[str, Any]) -> None:
         # The last epoch is reported with the record: where the pruner would stop, all is done.

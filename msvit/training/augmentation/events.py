@@ -9,8 +9,6 @@ alike. Operations and their strengths are torchvision's, with the nearest pixel.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Generator, Tensor
 from torch.nn.functional import grid_sample
@@ -37,7 +35,6 @@ def augment_events(frames: Tensor, random: Generator, turns: int = 1) -> Tensor:
     mirrored = torch.rand(count, generator=random) < 0.5
     operation = torch.randint(len(OPERATIONS), (count,), generator=random)
     steps = torch.randint(_STRENGTHS, (count,), generator=random)
-    strength = torch.linspace(-1, 1, _STRENGTHS)[steps]
     holes = _holes(count, height, width, random)
     is_cut = operation == OPERATIONS.index("cut")
     holes[:, ~is_cut] = 0
@@ -48,7 +45,7 @@ def augment_events(frames: Tensor, random: Generator, turns: int = 1) -> Tensor:
 
     device = frames.device
     flags, holes = to_device(mirrored, device), to_device(holes, device)
-    sources = to_device(_sources(operation, strength), device)
+    sources = to_device(_sources(operation, steps), device)
     frames = torch.where(flags.view(-1, 1, 1, 1, 1), frames.flip(-1), frames)
     return _cut(_moved(frames, sources), holes)
 
@@ -64,15 +61,19 @@ def _holes(count: int, height: int, width: int, random: Generator) -> Tensor:
     return torch.stack([top, left, side, side])
 
 
-def _sources(operation: Tensor, strength: Tensor) -> Tensor:
+def _sources(operation: Tensor, steps: Tensor) -> Tensor:
     """Where each pixel is taken from: ``[B, 2, 3]`` for (x, y, 1) around the centre, in pixels."""
+
+    def strength(most: float) -> Tensor:
+        return torch.linspace(-most, most, _STRENGTHS)[steps]
+
     matrices = torch.eye(2, 3).repeat(len(operation), 1, 1)
     shear, along_row, along_column, turn = (operation == index for index in range(1, 5))
-    matrices[:, 0, 1] += torch.where(shear, (strength * _SHEAR).tan(), 0)
-    moved = (strength * _PIXELS).trunc()  # whole pixels
+    matrices[:, 0, 1] += torch.where(shear, strength(_SHEAR).tan(), 0)
+    moved = strength(_PIXELS).trunc()  # whole pixels
     matrices[:, 0, 2] -= torch.where(along_row, moved, 0)
     matrices[:, 1, 2] -= torch.where(along_column, moved, 0)
-    angle = torch.where(turn, strength * math.radians(_DEGREES), 0)
+    angle = torch.where(turn, strength(_DEGREES).deg2rad(), 0)
     cosine, sine = angle.cos(), angle.sin()
     matrices[:, 0, 0] *= cosine
     matrices[:, 1, 1] *= cosine

@@ -1,0 +1,58 @@
+"""Whether all images of a set that streams can be opened, and none is cut off: looked at once.
+
+Otherwise a broken file would end a training when its turn comes, hours later.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from msvit.allotment import usable_cpus
+from msvit.data.caches import cache_places, kept
+from msvit.data.catalogue import Catalogue
+from msvit.data.progress import progress
+from msvit.data.workers import Workers, finish
+
+_TOGETHER = 512
+_WORTH_A_PROCESS = 2000  # images
+
+
+def check_images_of(catalogue: Catalogue) -> None:
+    """Look at the beginning and end of each image; nothing that looks sound is decoded.
+
+    Raises:
+        DataError: naming the first that is not.
+    """
+
+    def known(place: Path) -> bool | None:
+        return place.with_suffix(".ok").exists() or None
+
+    def make(place: Path) -> bool:
+        _look(catalogue)
+        place.with_suffix(".ok").touch()
+        return True
+
+    paths = (path for encoded, _ in catalogue.splits.values() for path in encoded.paths())
+    if kept(cache_places(catalogue.root, paths, "sound"), known, make) is None:
+        _look(catalogue)
+
+
+def _look(catalogue: Catalogue) -> None:
+    parts = [encoded for encoded, _ in catalogue.splits.values()]
+
+    def look(part: int, start: int) -> None:
+        chosen = parts[part][start : start + _TOGETHER]
+        for index in range(len(chosen)):
+            chosen.check(index)
+
+    total = len(catalogue)
+    with Workers(min(usable_cpus(), total // _WORTH_A_PROCESS), look) as workers:
+        given = [
+            workers.give(part, start)
+            for part, encoded in enumerate(parts)
+            for start in range(0, len(encoded), _TOGETHER)
+        ]
+        with progress(f"looking through {catalogue.root}", total) as tell:
+            for work in given:
+                finish(work)
+                tell(_TOGETHER)

@@ -1,0 +1,174 @@
+"""Published recipes: what they are for, where they are from, and that each can train."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import yaml
+
+import msvit.recipes as recipes_module
+from msvit import create_model
+from msvit.cells import resolve_cell
+from msvit.data import DATASETS
+from msvit.data.splits import Images
+from msvit.models import zoo
+from msvit.options import ConfigError
+from msvit.precision import choose_precision
+from msvit.recipes import TrainingOptions, list_recipes, load_recipe, read_recipe
+from msvit.training.augmentation import Augmentation
+from msvit.training.batches import Normalise, train_batches
+from msvit.training.loading import Loader
+from msvit.training.loop import Taken, Trainer
+from msvit.training.optimization import Rates, make_erasing, make_mixup, make_optimizer
+from msvit.training.randomness import seed_everything
+from msvit.training.step import TrainingStep
+from studies.grids import load_study
+from studies.run import main
+
+CPU = torch.device("cpu")
+PAPERS = ("msvit", "qkformer", "spikformer", "spikingformer", "sdt", "metaspikeformer")
+PAPERS += ("spikingresformer", "maxformer")
+
+
+@pytest.mark.parametrize("name", list_recipes())
+def test_every_recipe_says_where_it_is_from_and_fits_what_it_is_for(name):
+    recipe = read_recipe(name)
+    assert recipe.about
+    assert recipe.source
+    architectures = {entry["architecture"] for entry in zoo().values()}
+    assert set(recipe.models) <= {*zoo(), *architectures}
+    assert set(recipe.data) <= set(DATASETS)
+    for model in recipe.models or ("msvit",):
+        for data in recipe.data:
+            sections = {"model": {"name": model}, "data": {"name": data}}
+            cell = resolve_cell({**sections, "training": {"recipe": name}}, "t")
+            assert cell.training.items() >= written(load_recipe(name)).items()
+            assert recipe.note(model, zoo()[model]["architecture"], data) is None
+
+
+def written(training):
+    """As a cell holds it: what is at its default and came later is left out."""
+    return {
+        key: value
+        for key, value in TrainingOptions.parse(training, "t").model_dump(mode="json").items()
+        if key in training
+    }
+
+
+def test_every_paper_has_its_settings():
+    known = {tuple(name.split("-")[:2]) for name in list_recipes()}
+    for paper in PAPERS:
+        assert (paper, "imagenet") in known
+    for paper in set(PAPERS) - {"metaspikeformer"}:
+        assert (paper, "cifar10") in known
+        assert (paper, "cifar10dvs") in known
+
+
+@pytest.mark.parametrize("name", list_recipes())
+def test_every_recipe_takes_a_step(name):
+    """Of a few small images, by a small model: with all that is done to them before."""
+    training = load_recipe(name)
+    small = {"batch_size": 4, "precision": "fp32"}
+    if "grad_accum_steps" in training:
+        small["grad_accum_steps"] = 2
+    training = {k: v for k, v in training.items() if k != "lr_base_size"} | small
+    options = TrainingOptions.parse(training, name)
+    events = options.event_augmentation != "none"
+    channels, shape = (2, (3, 2, 8, 8)) if events else (3, (3, 8, 8))
+    seed_everything(0, 0)
+    model = create_model(
+        "spikformer",
+        dim=8,
+        heads=2,
+        depths=(1,),
+        image_size=8,
+        in_channels=channels,
+        timesteps=3 if events else 2,
+        threshold=0.2,
+    )
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    normalise = Normalise((0.5,) * channels, (0.25,) * channels, CPU)
+    optimizer = make_optimizer(model, options, CPU)
+    step = TrainingStep(model, options, optimizer, normalise, choose_precision("fp32", CPU))
+    rates = Rates(optimizer, options, 2, CPU)
+    trainer = Trainer(
+        *(model, step, rates, normalise, make_mixup(options, 10), options.mixup_off_epoch),
+        erase=make_erasing(options, CPU),
+    )
+    images = torch.randint(0, 256, (9, *shape), dtype=torch.uint8)
+    loader = Loader(Images(images, torch.arange(9)), options.batch_size, CPU)
+    augment = Augmentation(options, (0.5,) * channels, CPU)
+    # Behind the warm-up, whose first rate may be 0.
+    epoch = math.ceil(options.warmup_epochs) + 1
+    batches = train_batches(loader, options, augment, seed_everything(0, epoch))
+    loss, _ = trainer.train_epoch(batches, epoch, Taken.none_yet(2, CPU))
+    assert math.isfinite(loss)
+    assert rates.current == pytest.approx(options.peak_lr, rel=0.3)
+    assert any(not torch.equal(before[key], value) for key, value in model.state_dict().items())
+
+
+def test_another_use_is_said_once_and_not_forbidden(tmp_path):
+    overrides = ["training.recipe=msvit-cifar10"]
+    notes = load_study("scales", overrides).notes
+    recipe = "recipe msvit-cifar10 is made for msvit on cifar10; here it trains"
+    assert [note for note in notes if "recipe" in note] == [
+        f"{recipe} {model} on digits" for model in ("msvit", "spikformer", "qkformer")
+    ]
+    assert not [note for note in load_study("scales").notes if "recipe" in note]
+
+
+def test_recipes_are_listed_with_their_source(capsys):
+    assert main(["--list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for name in list_recipes():
+        (line,) = [line for line in lines if line.startswith(f"{name} ")]
+        assert read_recipe(name).source in line
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"training": {"epochs": 3}}, "keys about, source, for, training"),
+        ({"about": "mine", "training": {}, "fro": {}}, "keys about, source, for, training"),
+        ({"about": "mine", "training": {"epoch": 3}}, "did you mean 'epochs'"),
+    ],
+)
+def test_a_recipe_that_cannot_be_used_names_its_file(content, said, tmp_path, monkeypatch):
+    monkeypatch.setattr(recipes_module, "_FOLDER", tmp_path)
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(ConfigError, match=rf"mine\.yaml.*{said}"):
+        load_recipe("mine")
+
+
+@pytest.mark.parametrize(
+    ("training", "said"),
+    [
+        ({"recipe": "msvit-cifar10dvs"}, "event_augmentation: it is for events"),
+        ({"crop_pct": 0.9}, "crop_pct: it is for images that are cut out"),
+        ({"mixup_off_epoch": 3}, "mixup_off_epoch: nothing is mixed"),
+        ({"mixup": 0.5, "mixup_switch_prob": 0.3}, "mixup_switch_prob: mixup and cutmix"),
+        ({"random_erasing_mode": "pixel"}, "random_erasing_mode: nothing is erased"),
+        ({"crop_ratio": [1.0, 1.0]}, "crop_ratio: images are not cropped"),
+        ({"crop_scale": [0.5, 1.5]}, "crop_scale ends at 1"),
+        ({"crop_scale": [0.5, 0.1]}, "the smaller one first"),
+        ({"cooldown_epochs": 2, "schedule": "constant"}, "cooldown_epochs: a constant"),
+        ({"warmup_prefix": True, "warmup_epochs": 0}, "warmup_prefix: there is no warm-up"),
+        ({"lr_base_size": 64}, "lr_base_size: lr is for this batch_size"),
+        ({"lr_base_size": 1024, "min_lr": 1e-4}, "min_lr .* must not be above lr"),
+        ({"grad_accum_steps": 3}, "multiple of grad_accum_steps"),
+        ({"cutmix": 1.0, "batch_size": 3}, "cutmix needs an even batch_size"),
+        ({"mixup": 0.5, "mixup_off_epoch": 10}, "must be below all epochs"),
+    ],
+)
+def test_what_would_do_nothing_or_cannot_be_is_refused(training, said):
+    sections = {"model": {"name": "msvit"}, "data": {"name": "digits"}}
+    with pytest.raises(ConfigError, match=said):
+        resolve_cell({**sections, "training": training}, "t")
+
+
+def test_images_in_place_of_events_are_augmented_as_images():
+    sections = {"model": {"name": "qkformer_dvs128"}, "data": {"name": "dvs128"}}
+    with pytest.raises(ConfigError, match="rand_augment: it is for images"):
+        resolve_cell({**sections, "training": {"rand_augment": "rand-m9"}}, "t")
