@@ -11,10 +11,10 @@ import pandas as pd
 from analysis.collect import StudyResults
 from analysis.statistics import CONFIDENCE, POWER, compare_with_best, image_error, summarize
 from msvit.data import DATASETS
-from msvit.records.energy import DEFAULT_ENERGY_MODEL
+from msvit.records.energy_choice import EnergyChoice
 
 
-def notes(study: StudyResults, sources: Mapping[str, str]) -> list[str]:
+def notes(study: StudyResults, sources: Mapping[str, str], energy: EnergyChoice) -> list[str]:
     """All that belongs beside the numbers; ``sources`` of published ones by configuration."""
     finished, unfinished = study.finished, study.unfinished
     found = []
@@ -41,10 +41,9 @@ def notes(study: StudyResults, sources: Mapping[str, str]) -> list[str]:
         f"sample is in none of these numbers: alone it makes ± {_points(highest, fewest)} points "
         f"({CONFIDENCE:.0%}) of the highest accuracy."
     )
-    found.append(
-        "Firing rate: spikes per neuron and time step. Energy: computed from operation counts "
-        f"by the model {DEFAULT_ENERGY_MODEL}, not measured on hardware."
-    )
+    found.append(f"Firing rate: spikes per neuron and time step. {energy.note()}")
+    if lacking := _lacking(finished, energy):
+        found.append(lacking)
     found += _which_images(finished)
     found += _at_chance(finished)
     found += _mixed_precisions(finished)
@@ -53,6 +52,18 @@ def notes(study: StudyResults, sources: Mapping[str, str]) -> list[str]:
         which = "; ".join(f"{group}: {source}" for group, source in sources.items())
         found.append(f"† published, not measured here. {which}.")
     return found
+
+
+def _lacking(finished: pd.DataFrame, energy: EnergyChoice) -> str:
+    """What an energy model cannot tell: cells of earlier versions, and networks of other kinds."""
+    named = zip(energy.models, energy.measures, strict=True)
+    missing = [model for model, measure in named if finished[measure].isna().any()]
+    if not missing:
+        return ""
+    return (
+        f"Not of all cells: energy by {', '.join(missing)}. It is not defined for them, or an "
+        "earlier version has counted less: studies/run.py --remeasure counts again."
+    )
 
 
 def _at_chance(finished: pd.DataFrame) -> list[str]:

@@ -87,7 +87,7 @@ def _with_position(rows: list[Any], columns: list[str]) -> list[Row]:
     positions: dict[str, int] = {}
     return [
         (
-            *(row[column] for column in columns[:-1]),
+            *(row.get(column) for column in columns[:-1]),  # earlier versions counted less
             positions.setdefault(row["layer"], len(positions)),
         )
         for row in rows

@@ -1,6 +1,6 @@
 """Tables and figures of a study from its records, without training anything.
 
-python analysis/report.py --grid scales [--results DIR]
+python analysis/report.py --grid scales [--results DIR] [--energy NAME|all]
 
 Works at any moment of a study: what is not finished is shown as missing.
 """
@@ -25,10 +25,12 @@ from analysis.collect import StudyResults, collect
 from analysis.formats import console, terminal, write_table
 from analysis.tables import compare
 from msvit.commands import DEFAULT_RESULTS, Parser, command
+from msvit.options import ConfigError
+from msvit.records.energy_choice import USUAL, EnergyChoice, add_energy, energy_choice
 from msvit.records.schema import RecordError
 
 
-def write_report(study: StudyResults) -> Path:
+def write_report(study: StudyResults, energy: EnergyChoice = USUAL) -> Path:
     """Write ``table.md``, ``table.csv``, ``table.tex`` and ``figures/`` of a study.
 
     Returns:
@@ -40,7 +42,7 @@ def write_report(study: StudyResults) -> Path:
     from analysis.figures import save_figures  # matplotlib takes a second to load
 
     try:
-        write_table(compare(study), study.folder, "table")
+        write_table(compare(study, energy), study.folder, "table")
         save_figures(study, study.folder / "figures")
     except OSError as error:
         where = error.filename or study.folder
@@ -48,9 +50,9 @@ def write_report(study: StudyResults) -> Path:
     return study.folder
 
 
-def print_summary(study: StudyResults) -> None:
+def print_summary(study: StudyResults, energy: EnergyChoice = USUAL) -> None:
     """Print the table of a study, its failed and missing cells, and where its files are."""
-    table = compare(study)
+    table = compare(study, energy)
     out = console()
     out.print(terminal(table))
     for note in table.notes:
@@ -86,14 +88,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         default=DEFAULT_RESULTS,
         help="results folder (default: %(default)s)",
     )
+    add_energy(parser)
     options = parser.parse_args(arguments)
     # A study is named by its grid file.
     grid = Path(options.grid).stem if options.grid.endswith((".yaml", ".yml")) else options.grid
     try:
+        energy = energy_choice(options)
         study = collect(options.results, grid)
-        write_report(study)
-        print_summary(study)
-    except RecordError as error:
+        write_report(study, energy)
+        print_summary(study, energy)
+    except (ConfigError, RecordError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

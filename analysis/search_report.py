@@ -1,6 +1,6 @@
 """Table and figures of a search from its Optuna study, without training anything.
 
-python analysis/search_report.py --space scales [--results DIR]
+python analysis/search_report.py --space scales [--results DIR] [--energy NAME|all]
 """
 
 from __future__ import annotations
@@ -26,11 +26,13 @@ from analysis.formats import console, terminal, write_table
 from analysis.search import Search, collect_search
 from analysis.tables import NOTHING, Entry, Table, entries
 from msvit.commands import DEFAULT_RESULTS, Parser, command
+from msvit.options import ConfigError
+from msvit.records.energy_choice import USUAL, EnergyChoice, add_energy, energy_choice
 from msvit.records.measures import all_measures
 from msvit.records.schema import RecordError
 
 
-def write_search_report(search: Search) -> Path:
+def write_search_report(search: Search, energy: EnergyChoice = USUAL) -> Path:
     """Write ``trials.md``, ``trials.csv``, ``trials.tex``, ``front.*`` and ``figures/``.
 
     Returns:
@@ -41,9 +43,9 @@ def write_search_report(search: Search) -> Path:
     """
     from analysis.search_figures import save_search_figures  # matplotlib takes a second to load
 
-    front = trial_table(search, list(search.front["number"]))
+    front = trial_table(search, list(search.front["number"]), energy=energy)
     try:
-        for stem, table in (("trials", trial_table(search)), ("front", front)):
+        for stem, table in (("trials", trial_table(search, energy=energy)), ("front", front)):
             write_table(table, search.folder, stem)
         save_search_figures(search)
     except OSError as error:
@@ -52,19 +54,19 @@ def write_search_report(search: Search) -> Path:
     return search.folder
 
 
-def print_search(search: Search) -> None:
+def print_search(search: Search, energy: EnergyChoice = USUAL) -> None:
     """Print the front of a search, its failed trials, and where its files are."""
     front = list(search.front["number"])
-    print_trials(search, front)
+    print_trials(search, front, energy)
     for trial in search.trials[search.trials["state"] == "failed"].itertuples():
         print(f"failed: trial {trial.number}: {trial.problem.splitlines()[0]}")
     files = [path.name for path in sorted(search.folder.glob("*.md"))]
     print(f"\n{search.folder}: {', '.join([*files, 'figures/'])}")
 
 
-def print_trials(search: Search, numbers: Sequence[int]) -> None:
+def print_trials(search: Search, numbers: Sequence[int], energy: EnergyChoice = USUAL) -> None:
     """Print a table of these trials, and what was chosen in each."""
-    table = trial_table(search, numbers, short=True)
+    table = trial_table(search, numbers, short=True, energy=energy)
     out = console()
     out.print(terminal(table))
     for number in numbers:
@@ -77,7 +79,12 @@ def print_trials(search: Search, numbers: Sequence[int]) -> None:
         out.print(note)
 
 
-def trial_table(search: Search, numbers: Sequence[int] | None = None, short: bool = False) -> Table:
+def trial_table(
+    search: Search,
+    numbers: Sequence[int] | None = None,
+    short: bool = False,
+    energy: EnergyChoice = USUAL,
+) -> Table:
     """One row per trial: all of them, the front first, or those of ``numbers`` in their order.
 
     ``short`` leaves out what was chosen, which a terminal has no room for.
@@ -89,7 +96,7 @@ def trial_table(search: Search, numbers: Sequence[int] | None = None, short: boo
         shown = ordered.sort_values(["rank", "_value", "number"]).drop(columns="_value")
     else:
         shown = trials.loc[list(numbers)]
-    always = ("accuracy", "test_accuracy", "energy_mj", "firing_rate", "parameters")
+    always = ("accuracy", "test_accuracy", *energy.measures, "firing_rate", "parameters")
     columns = {
         "trial": [Entry(str(row.number), rank=int(row.rank == 0)) for row in shown.itertuples()],
         "state": [Entry(_state(row)) for row in shown.itertuples()],
@@ -102,7 +109,7 @@ def trial_table(search: Search, numbers: Sequence[int] | None = None, short: boo
         numbers=shown.reset_index(drop=True),
         headers=tuple(columns),
         rows=tuple(zip(*columns.values(), strict=True)),
-        notes=tuple(_notes(search)),
+        notes=tuple(_notes(search, energy)),
         ranked=False,
     )
 
@@ -119,7 +126,7 @@ def _parameters(shown: pd.DataFrame, search: Search) -> dict[str, list[Entry]]:
     return {_option(key): [Entry(_value(v)) for v in shown[key]] for key in search.parameters}
 
 
-def _notes(search: Search) -> list[str]:
+def _notes(search: Search, energy: EnergyChoice) -> list[str]:
     counts = search.trials["state"].value_counts()
     shown = ", ".join(f"{count} {state}" for state, count in counts.items()) or "no trial yet"
     aims = [f"{aim} {name}" for name, aim in search.objectives.items()]
@@ -131,7 +138,7 @@ def _notes(search: Search) -> list[str]:
         "a grid of the best, to be run with more seeds.",
     ]
     if len(search.complete):
-        notes.append("Bold: on the Pareto front. Energy is computed, not measured on hardware.")
+        notes.append(f"Bold: on the Pareto front. {energy.note()}")
     return notes
 
 
@@ -170,12 +177,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         default=DEFAULT_RESULTS,
         help="results folder (default: %(default)s)",
     )
+    add_energy(parser)
     options = parser.parse_args(arguments)
     try:
+        energy = energy_choice(options)
         search = collect_search(options.results, options.space)
-        write_search_report(search)
-        print_search(search)
-    except RecordError as error:
+        write_search_report(search, energy)
+        print_search(search, energy)
+    except (ConfigError, RecordError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

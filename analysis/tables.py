@@ -17,6 +17,7 @@ from analysis.collect import StudyResults
 from analysis.notes import notes
 from analysis.published import find_published, read_published
 from analysis.statistics import summarize
+from msvit.records.energy_choice import USUAL, EnergyChoice
 from msvit.records.measures import all_measures
 
 NOTHING = "—"
@@ -54,11 +55,15 @@ class Table:
     ranked: bool = True
 
 
-def compare(study: StudyResults) -> Table:
-    """The main comparison of a study, from its finished cells."""
+def compare(study: StudyResults, energy: EnergyChoice = USUAL) -> Table:
+    """The main comparison of a study, from its finished cells.
+
+    A column for each energy model that was chosen, where it can tell of any of them.
+    """
     numbers, sources = comparison_numbers(study)
     measures = all_measures()
-    energies = _energies()
+    told = [name for name in energy.measures if numbers[f"{name}_mean"].notna().any()]
+    energies = told or energy.measures[:1]
 
     def column(name: str, ranked: bool = False) -> tuple[str, list]:
         measure, values = measures[name], numbers[f"{name}_mean"]
@@ -81,17 +86,17 @@ def compare(study: StudyResults) -> Table:
     if sources:
         columns["top-1† (%)"] = entries(numbers["published_top1_percent"], 2)
         if numbers["published_energy_mj"].notna().any():
-            energy = measures["energy_mj"]
-            unit = energy.unit(numbers["energy_mj_mean"])
-            published = entries(numbers["published_energy_mj"] * energy.units[unit])
-            columns[energy.column(unit, "energy†")] = published
+            ours = measures["energy_mj"]
+            unit = ours.unit(numbers["energy_mj_mean"])
+            published = entries(numbers["published_energy_mj"] * ours.units[unit])
+            columns[ours.column(unit, "energy†")] = published
     return Table(
         name=study.name,
         caption=study.question,
         numbers=numbers,
         headers=tuple(columns),
         rows=tuple(zip(*columns.values(), strict=True)),
-        notes=tuple(notes(study, sources)),
+        notes=tuple(notes(study, sources, energy)),
     )
 
 

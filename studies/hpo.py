@@ -36,6 +36,7 @@ from msvit.commands import DEFAULT_RESULTS, Parser, command
 from msvit.data import check_data, notes_on_data, prepare_data
 from msvit.options import ConfigError, DataError
 from msvit.printing import logged_to
+from msvit.records.energy_choice import energy_choice
 from msvit.records.schema import RecordError
 from msvit.records.store import read_search, search_folder, start_file, write_search
 from studies.cluster import Place, RayLost
@@ -120,9 +121,9 @@ def _run(space: Space, options: argparse.Namespace) -> int:
                 given = (options.results, machines, options.data_dir, _say)
                 hindered = search(space, ledger, *given)
             except KeyboardInterrupt:
-                _report(space, options.results)
+                _report(space, options)
                 raise
-        _report(space, options.results)
+        _report(space, options)
     if hindered:
         print(f"{hindered} trials failed by their surroundings; the same command runs them again")
     return 1 if hindered else 0
@@ -142,14 +143,15 @@ def _storage(options: argparse.Namespace, name: str) -> str:
     return known
 
 
-def _report(space: Space, results: Path) -> None:
+def _report(space: Space, options: argparse.Namespace) -> None:
     from analysis.search import collect_search
     from analysis.search_report import print_search, write_search_report
 
-    search = collect_search(results, space.name)
-    write_search_report(search)
+    energy = energy_choice(options)
+    search = collect_search(options.results, space.name)
+    write_search_report(search, energy)
     print()
-    print_search(search)
+    print_search(search, energy)
 
 
 def _best(space: Space, options: argparse.Namespace) -> int:
@@ -165,7 +167,7 @@ def _best(space: Space, options: argparse.Namespace) -> int:
     numbers = best_trials(search, options.best)
     if options.grid_out is not None:
         write_grid(space, search, numbers, options.grid_out)
-    print_trials(search, numbers)
+    print_trials(search, numbers, energy_choice(options))
     if (path := options.grid_out) is not None:
         run = ["python", "studies/run.py", "--grid", str(path)]
         if options.results != DEFAULT_RESULTS:

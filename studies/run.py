@@ -33,6 +33,7 @@ from msvit.data import check_data, notes_on_data, prepare_data, sources_of_data
 from msvit.options import ConfigError, DataError
 from msvit.printing import logged_to
 from msvit.recipes import list_recipes, read_recipe
+from msvit.records.energy_choice import EnergyChoice, energy_choice
 from msvit.records.faults import is_of_surroundings
 from msvit.records.schema import RecordError
 from msvit.records.store import (
@@ -76,6 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(study: Study, options: argparse.Namespace) -> int:
     results = options.results
+    energy = energy_choice(options)
     records = Records(results, observe)
     states = states_of(study, records)
     wanted = {"to do", "started", "hindered"} | ({"failed"} if options.retry_failed else set())
@@ -107,7 +109,7 @@ def _run(study: Study, options: argparse.Namespace) -> int:
         display = display_for(entries, len(study.cells) - len(entries), len(study.cells))
         given = {"data_dir": options.data_dir, "on_record": records.add}
         run_cells(entries, results, place, display, **given)
-    return _report(study, records)
+    return _report(study, records, energy)
 
 
 def _trained_on(study: Study, records: Records[Observations]) -> Iterator[Trained]:
@@ -138,7 +140,7 @@ def _check_same(study: Study, results: Path) -> None:
         )
 
 
-def _report(study: Study, records: Records[Observations]) -> int:
+def _report(study: Study, records: Records[Observations], energy: EnergyChoice) -> int:
     """Tables, figures and the summary; the exit code tells whether all cells are done."""
     from analysis.collect import collect
     from analysis.report import print_summary, write_report
@@ -146,9 +148,9 @@ def _report(study: Study, records: Records[Observations]) -> int:
     states = states_of(study, records)
     found = collect(records.results, study.name, records)
     if "done" in states.values():
-        write_report(found)
+        write_report(found, energy)
     print()
-    print_summary(found)
+    print_summary(found, energy)
     again = {
         "failed": "failed; --retry-failed runs them again",
         "hindered": "failed by their surroundings; the same command runs them again",

@@ -8,7 +8,7 @@ import numpy as np
 
 from analysis.collect import StudyResults, collect
 from msvit.cells import Cell
-from msvit.records.energy import AC_PICOJOULE
+from msvit.records.energy_constants import SHIPPED
 from msvit.records.store import write_failure, write_record, write_study
 
 SCALES = ([1], [1, 3], [1, 3, 5], [1, 3, 5, 7])
@@ -79,7 +79,7 @@ def make_record(cell: Cell, accuracy: float, energy_mj: float, **changes) -> dic
                 "dense_macs": 1e5,
                 "input_rate": 0.2,
                 "macs": 0.0,
-                "acs": energy_mj * 1e9 / AC_PICOJOULE / len(layers),
+                "acs": energy_mj * 1e9 / SHIPPED["sop_spikformer"]["ac"] / len(layers),
             }
             for layer in layers
         ],

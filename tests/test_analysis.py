@@ -323,7 +323,7 @@ def test_interval_holds_the_mean_and_agrees_with_scipy(values):
 
 def test_markdown_shows_mean_spread_and_units(scales):
     text = markdown(compare(scales.study()))
-    assert "| energy (µJ/image) |" in text
+    assert "| energy by sop_spikformer (µJ/image) |" in text
     assert "| 97.93 ± 0.40 |" in line(text, "msvit scales=1 ")
     best = line(text, "msvit scales=1,3,5,7 ")
     assert "| **98.43** ± 0.15 |" in best
@@ -389,7 +389,7 @@ def test_energy_unit_fits_the_whole_column(tmp_path):
     results.add_seeds("small", {"name": "msvit", "scales": [1]}, [0.9, 0.9], [0.4, 0.4])
     results.add_seeds("large", {"name": "msvit", "scales": [1, 3]}, [0.9, 0.9], [16.65, 16.65])
     text = markdown(compare(results.study()))
-    assert "energy (mJ/image)" in text
+    assert "energy by sop_spikformer (mJ/image)" in text
     assert "**0.400** " in line(text, "small")
     assert " 16.650 " in line(text, "large")
 
@@ -541,7 +541,7 @@ def bars_of(axes) -> list[int]:
 def test_accuracy_against_energy_has_a_named_point_with_bars_per_configuration(scales):
     figure = accuracy_energy(scales.study())
     (axes,) = figure.axes
-    assert axes.get_xlabel() == "energy per image (µJ, computed)"
+    assert axes.get_xlabel() == "energy per image (µJ, by sop_spikformer)"
     assert axes.get_ylabel() == "test accuracy (%)"
     assert bars_of(axes) == [2] * 6
     labels = [text for text in axes.texts if text.get_text()]

@@ -97,7 +97,8 @@ def test_a_new_energy_model_shows_on_old_records(results, grid, monkeypatch, cap
 
     monkeypatch.setitem(ENERGY_MODELS, "tenfold", tenfold)
     before = {path: path.stat().st_mtime_ns for path in results.glob("cells/*/record.json")}
-    assert run(["--grid", str(grid), "--results", str(results)]) == 0
+    arguments = ["--grid", str(grid), "--results", str(results)]
+    assert run([*arguments, "--energy", "sop_spikformer,tenfold"]) == 0
     assert "2 done" in capsys.readouterr().out
     assert {p: p.stat().st_mtime_ns for p in results.glob("cells/*/record.json")} == before
     cells = collect(results, "mine").cells

@@ -13,8 +13,8 @@ from msvit.layers.blocks import Classifier
 from msvit.layers.norm import BatchNorm
 from msvit.layers.synapses import Conv, Linear, MatrixProduct, SpikeMask
 from msvit.metrics import measure
+from msvit.metrics.contents import look
 from msvit.metrics.layer_names import layer_name
-from msvit.metrics.operations import inspect
 from msvit.models import create_model
 from msvit.neurons import Neuron
 from msvit.records.energy import sop_spikformer
@@ -166,7 +166,8 @@ def test_what_a_tensor_carries_is_seen_value_by_value(values, dtype):
     values = values[: len(values) // 4 * 4]
     x = torch.tensor(values, dtype=dtype).view(2, 2, -1)
     numbers = x.flatten().tolist()
-    content, total = inspect(x)
+    found = look(x)
+    content = found.kind
     if all(v in (0, 1) for v in numbers):
         assert content == "spikes"
     elif all(v == int(v) for v in numbers):
@@ -174,14 +175,15 @@ def test_what_a_tensor_carries_is_seen_value_by_value(values, dtype):
     else:
         assert content == "analog"
     if content != "analog":
-        assert total == sum(abs(v) for v in numbers)
+        assert float(found.values.sum()) == sum(abs(v) for v in numbers)
+    assert int(found.active.sum()) == sum(v != 0 for v in numbers)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_numbers_that_are_none_are_analog(value):
     x = torch.zeros(1, 1, 4)
     x[0, 0, 2] = value
-    assert inspect(x)[0] == "analog"
+    assert look(x).kind == "analog"
 
 
 def test_firing_rates_are_spikes_over_neurons_per_step_and_part():

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from msvit.metrics.firing import FiringMonitor
 from msvit.metrics.operations import OperationCounter
-from msvit.records.energy import ENERGY_MODELS
+from msvit.records.energy import energies
 from msvit.records.schema import Firing, Operations
 
 
@@ -28,7 +28,7 @@ class Measurement:
     firing_rate: float
     """Spikes per neuron and time step over all layers; 0 for a model without neurons."""
     operations: list[Operations]
-    """A row per layer: operations per image, summed over all time steps."""
+    """A row per layer, then one per module of neurons: operations per image over all steps."""
     energy_mj: dict[str, float]
     """Millijoule per image under each model of :data:`msvit.records.energy.ENERGY_MODELS`."""
 
@@ -67,12 +67,13 @@ class Meter:
         """
         if not self._images:
             raise ValueError("nothing was measured: the model has seen no images")
-        operations = self._operations.rows(self._images)
+        layers, neurons = self._operations.rows(self._images), self._firing.updates(self._images)
+        operations = [*layers, *neurons]
         return Measurement(
             firing=self._firing.rows(self._images),
             firing_rate=self._firing.overall_rate(),
             operations=operations,
-            energy_mj={name: energy(operations) for name, energy in ENERGY_MODELS.items()},
+            energy_mj=energies(operations),
         )
 
     def _see_images(self, model: nn.Module, inputs: tuple[Tensor, ...]) -> None:

@@ -1,4 +1,4 @@
-"""Firing rates: spikes per neuron and time step, of every neuron layer."""
+"""Firing rates: spikes per neuron and time step, of every neuron layer; and its updates."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from msvit.kernels import NeuronSpec
+from msvit.metrics.contents import count_nonzero
 from msvit.metrics.layer_names import layer_name
-from msvit.neurons import Spikes
-from msvit.records.schema import Firing
+from msvit.metrics.membranes import update_of
+from msvit.neurons import Neuron, Spikes
+from msvit.records.schema import Firing, Operations
 
 
 @dataclass
@@ -20,6 +23,20 @@ class _Layer:
 
     spikes: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
     neurons: int = 0
+
+
+@dataclass
+class _Neurons:
+    """The neurons of one module: the layers that its parts are.
+
+    ``active`` and ``peak``, of neurons whose outputs are whole numbers: how many are not zero, and
+    the largest.
+    """
+
+    spec: NeuronSpec
+    parts: list[str]
+    active: int = 0
+    peak: float = 1.0
 
 
 class FiringMonitor:
@@ -31,21 +48,35 @@ class FiringMonitor:
     def __init__(self) -> None:
         self._layers: dict[str, _Layer] = {}
         self._reached: dict[str, _Layer] = {}  # in the order in which data first come to them
+        self._neurons: dict[str, _Neurons] = {}
 
     def attach(self, model: nn.Module, batch_size: Callable[[], int]) -> list[RemovableHandle]:
         """Hook ``model``; ``batch_size`` tells the number of images now in it."""
-        return [
-            module.register_forward_hook(self._hook(path, module.parts, batch_size))
-            for path, module in model.named_modules()
-            if isinstance(module, Spikes)
-        ]
+        modules = dict(model.named_modules())
+        handles = []
+        for path, module in modules.items():
+            if isinstance(module, Spikes):
+                of = path.rpartition(".")[0]
+                holder = modules[of]
+                spec = holder.spec if isinstance(holder, Neuron) else None
+                hook = self._hook(path, module.parts, batch_size, of or "neuron", spec)
+                handles.append(module.register_forward_hook(hook))
+        return handles
 
-    def _hook(self, path: str, parts: tuple[str, ...], batch_size: Callable[[], int]) -> Callable:
+    def _hook(
+        self,
+        path: str,
+        parts: tuple[str, ...],
+        batch_size: Callable[[], int],
+        of: str,
+        spec: NeuronSpec | None,
+    ) -> Callable:
         names = [layer_name(path, part) for part in parts] or [layer_name(path)]
         for name in names:
             if name in self._layers:
                 raise ValueError(f"two neuron layers are called {name}")
             self._layers[name] = _Layer()
+        neurons = _Neurons(spec, names) if spec is not None else None
 
         def count(module: nn.Module, inputs: tuple[Tensor, ...], spikes: Tensor) -> None:
             # [T, B, ..., C]; batch-coupled neurons run over [T·B, 1, ..., C], in this order.
@@ -60,8 +91,45 @@ class FiringMonitor:
                 layer = self._reached.setdefault(name, self._layers[name])
                 layer.spikes = part + layer.spikes if len(layer.spikes) else part.clone()
                 layer.neurons += spikes.numel() // (steps * len(names))
+            if neurons is not None:
+                self._neurons[of] = neurons
+                if neurons.spec.kind == "ilif":
+                    neurons.active += count_nonzero(spikes)
+                    neurons.peak = max(neurons.peak, float(spikes.amax()))
 
         return count
+
+    def updates(self, images: int) -> list[Operations]:
+        """A row per module of neurons, per image of ``images`` and summed over time steps."""
+        return [self._update_row(path, neurons, images) for path, neurons in self._neurons.items()]
+
+    def _update_row(self, path: str, neurons: _Neurons, images: int) -> Operations:
+        layers = [self._layers[name] for name in neurons.parts]
+        steps = len(layers[0].spikes)
+        per_step = sum(layer.neurons for layer in layers) / images
+        spikes = sum(float(layer.spikes.sum()) for layer in layers) / images
+        active = neurons.active / images if neurons.spec.kind == "ilif" else spikes
+        updates = per_step * steps
+        each = update_of(neurons.spec, steps)
+        return {
+            "layer": path,
+            "kind": "neuron",
+            "input": "current",
+            "dense_macs": 0.0,
+            "input_rate": None,
+            "macs": 0.0,
+            "acs": 0.0,
+            "steps": steps,
+            "neuron": neurons.spec.kind,
+            "updates": updates,
+            "spikes": spikes,
+            "active_outputs": active,
+            "output_peak": neurons.peak,
+            "outputs": updates,
+            "additions": updates * each.additions + active * each.spike_additions,
+            "multiplies": updates * each.multiplies + active * each.spike_multiplies,
+            "states": per_step * each.states,
+        }
 
     def rows(self, images: int) -> list[Firing]:
         """A row per layer and time step, means over ``images``."""

@@ -10,102 +10,145 @@ What a layer costs depends on what it is given, so its input is looked at, not a
 ``analog``
     anything else: every dense MAC is a MAC, and there is no rate.
 
-This is the published convention (Spikformer, arXiv 2209.15425, appendix; QKFormer, MSVIT):
-synaptic operations = input rate × time steps × dense MACs. Dense MACs are k²·h·w·c_in·c_out
-(over groups) for a convolution, padding not told apart, c_in·c_out for a fully connected
-layer; normalisation is folded, pooling and the neurons themselves are free. A static image
-is convolved once, and counted once, however many time steps follow.
+Two conventions stand side by side in a row, and every rule stands in this table. Counts are those
+of the network as its authors deploy it (folded: :mod:`msvit.layers.folding`), per image and summed
+over time steps, exact whole numbers before they are divided by the number of images. A static
+image is convolved once, and counted once, however many time steps follow.
 
-Three cases need a rule of their own:
+==================  ================================================================================
+``dense_macs``      k²·h·w·c_in·c_out (over groups) of a convolution, padding not told apart,
+                    c_in·c_out fully connected, n·m·p of a product. [1]
+``macs``, ``acs``   by the papers' formula: dense MACs on analog input, else rate × dense MACs. [1]
+                    They are of the network as it is trained: factors of a RepConv apart.
+``synapses``        what one spike at every input would cost: dense MACs without the taps that lie
+                    over zero padding; pixels that a stride leaves out reach nothing. [2, 3]
+``synops``          synaptic operations to the synapse: every spike × the weights that it reaches, a
+                    whole number as that many spikes. None of analog input. [2]
+``active_synops``   the same with 1 for every value that is not zero, analog ones too, and without
+                    weights that are zero: NeuroBench's effective operations. [3]
+classifier          It is given the mean of spikes over the image plane. ``acs``: rate × c_in·c_out,
+                    for a mean times a weight is the sum of that weight at every spike, scaled once.
+                    ``synops``: every spike reaches its weights, rate·h·w·c_in·c_out.
+                    ``dense_macs``: a MAC on the mean. [1, 4]
+product ``a b``     Accumulates run over the spikes of one operand: the one with fewer, among those
+                    that are binary where one is, min(rate_k, rate_v) for kᵀ v and rate_q for
+                    q (kᵀ v) [4]. Behind ``other_``: the same for the other operand.
+                    ``joint_synops``: Σ a·b, where both are there, as counted where hardware skips
+                    the zeros of both. [5]
+mask                A spike times a spike is an AND: no weight, no accumulate. Published formulas
+                    count none, so the papers' columns hold zeros; ``outputs`` are the ANDs. Votes
+                    and columns that are summed up around it are its ``additions``, one a spike.
+``additions``       biases, which is what a folded norm is, one per output; a mean of analog values,
+                    one per value; means over neighbours, one per tap. Pools, shortcuts are free.
+``inputs`` …        values read and written; ``active_inputs`` are not zero, ``input_peak`` is the
+                    largest, which tells the bits that it needs. ``weights`` and ``biases`` are
+                    numbers of them, ``zero_weights`` those of the weights that are zero.
+neuron              Rows of their own (:mod:`msvit.metrics.membranes`).
+RepConv             Its three factors are one 3×3 convolution when it is deployed: the row of the
+                    first factor holds the counts of that one, those of the others are zero, and
+                    ``folded_into`` names it. [6]
+separable           Not folded: a 7×7 convolution over all channels would cost more than its
+convolution         factors. The depthwise one adds weights of spikes, the pointwise one multiplies.
+running scales      Folded into weights (SpikingResformer) or thresholds (the scale of attention).
+==================  ================================================================================
 
-*Classifier.* Its input is the mean of spikes over the image plane. A mean of spikes times a
-weight is the sum of that weight at every spike, scaled once, so the layer counts with the
-kind and the rate of what is averaged.
-
-*Products* (q kᵀ v). Accumulates run over the spikes of one operand. The rate is that of the
-operand with the fewer spikes, among those that are binary where one of them is: min(rate_k,
-rate_v) for kᵀ v, and rate_q for q (kᵀ v), as in the released calculator of Spikingformer.
-
-*Masks.* A spike times a spike is an AND: no weight, no accumulate. Published formulas count
-none, so the row holds the mask's rate and zeros.
+[1] Spikformer (arXiv 2209.15425), appendix; QKFormer and MSVIT. [2] all-ones weights on real
+spikes, as SpikingResformer's code counts. [3] NeuroBench 2 (arXiv 2304.04640). [4] the released
+calculator of Spikingformer. [5] spikingjelly 2, ``op_counter``. [6] Spike-driven Transformer V2
+(arXiv 2404.03663), section 3.2.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
+from msvit.layers.attention import SharedBranches, TokenAttention
 from msvit.layers.blocks import Classifier
+from msvit.layers.membrane import SpikeDrivenAttention
+from msvit.layers.repconv import RepConv
 from msvit.layers.synapses import Conv, Linear, MatrixProduct, SpikeMask, is_static
+from msvit.metrics.contents import CONTENTS, Contents, count_nonzero, look, whole_sum
 from msvit.metrics.layer_names import layer_name
+from msvit.metrics.window import Window
 from msvit.records.schema import Operations
 
 _KINDS = {Conv: "conv", Linear: "linear", MatrixProduct: "product", SpikeMask: "mask"}
-_CONTENTS = ("spikes", "integer", "analog")  # each includes those before it
 
 
 @dataclass
 class Operand:
-    """What an input carried so far: the widest of ``_CONTENTS``, and its mean magnitude."""
+    """What an input carried so far: the widest of ``CONTENTS``, and sums over all images.
+
+    ``synops`` and ``active_synops`` are what its values, and those that are not zero, reach.
+    """
 
     content: str = "spikes"
     total: float = 0.0
     elements: int = 0
+    active: float = 0.0
+    peak: float = 0.0
+    synops: float = 0.0
+    active_synops: float = 0.0
 
     @property
     def rate(self) -> float | None:
         """Mean magnitude of the values; None for analog input and before any was seen."""
-        if self.content == "analog" or not self.elements:
-            return None
-        return self.total / self.elements
+        return None if self.content == "analog" or not self.elements else self.total / self.elements
 
-    def see(self, x: Tensor) -> None:
-        """Take in ``x`` ``[T, B, ...]``."""
-        if self.content == "analog":
-            return
-        if is_static(x):
-            x = x[:1]
-        content, total = inspect(x.detach())
-        self.content = max(self.content, content, key=_CONTENTS.index)
-        self.total += total
+    def see(self, x: Tensor, reach: Callable[[Tensor], float]) -> Contents:
+        """Take in ``x`` ``[T, B, ..., C]``.
+
+        ``reach`` makes of sums over the last axis, ``[T, B, ...]``, how many synapses they reach.
+        """
+        found = look(x)
+        self.content = max(self.content, found.kind, key=CONTENTS.index)
         self.elements += x.numel()
-
-
-def inspect(x: Tensor) -> tuple[str, float]:
-    """What ``x`` ``[T, B, ...]`` carries, and the sum of its magnitudes."""
-    if x.dtype == torch.bool:
-        x = x.view(torch.uint8)
-    low, high = (float(end) for end in torch.aminmax(x))
-    if low % 1 or high % 1:
-        return "analog", 0.0  # decides at once for most analog tensors, infinite ones included
-    if low >= 0:
-        # Image by image: sums of whole numbers below 2²⁴ are exact in float32.
-        total = float(x.flatten(2).sum(-1, dtype=torch.float32).double().sum())
-        # Values within [0, 1] sum up to their number of non-zeros only if all are 0 or 1.
-        if high <= 1 and total == _count_nonzero(x):
-            return "spikes", total
-    else:
-        total = sum(float(step.abs().sum(dtype=torch.float64)) for step in x)
-    if x.is_floating_point() and any(_count_nonzero(step.frac()[None]) for step in x):
-        return "analog", 0.0
-    return "integer", total
-
-
-def _count_nonzero(x: Tensor) -> int:
-    """Values of ``x`` ``[T, ...]`` other than 0; several times faster than torch's own count."""
-    return sum(int(step.bool().view(torch.uint8).sum(dtype=torch.int32)) for step in x)
+        self.active += whole_sum(found.active)
+        self.active_synops += reach(found.active)
+        if found.values is not None and found.peak is not None:
+            self.total += whole_sum(found.values)
+            self.peak = max(self.peak, found.peak)
+            self.synops += reach(found.values)
+        return found
 
 
 @dataclass
 class _Layer:
+    """Sums over images and time steps, and what is known of a layer without any.
+
+    Attributes:
+        weights: of a layer that has some, with ``zero_weights`` of them.
+        window: of a convolution as it is deployed; None for a factor that another one stands for.
+        means: over neighbours, with a norm each, that are made of the output.
+        on_means: what a classifier is given that averages the image plane, of ``averaged`` pixels.
+    """
+
     kind: str
-    operands: tuple[Operand, ...]
-    dense_macs: int = 0  # summed over images and time steps
+    weight: Tensor | None = None
+    zero_weights: int = 0
+    weights: int = 0
+    biases: int = 0
+    window: Window | None = None
+    folded_into: str | None = None
+    means: SharedBranches | None = None
+    on_means: Operand | None = None
+    averaged: int = 0
+    operands: tuple[Operand, ...] = field(default_factory=lambda: (Operand(), Operand()))
+    dense_macs: int = 0
+    synapses: int = 0
+    joint_synops: float = 0.0
+    outputs: int = 0
+    additions: float = 0.0
+    steps: int = 0
 
 
 class OperationCounter:
@@ -116,9 +159,7 @@ class OperationCounter:
         self._reached: dict[str, _Layer] = {}  # in the order in which data first come to them
 
     def attach(self, model: nn.Module) -> list[RemovableHandle]:
-        """Hook ``model``."""
-        averaging = [m for m in model.modules() if isinstance(m, Classifier) and m.neuron is None]
-        classifiers = {module.linear: module for module in averaging}
+        """Hook ``model``, whose weights do not change from here on."""
         handles = []
         for path, module in model.named_modules():
             kind = _KINDS.get(type(module))
@@ -127,63 +168,228 @@ class OperationCounter:
             name = layer_name(path)
             if name in self._layers:
                 raise ValueError(f"two layers are called {name}")
-            layer = self._layers[name] = _Layer(kind, (Operand(), Operand()))
-            if module in classifiers:
-                see = _see_input(layer)
-                handles.append(classifiers[module].register_forward_pre_hook(see))
-                handles.append(
-                    module.register_forward_hook(_count(name, layer, self._reached, look=False))
-                )
-            else:
-                handles.append(module.register_forward_hook(_count(name, layer, self._reached)))
+            layer = self._layers[name] = _described(kind, module)
+            handles.append(module.register_forward_hook(partial(self._count, name, layer)))
+        for path, module in model.named_modules():
+            handles += self._attach_around(path, module)
         return handles
+
+    def _attach_around(self, path: str, module: nn.Module) -> list[RemovableHandle]:
+        """What is known of layers, or has to be seen, at the module that holds them."""
+        if isinstance(module, RepConv):
+            factors = ("point.conv", "depthwise", "mix.conv")
+            layers = [self._layers[layer_name(f"{path}.{factor}")] for factor in factors]
+            for layer in layers:
+                layer.folded_into, layer.window = layer_name(path), None
+                layer.weights = layer.biases = layer.zero_weights = 0
+            first, window = layers[0], Window.folded(module)
+            first.window, first.weights, first.biases = window, window.weights, window.channels
+        elif isinstance(module, SharedBranches):
+            self._layers[layer_name(f"{path}.query")].means = module
+        elif isinstance(module, Classifier) and module.neuron is None:
+            layer = self._layers[layer_name(f"{path}.linear")]
+            layer.on_means = Operand()
+            return [module.register_forward_pre_hook(partial(_see_averaged, layer))]
+        elif isinstance(module, TokenAttention):
+            mask = self._layers[layer_name(f"{path}.mask")]
+            votes = partial(_add_votes, mask, module.dim)
+            return [module.branches.register_forward_hook(votes)]
+        elif isinstance(module, SpikeDrivenAttention):
+            gather = self._layers[layer_name(f"{path}.gather")]
+            columns = partial(_add_columns, gather)
+            return [module.attn_neuron.register_forward_pre_hook(columns)]
+        return []
+
+    def _count(
+        self, name: str, layer: _Layer, module: Any, inputs: tuple[Tensor, ...], output: Tensor
+    ) -> None:
+        self._reached.setdefault(name, layer)
+        layer.steps = 1 if all(is_static(x) for x in inputs) else inputs[0].shape[0]
+        if layer.kind != "mask":
+            other = inputs[1] if layer.kind == "product" else output
+            each = module.dense_macs(inputs[0], other)
+            layer.dense_macs += each * layer.steps * inputs[0].shape[1]
+        _RULES[layer.kind](layer, *(x[: layer.steps] for x in (*inputs, output)))
 
     def rows(self, images: int) -> list[Operations]:
         """A row per layer, per image of ``images`` and summed over time steps."""
         return [_row(name, layer, images) for name, layer in self._reached.items()]
 
 
-def _see_input(layer: _Layer) -> Callable:
-    def see(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        layer.operands[0].see(inputs[0])
+def _described(kind: str, module: Any) -> _Layer:
+    """A layer before any data: its weights, and its biases when its norm is folded."""
+    layer = _Layer(kind)
+    if isinstance(module, Conv | Linear):
+        layer.weight = module.weight
+        layer.weights = module.weight.numel()
+        if not module.weight.is_meta:
+            layer.zero_weights = layer.weights - count_nonzero(module.weight.detach())
+    if isinstance(module, Conv):
+        layer.window, layer.biases = Window.of(module), len(module.weight)
+    elif isinstance(module, Linear):
+        layer.biases = 0 if module.bias is None else len(module.bias)
+    return layer
 
-    return see
+
+def _count_conv(layer: _Layer, x: Tensor, output: Tensor) -> None:
+    """``x`` ``[T, B, H, W, C]``."""
+    operand, window = layer.operands[0], layer.window
+    if window is None:  # a factor: the first one stands for all
+        operand.see(x, lambda sums: 0.0)
+        return
+    height, width = x.shape[2:4]
+    images = x.shape[0] * x.shape[1]
+    before = operand.active_synops
+    operand.see(x, window.reached)
+    if layer.zero_weights and layer.weight is not None:
+        operand.active_synops = before + _through_convolution(x, layer.weight, window)
+    layer.synapses += images * x.shape[-1] * window.fan_out * window.taps(height, width)
+    outputs = images * window.outputs(height, width) * window.channels
+    layer.outputs += outputs
+    layer.additions += outputs
+    if layer.means is not None:
+        layer.additions += _means(layer.means, output) - outputs
 
 
-def _count(name: str, layer: _Layer, reached: dict[str, _Layer], look: bool = True) -> Callable:
-    def count(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        reached.setdefault(name, layer)
-        first = inputs[0]
-        if look:
-            seen = inputs if layer.kind == "product" else inputs[:1]
-            for operand, x in zip(layer.operands, seen, strict=False):
-                operand.see(x)
-        if layer.kind == "mask":
-            return
-        steps = 1 if all(is_static(x) for x in inputs) else first.shape[0]
-        other = inputs[1] if layer.kind == "product" else output
-        layer.dense_macs += module.dense_macs(first, other) * steps * first.shape[1]
+def _means(branches: SharedBranches, x: Tensor) -> int:
+    """Additions of means over neighbours of ``x`` ``[T, B, H, W, C]``, with a bias for each."""
+    steps, images, height, width, channels = x.shape
+    total = 0
+    for scale in branches.scales:
+        kernel = (scale, scale) if branches.plane else (1, scale)
+        size = (height, width) if branches.plane else (1, height * width)
+        window = Window(kernel, 1, (kernel[0] // 2, scale // 2), 1, 1, 0)
+        taps = window.taps(*size) if scale > 1 else 0
+        total += steps * images * channels * (height * width + taps)
+    return total
 
-    return count
+
+def _through_convolution(x: Tensor, weight: Tensor, window: Window) -> float:
+    """Values that are not zero, each times the weights that it reaches and that are not."""
+    maps = (x != 0).flatten(0, 1).permute(0, 3, 1, 2).double()
+    groups = x.shape[-1] // weight.shape[1]
+    kernel = (weight != 0).double()
+    stride, padding = window.stride, window.padding
+    return float(F.conv2d(maps, kernel, None, stride, padding, groups=groups).sum())
+
+
+def _count_linear(layer: _Layer, x: Tensor, output: Tensor) -> None:
+    """``x`` ``[T, B, ..., C]``; where it is a mean, the values behind it have been seen."""
+    operand = layer.on_means or layer.operands[0]
+    weight = layer.weight
+    assert weight is not None
+    before = operand.active_synops
+    operand.see(x, lambda sums: len(weight) * whole_sum(sums))
+    if layer.zero_weights:
+        active = (x != 0).flatten(0, -2).sum(0, dtype=torch.float64)
+        operand.active_synops = before + float(active @ (weight != 0).sum(0, dtype=torch.float64))
+    layer.outputs += output.numel()
+    layer.additions += output.numel() if layer.biases else 0
+    if layer.on_means is None:
+        layer.synapses += x.numel() * len(weight)
+
+
+def _see_averaged(layer: _Layer, module: Classifier, inputs: tuple[Tensor, ...]) -> None:
+    """``[T, B, H, W, C]`` in front of the mean over H and W."""
+    x = inputs[0][:1] if is_static(inputs[0]) else inputs[0]
+    fan_out = module.linear.out_features
+    layer.operands[0].see(x, lambda sums: fan_out * whole_sum(sums))
+    layer.synapses += x.numel() * fan_out
+    layer.averaged = math.prod(x.shape[2:-1])
+
+
+def _count_product(layer: _Layer, a: Tensor, b: Tensor, output: Tensor) -> None:
+    """``a [T, B, heads, n, m] @ b [T, B, heads, m, p]``: a value of a meets p others, of b n."""
+    n, p = a.shape[-2], b.shape[-1]
+    left, right = layer.operands
+    of_left = left.see(a.transpose(-1, -2), lambda sums: p * whole_sum(sums))
+    of_right = right.see(b, lambda sums: n * whole_sum(sums))
+    layer.joint_synops += whole_sum(of_left.active.double() * of_right.active)
+    layer.synapses += a.numel() * p
+    layer.outputs += output.numel()
+
+
+def _count_mask(layer: _Layer, mask: Tensor, spikes: Tensor, output: Tensor) -> None:
+    for operand, x in zip(layer.operands, (mask, spikes), strict=True):
+        operand.see(x, lambda sums: 0.0)
+    layer.outputs += output.numel()
+
+
+def _add_votes(
+    mask: _Layer, dim: int, module: nn.Module, inputs: Any, output: tuple[Tensor, list[Tensor]]
+) -> None:
+    """The votes ``[T, B, H, W, C]``, all but the keys, are summed up, an addition a spike."""
+    joined, wide = output
+    for votes in (joined[..., :-dim], *wide):
+        mask.additions += whole_sum(votes.sum(-1, dtype=torch.float32))
+
+
+def _add_columns(gather: _Layer, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    """Sums over tokens, ``[T, B, 1, 1, C]``, took an addition a spike."""
+    gather.additions += whole_sum(inputs[0])
+
+
+_RULES: dict[str, Callable[..., None]] = {
+    "conv": _count_conv,
+    "linear": _count_linear,
+    "product": _count_product,
+    "mask": _count_mask,
+}
 
 
 def _row(name: str, layer: _Layer, images: int) -> Operations:
-    decisive = layer.operands[0]
+    decisive, other = layer.operands
     if layer.kind == "product":
-        decisive = _sparser(*layer.operands)
+        decisive, other = sorted(layer.operands, key=_sparser)
+    analog = decisive.content == "analog"
     dense = layer.dense_macs / images
     rate = decisive.rate
-    return {
+    row: Operations = {
         "layer": name,
         "kind": layer.kind,
         "input": decisive.content,
         "dense_macs": dense,
         "input_rate": rate,
-        "macs": dense if decisive.content == "analog" else 0.0,
+        "macs": dense if analog else 0.0,
         "acs": 0.0 if rate is None else rate * dense,
+        "steps": layer.steps,
+        "synapses": layer.synapses / images,
+        "synops": None if analog else decisive.synops / images,
+        "active_synops": decisive.active_synops / images,
+        "inputs": decisive.elements / images,
+        "active_inputs": decisive.active / images,
+        "input_peak": None if analog else decisive.peak,
+        "outputs": layer.outputs / images,
+        "additions": layer.additions / images,
+        "weights": layer.weights,
+        "zero_weights": layer.zero_weights,
+        "biases": layer.biases,
     }
+    if layer.on_means is not None:
+        row["averaged"] = layer.averaged
+    if layer.on_means is not None and analog:  # a MAC on the mean, which has to be made first
+        row["synapses"] = dense
+        row["active_synops"] = layer.on_means.active_synops / images
+        row["additions"] += decisive.elements / images
+    if layer.window is not None:
+        row["kernel"] = list(layer.window.kernel)
+        row["stride"] = layer.window.stride
+        row["fan_out"] = layer.window.fan_out
+    elif layer.kind == "linear" and layer.weight is not None:
+        row["fan_out"] = len(layer.weight)
+    if layer.folded_into is not None:
+        row["folded_into"] = layer.folded_into
+    if layer.kind in ("product", "mask"):
+        known = other.content != "analog"
+        row["other_input"] = other.content
+        row["other_rate"] = other.rate
+        row["other_synops"] = other.synops / images if known else None
+        row["other_active_inputs"] = other.active / images
+        row["other_inputs"] = other.elements / images
+        row["joint_synops"] = layer.joint_synops / images
+    return row
 
 
-def _sparser(a: Operand, b: Operand) -> Operand:
-    """The operand whose spikes a product runs over: binary before integer, then by rate."""
-    return min(a, b, key=lambda o: (_CONTENTS.index(o.content), o.rate or 0.0))
+def _sparser(operand: Operand) -> tuple[int, float]:
+    """Orders the operands of a product by their spikes: binary before integer, then by rate."""
+    return CONTENTS.index(operand.content), operand.rate or 0.0

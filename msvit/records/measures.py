@@ -9,7 +9,10 @@ test_accuracy                 on the test images, with the weights of that epoch
 energy_mj                     millijoule per image, by the default energy model
 energy_mj:<model>             the same by any other of :mod:`msvit.records.energy`
 firing_rate                   spikes per neuron and time step; none for a network without neurons
-parameters, macs, acs         trained values; operations per image
+parameters, macs, acs         trained values; operations per image, as the papers count them
+synops                        synaptic operations per image, to the synapse
+effective_macs, effective_acs by NeuroBench's definitions, per image
+membrane_updates              neurons times time steps, per image
 step_time, training_seconds   seconds
 images_per_second             training images
 data_wait                     share of the time of training steps spent waiting for images
@@ -27,7 +30,7 @@ from math import isnan
 from statistics import fmean
 from typing import Literal
 
-from msvit.records.energy import DEFAULT_ENERGY_MODEL, ENERGY_MODELS
+from msvit.records.energy import DEFAULT_ENERGY_MODEL, ENERGY_MODELS, neurobench
 from msvit.records.schema import Epoch, Record, RecordError
 
 Direction = Literal["maximize", "minimize"]
@@ -113,6 +116,21 @@ def _operations(kind: Literal["macs", "acs"]) -> Callable[[Record], float]:
     return lambda record: sum(row[kind] for row in record["operations"])
 
 
+def _synops(record: Record) -> float | None:
+    rows = [row for row in record["operations"] if row["kind"] != "neuron"]
+    if not all("synops" in row for row in rows):
+        return None
+    return sum(row["synops"] or 0.0 for row in rows)
+
+
+def _neurobench(name: str) -> Callable[[Record], float | None]:
+    def value(record: Record) -> float | None:
+        found = neurobench(record["operations"])
+        return None if found is None else found[name]
+
+    return value
+
+
 def _step_time(record: Record) -> float | None:
     """Seconds of a step, whose batch a small training set may not fill."""
     cell, rate = record["cell"], record["images_per_second"]
@@ -127,9 +145,10 @@ def _energy(model: str) -> Measure:
         lambda record: ENERGY_MODELS[model](record["operations"]),
         "minimize",
         "energy" if model == DEFAULT_ENERGY_MODEL else f"energy by {model}",
+        heading=f"energy by {model}",
         units={"mJ": 1.0, "µJ": 1e3, "nJ": 1e6},
         per="image",
-        note="computed",
+        note=f"by {model}" if model == DEFAULT_ENERGY_MODEL else "computed",
     )
 
 
@@ -175,6 +194,13 @@ MEASURES: dict[str, Measure] = {
     ),
     "macs": Measure(_operations("macs"), "minimize", "MACs", units=_COUNT, per="image"),
     "acs": Measure(_operations("acs"), "minimize", "ACs", units=_COUNT, per="image"),
+    "synops": Measure(_synops, "minimize", "synaptic operations", units=_COUNT, per="image"),
+    **{
+        name: Measure(
+            _neurobench(name), "minimize", name.replace("_", " "), units=_COUNT, per="image"
+        )
+        for name in ("effective_macs", "effective_acs", "membrane_updates")
+    },
     "step_time": Measure(
         _step_time,
         "minimize",

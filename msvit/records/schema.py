@@ -59,12 +59,44 @@ class Operations(TypedDict):
     """Per image, summed over all time steps."""
 
     layer: str
-    kind: str  # conv, linear, product, mask
-    input: str  # analog, spikes, integer
+    kind: str  # conv, linear, product, mask; neuron, of later versions
+    input: str  # analog, spikes, integer; of neurons: current
     dense_macs: Amount
     input_rate: Amount | None
     macs: Amount
     acs: Amount
+
+    # Not of earlier versions. The rules of counting: msvit.metrics.operations.
+    steps: NotRequired[int]  # time steps that it is computed for
+    synapses: NotRequired[Amount]
+    synops: NotRequired[Amount | None]
+    active_synops: NotRequired[Amount]
+    inputs: NotRequired[Amount]
+    active_inputs: NotRequired[Amount]
+    input_peak: NotRequired[Amount | None]
+    outputs: NotRequired[Amount]
+    additions: NotRequired[Amount]
+    weights: NotRequired[int]
+    zero_weights: NotRequired[int]
+    biases: NotRequired[int]
+    kernel: NotRequired[list[int]]  # of convolutions: height, width
+    stride: NotRequired[int]
+    fan_out: NotRequired[int]  # outputs that an input reaches at one place of the kernel
+    averaged: NotRequired[int]  # pixels of whose mean a classifier makes its logits
+    folded_into: NotRequired[str]
+    other_input: NotRequired[str]  # the other operand of products and masks
+    other_rate: NotRequired[Amount | None]
+    other_synops: NotRequired[Amount | None]
+    other_inputs: NotRequired[Amount]
+    other_active_inputs: NotRequired[Amount]
+    joint_synops: NotRequired[Amount]
+    neuron: NotRequired[str]  # its kind
+    updates: NotRequired[Amount]
+    spikes: NotRequired[Amount]
+    active_outputs: NotRequired[Amount]
+    output_peak: NotRequired[Amount]
+    multiplies: NotRequired[Amount]
+    states: NotRequired[Amount]  # values that are kept between time steps
 
 
 class Workers(TypedDict):

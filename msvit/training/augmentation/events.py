@@ -38,9 +38,7 @@ def augment_events(frames: Tensor, random: Generator, turns: int = 1) -> Tensor:
     holes = _holes(count, height, width, random)
     is_cut = operation == OPERATIONS.index("cut")
     holes[:, ~is_cut] = 0
-    mirrored, operation, strength = (
-        workers.own(x, 0, turns) for x in (mirrored, operation, strength)
-    )
+    mirrored, operation, steps = (workers.own(x, 0, turns) for x in (mirrored, operation, steps))
     holes = workers.own(holes, 1, turns)
 
     device = frames.device

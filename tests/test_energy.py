@@ -1,0 +1,323 @@
+"""Energy models against their sources: published examples, spikingjelly, and sums by hand."""
+
+import pytest
+import torch
+from spikingjelly.activation_based import functional, layer, neuron
+from spikingjelly.activation_based.op_counter import (
+    LemaireEnergyConfig,
+    estimate_lemaire_energy,
+    estimate_simple_energy,
+)
+from torch import nn
+from torch.nn.functional import conv2d, linear
+
+from msvit.kernels import NeuronSpec
+from msvit.layers.synapses import Conv, Linear, MatrixProduct
+from msvit.metrics import measure
+from msvit.neurons import Neuron
+from msvit.options import ConfigError
+from msvit.records.energy import (
+    DEFAULT_ENERGY_MODEL,
+    ENERGY_MODELS,
+    energies,
+    exact_synops,
+    lemaire,
+    memory_aware,
+    neurobench,
+    quantised_twin,
+    sdt,
+    sj_simple,
+    sop_spikformer,
+    spikingformer_code,
+    twin,
+)
+from msvit.records.energy_constants import CONSTANTS, SHIPPED, use_constants
+from msvit.records.measures import all_measures
+from tests.small import fire, small_input, small_model
+
+
+@pytest.fixture(autouse=True)
+def shipped_constants():
+    yield
+    use_constants(None)
+
+
+OLD = {
+    "layer": "fc",
+    "kind": "conv",
+    "input": "spikes",
+    "dense_macs": 100.0,
+    "input_rate": 0.2,
+    "macs": 0.0,
+    "acs": 20.0,
+}
+
+
+def row(**changes):
+    """A row of a 1×1 convolution of 10 spikes of 50 on 4 pixels, over 5 channels to 2."""
+    usual = {"steps": 1, "synapses": 100.0, "synops": 20.0, "active_synops": 20.0}
+    usual |= {"inputs": 50.0, "active_inputs": 10.0, "input_peak": 1.0, "outputs": 8.0}
+    usual |= {"additions": 8.0, "weights": 10, "zero_weights": 0, "biases": 2}
+    return OLD | usual | {"kernel": [1, 1], "stride": 1, "fan_out": 2} | changes
+
+
+def neurons(**changes):
+    usual = {"layer": "n", "kind": "neuron", "input": "current", "neuron": "lif", "steps": 4}
+    usual |= {"dense_macs": 0.0, "input_rate": None, "macs": 0.0, "acs": 0.0, "output_peak": 1.0}
+    usual |= {"updates": 40.0, "spikes": 5.0, "active_outputs": 5.0, "outputs": 40.0}
+    return usual | {"additions": 40.0, "multiplies": 40.0, "states": 10.0} | changes
+
+
+def test_rows_of_an_earlier_version_have_the_energy_that_they_had():
+    assert sop_spikformer([OLD]) == 0.9 * 20 * 1e-9
+    assert energies([OLD]) == {"sop_spikformer": sop_spikformer([OLD])}
+    assert energies([]) != {}
+
+
+def test_every_model_is_a_measure_by_its_name():
+    names = {f"energy_mj:{name}" for name in ENERGY_MODELS if name != DEFAULT_ENERGY_MODEL}
+    assert names | {"energy_mj"} <= set(all_measures())
+    assert all_measures()["energy_mj"].value({"operations": [OLD]}) == sop_spikformer([OLD])
+    assert all_measures()["energy_mj:lemaire"].value({"operations": [OLD]}) is None
+
+
+def test_the_released_calculator_gives_its_published_examples():
+    first = row(input="analog", dense_macs=27 * 48 * 32.0**2, steps=1, acs=0.0)
+    head = row(kind="linear", dense_macs=4 * 3840.0, biases=10, steps=4, averaged=64)
+    others = row(steps=4, acs=0.2458512465306023e9)
+    given = spikingformer_code([first, others, head])  # spikformer's issue 23
+    assert given == pytest.approx(0.24570254547754208, rel=1e-15)
+    # Spikingformer-8-512 on ImageNet: its first convolution is charged four times, too.
+    first = row(input="analog", dense_macs=27 * 64 * 224.0**2, steps=1, acs=0.0)
+    head = row(kind="linear", dense_macs=4 * 512e3, biases=1000, steps=4, averaged=196)
+    others = row(steps=4, acs=6.517540941e9)
+    assert spikingformer_code([first, others, head]) == pytest.approx(7.463503, abs=1e-6)
+
+
+def test_a_switch_decides_what_whole_numbers_are():
+    whole = row(input="integer", acs=30.0)
+    assert spikingformer_code([whole]) == pytest.approx(4.6e-9 * 100)
+    CONSTANTS["spikingformer_code"]["integers"] = "ac"
+    assert spikingformer_code([whole]) == pytest.approx(0.9e-9 * 30)
+
+
+def test_spikes_are_charged_to_the_synapse():
+    analog = row(input="analog", synapses=90.0, synops=None)
+    assert exact_synops([row(), analog, neurons()]) == pytest.approx((0.9 * 20 + 4.6 * 90) * 1e-9)
+
+
+def test_spike_driven_attention_is_charged_by_the_rates_of_q_and_k():
+    model = small_model("sdt")
+    fire(model)
+    measured = measure(model, [small_input(model, 2, torch.float32)])
+    rates = {}
+    for f in measured.firing:
+        rates.setdefault(f["layer"], []).append(f["rate"])
+    mean = {name: sum(values) / len(values) for name, values in rates.items()}
+    steps, tokens, dim = 4, 64, 32
+    expected = sop_spikformer(measured.operations)
+    rows = {r["layer"]: r for r in measured.operations}
+    for block in (f"blocks.{i}.attention" for i in range(2)):
+        q, k, v = (mean[f"{block}.{part}"] for part in "qkv")
+        expected += 0.9e-9 * steps * (q + k + v) / 3 * 3 * tokens * dim**2
+        expected -= 0.9e-9 * rows[f"{block}.qkv"]["acs"]
+        expected += 0.9e-9 * steps * (q + k) * tokens * dim
+    assert measured.energy_mj["sdt"] == pytest.approx(expected)
+    assert sdt([row()]) is None, "of other attentions it says nothing"
+
+
+class Ours(nn.Module):
+    """Convolution with bias → neuron → convolution, grouped and strided → neuron → linear."""
+
+    def __init__(self, kind="lif"):
+        super().__init__()
+        self.first = Conv(4, 6, 3, bias=True)
+        self.fired = Neuron(NeuronSpec(kind=kind))
+        self.second = Conv(6, 4, 3, stride=2, groups=2, bias=True)
+        self.again = Neuron(NeuronSpec(kind=kind))
+        self.linear = Linear(4 * 9, 5)
+
+    def forward(self, x):  # [T, B, H, W, C]
+        x = self.again(self.second(self.fired(self.first(x))))
+        return self.linear(x.permute(0, 1, 4, 2, 3).flatten(2))
+
+
+def as_plain(ours, kind="lif"):
+    """The same of spikingjelly's layers."""
+    node = {"lif": neuron.LIFNode, "if": neuron.IFNode}[kind]
+    plain = nn.Sequential(
+        layer.Conv2d(4, 6, 3, padding=1),
+        node(),
+        layer.Conv2d(6, 4, 3, padding=1, stride=2, groups=2),
+        node(),
+        layer.Flatten(),
+        layer.Linear(36, 5),
+    )
+    for mine, theirs in ((ours.first, 0), (ours.second, 2), (ours.linear, 5)):
+        plain[theirs].load_state_dict({"weight": mine.weight, "bias": mine.bias})
+    functional.set_step_mode(plain, "m")
+    return plain
+
+
+def both(kind="lif", rate=0.5):
+    """Our rows, spikingjelly's model and its input, of one image; our biases are not added."""
+    torch.manual_seed(0)
+    ours = Ours(kind)
+    with torch.no_grad():
+        ours.first.bias.zero_(), ours.second.bias.zero_()
+        ours.first.weight.mul_(6), ours.second.weight.mul_(9)
+    x = (torch.rand(4, 1, 6, 6, 4) < rate).float()
+    operations = measure(ours.eval(), [x]).operations
+    assert all(r["spikes"] for r in operations if r["kind"] == "neuron")
+    return operations, as_plain(ours, kind).eval(), x.permute(0, 1, 4, 2, 3).contiguous()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["lif", "if"])
+def test_lemaire_agrees_with_spikingjelly(kind):
+    operations, plain, x = both(kind)
+    with pytest.warns(RuntimeWarning, match="Flatten"):
+        report = estimate_lemaire_energy(plain, (x,), config=LemaireEnergyConfig(strict=False))
+    assert lemaire(operations) == pytest.approx(report.total_pj * 1e-9, rel=1e-12)
+
+
+@pytest.mark.slow
+def test_lemaire_charges_dense_input_as_spikingjelly_does():
+    torch.manual_seed(0)
+    ours = Conv(4, 6, 3, stride=2, bias=True)
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.neuron = ours, Neuron(NeuronSpec(kind="if"))
+
+        def forward(self, x):
+            return self.neuron(self.conv(x))
+
+    plain = nn.Sequential(layer.Conv2d(4, 6, 3, stride=2, padding=1), neuron.IFNode())
+    functional.set_step_mode(plain, "m")
+    plain[0].load_state_dict({"weight": ours.weight, "bias": ours.bias})
+    x = torch.randn(1, 1, 6, 6, 4)
+    report = estimate_lemaire_energy(plain, (x.permute(0, 1, 4, 2, 3).contiguous(),))
+    assert lemaire(measure(Net().eval(), [x]).operations) == pytest.approx(report.total_pj * 1e-9)
+
+
+@pytest.mark.slow
+def test_the_simple_estimate_counts_as_spikingjelly_does():
+    operations, plain, x = both()
+    report = estimate_simple_energy(plain, (x,))
+    counts = report.counts
+    layers = [r for r in operations if r["kind"] != "neuron"]
+    assert counts["synop"] == sum(r["synops"] for r in layers)
+    assert counts["mac"] == 0
+    assert counts["weight_read_bytes"] == 4 * sum(r["synops"] for r in layers)
+    assert counts["bias_read_bytes"] == 4 * sum(r["outputs"] for r in layers)
+    memory = sum(v for k, v in report.breakdown_pj.items() if k == "memory_pj")
+    expected = (0.9 * counts["synop"] + memory) * 1e-9
+    assert sj_simple(operations) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.slow
+def test_products_of_two_spikes_count_where_both_are():
+    class Product(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.product = MatrixProduct()
+
+        def forward(self, x):
+            return self.product(x, x.transpose(-1, -2))
+
+    x = (torch.rand(2, 1, 2, 5, 3) < 0.5).float()
+    operations = measure(Product(), [x]).operations
+    report = estimate_simple_energy(Product(), (x,))
+    assert report.counts["synop"] == operations[0]["joint_synops"]
+    assert sj_simple(operations) == pytest.approx(0.9e-9 * report.counts["synop"])
+
+
+@pytest.mark.slow
+def test_neurobench_by_its_definitions():
+    operations, plain, x = both()
+    conv, other, last = plain[0], plain[2], plain[5]
+    seen = []
+    for module in (conv, other, last):
+        module.register_forward_hook(lambda m, inputs, output: seen.append(inputs[0]))
+    functional.reset_net(plain)
+    plain(x)
+    effective = dense = 0.0
+    for module, given in zip((conv, other, last), seen, strict=True):
+        for total in (False, True):
+            weight = torch.ones_like(module.weight) if total else (module.weight != 0).float()
+            given_flags = torch.ones_like(given) if total else (given != 0).float()
+            if isinstance(module, nn.Linear):
+                count = linear(given_flags, weight).sum()
+            else:
+                geometry = (None, module.stride, module.padding, 1, module.groups)
+                count = conv2d(given_flags.flatten(0, 1), weight, *geometry).sum()
+            effective, dense = (
+                (effective, dense + float(count)) if total else (effective + float(count), dense)
+            )
+    found = neurobench(operations)
+    assert found["effective_acs"] == effective
+    assert found["effective_macs"] == 0
+    assert found["dense"] == dense
+    assert found["connection_sparsity"] == 0
+    assert found["footprint_bytes"] == sum(4 * p.numel() for p in plain.parameters())
+    fired = [r for r in operations if r["kind"] == "neuron"]
+    share = sum(r["spikes"] for r in fired) / sum(r["outputs"] for r in fired)
+    assert found["activation_sparsity"] == pytest.approx(1 - share)
+    assert found["membrane_updates"] == 4 * (6 * 36 + 4 * 9)
+
+
+def test_traffic_is_charged_by_the_bit():
+    # 20 weights, 8 biases of 32 bits; 50 inputs of a bit; 10 potentials, twice in 4 steps; 40 out.
+    weights, activations = 28 * 32, 50 + 2 * 10 * 4 * 32 + 40
+    compute = 0.9 * (20 + 8 + 40) + 3.7 * 40
+    expected = compute + 1.5625 * weights + 0.3125 * activations
+    assert memory_aware([row(), neurons()]) == pytest.approx(expected * 1e-9)
+    CONSTANTS["memory_aware"]["precision"] = "int8"
+    weights, activations = 28 * 8, 50 + 2 * 10 * 4 * 16 + 40
+    compute = 0.03 * (20 + 8 + 40) + 0.2 * 40
+    expected = compute + 1.5625 * weights + 0.3125 * activations
+    assert memory_aware([row(), neurons()]) == pytest.approx(expected * 1e-9)
+
+
+@pytest.mark.parametrize(("steps", "bits"), [(1, 1), (2, 2), (3, 2), (4, 3), (7, 3), (8, 4)])
+def test_the_twin_has_as_many_levels(steps, bits):
+    spiking = row(steps=steps, synapses=steps * 100.0, synops=40.0)
+    found = twin([spiking])
+    assert (found.timesteps, found.bits) == (steps, bits)
+    assert (found.synapses, found.spikes) == (100, 0.4)
+    assert quantised_twin([spiking]) == pytest.approx(0.9e-9 * bits * 100)
+    low, high = found.break_even(ratio=5)
+    assert (low, high) == pytest.approx((5 * 0.4 / steps, 5 * 0.4))
+
+
+def test_constants_are_data(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("exact_synops: {ac: 0.1}\nmemory_aware: {fp32: {add: 2}}\n")
+    assert use_constants(file) == ["exact_synops.ac = 0.1", "memory_aware.fp32.add = 2"]
+    assert exact_synops([row()]) == pytest.approx(0.1e-9 * 20)
+    assert sop_spikformer([OLD]) == 0.9 * 20 * 1e-9
+    assert use_constants(None) == []
+    assert SHIPPED == CONSTANTS
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "said"),
+    [
+        ("exact: {ac: 1}", "exact", "did you mean 'exact_synops'"),
+        ("exact_synops: {acs: 1}", "exact_synops.acs", "did you mean 'ac'"),
+        ("exact_synops: {ac: -1}", "exact_synops.ac", "at least 0"),
+        ("exact_synops: {ac: much}", "exact_synops.ac", "at least 0"),
+        ("exact_synops: 1", "exact_synops", "names and values"),
+        ("memory_aware: {precision: fp8}", "memory_aware.precision", "fp32"),
+        ("lemaire: {sram_bytes: [0, 9, 8, 10]}", "lemaire.sram_bytes", "rising"),
+    ],
+)
+def test_a_wrong_constant_is_named(tmp_path, text, key, said):
+    file = tmp_path / "mine.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=said) as raised:
+        use_constants(file)
+    assert raised.value.key == key
+    assert SHIPPED == CONSTANTS
