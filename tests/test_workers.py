@@ -1,5 +1,6 @@
 """Several workers compute what one does: their parts, their sums, a training from end to end."""
 
+import pickle
 import random
 from contextlib import contextmanager
 
@@ -13,6 +14,7 @@ from msvit import workers
 from msvit.data.splits import Images
 from msvit.layers.blocks import drop_images
 from msvit.layers.shared_statistics import share_statistics
+from msvit.metrics import Meter
 from msvit.precision import choose_precision
 from msvit.recipes import TrainingOptions
 from msvit.training import cell as cell_module
@@ -23,7 +25,7 @@ from msvit.training.loading import Loader
 from msvit.training.loop import Trainer
 from msvit.training.optimization import make_erasing, make_mixup, make_optimizer
 from msvit.training.step import TrainingStep
-from tests.small import small_input, small_model
+from tests.small import fire, small_input, small_model
 from tests.test_training import Stopped, comparable, tiny_cell
 from tests.two_workers import two_workers
 
@@ -135,6 +137,27 @@ def test_paths_are_dropped_for_the_same_images(monkeypatch):
             seeded()
             part = drop_images(workers.own(x, 1), 0.5)
             assert torch.equal(part, workers.own(whole, 1))
+
+
+@pytest.mark.parametrize("name", ["msvit", "sdt", "metaspikeformer", "vit"])
+def test_meters_of_several_workers_add_up_to_that_of_one(name):
+    model = small_model(name, **({} if name == "vit" else {"timesteps": 2})).eval()
+    images = small_input(model, 5, torch.float32)
+    if name != "vit":
+        fire(model)
+
+    def metered(*batches):
+        with Meter(model) as meter, torch.no_grad():
+            for batch in batches:
+                model(batch)
+        return meter
+
+    whole = metered(images)
+    idle, first = metered(), metered(images[:2])
+    for meter in (first, metered(images[2:4], images[4:])):
+        idle.add(pickle.loads(pickle.dumps(meter.counts())))
+    assert idle.result() == whole.result()
+    assert whole.result().operations
 
 
 # ---- Two processes -----------------------------------------------------------------------------

@@ -204,9 +204,12 @@ def train_cell(
     with Meter(model) as meter:
         test = Loader(_as_scored(splits.test, options), options.eval_batch_size, device)
         scores = Scores(model, normalise, precision)
-        test_loss, test_accuracy = evaluate(test.batches(), scores)
+        test_loss, test_accuracy = evaluate(eval_batches(test), scores)
     if not math.isfinite(test_loss):
         raise TrainingDiverged(f"the weights of epoch {chosen}: the test loss is {test_loss}")
+    for rank, counts in enumerate(workers.of_all(meter.counts())):
+        if rank != workers.rank():
+            meter.add(counts)
     measured = meter.result()
     environment = describe_environment(device)
     if workers.is_first():

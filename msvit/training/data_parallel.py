@@ -34,9 +34,8 @@ def data_parallel(
         without = [w for w in model.parameters() if w.requires_grad and w.grad is None]
     for weight in without:  # DDP does not take in what needs no gradient when it is made
         weight.requires_grad_(False)
-    joined = DistributedDataParallel(
-        model, broadcast_buffers=not shares_statistics, gradient_as_bucket_view=True
-    )
+    joined = DistributedDataParallel(model, gradient_as_bucket_view=True)
+    joined.broadcast_buffers = not shares_statistics  # as an argument it has another name by now
     for weight in without:
         weight.requires_grad_(True)
     with _undone(model):
