@@ -31,6 +31,8 @@ HANG_SECONDS = 900.0
 checkpoint, or to read the images, which some find in the cache of their machine and others do not.
 """
 
+NODE_LABEL = "ray.io/node-id"  # that every node of Ray has
+
 
 @dataclass(frozen=True)
 class Group:
@@ -85,7 +87,7 @@ def run_together(
     _settle_ray_train(group)
     from ray.train import ControllerError, WorkerGroupError
 
-    task = {"cell": dict(cell), "results": results, "data_dir": data_dir}
+    task: dict[str, Any] = {"cell": dict(cell), "results": results, "data_dir": data_dir}
     task |= {"train": train, "attempt": attempt, "gpus": group.gpus}
     while True:
         try:
@@ -110,13 +112,13 @@ def _settle_ray_train(group: Group) -> None:
 
 
 def _fit(group: Group, task: Mapping[str, Any]) -> dict[str, Any]:
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    import ray.train.torch
 
+    train: Any = ray.train  # whose types are those of its first version
     one = {"CPU": group.cpus} | ({"GPU": group.gpus} if group.gpus else {})
     strategy = {1: "STRICT_PACK", group.count: "STRICT_SPREAD"}.get(group.nodes or 0, "PACK")
     between = group.nodes is not None and 1 < group.nodes < group.count
-    scaling = ScalingConfig(
+    scaling = train.ScalingConfig(
         num_workers=group.count,
         use_gpu=group.gpus > 0,
         resources_per_worker=one,
@@ -126,15 +128,17 @@ def _fit(group: Group, task: Mapping[str, Any]) -> dict[str, Any]:
     # NCCL refuses two workers on one GPU.
     backend = "nccl" if group.gpus >= 1 else "gloo"
     with tempfile.TemporaryDirectory() as notes:  # of Ray Train; nothing of ours is kept there
-        trainer = TorchTrainer(
+        trainer = train.torch.TorchTrainer(
             _work,
             train_loop_config=dict(task),
-            torch_config=TorchConfig(backend=backend, timeout_s=int(group.hang_seconds)),
+            torch_config=train.torch.TorchConfig(
+                backend=backend, timeout_s=int(group.hang_seconds)
+            ),
             scaling_config=scaling,
-            run_config=RunConfig(
+            run_config=train.RunConfig(
                 name="cell",
                 storage_path=notes,
-                failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
+                failure_config=train.FailureConfig(max_failures=0, controller_failure_limit=0),
             ),
         )
         return trainer.fit().return_value
@@ -143,7 +147,6 @@ def _fit(group: Group, task: Mapping[str, Any]) -> dict[str, Any]:
 def _on_nodes(group: Group) -> list[dict[str, str]]:
     """The machine of each worker: as many on each, where most is free now."""
     from ray._private.state import available_resources_per_node
-    from ray._raylet import RAY_NODE_ID_KEY
 
     free = available_resources_per_node()
 
@@ -152,7 +155,7 @@ def _on_nodes(group: Group) -> list[dict[str, str]]:
         return int(min(cpus / group.cpus, gpus / group.gpus if group.gpus else cpus / group.cpus))
 
     chosen = sorted(free, key=room, reverse=True)[: group.nodes]
-    return [{RAY_NODE_ID_KEY: node} for node in chosen for _ in range(group.count // len(chosen))]
+    return [{NODE_LABEL: node} for node in chosen for _ in range(group.count // len(chosen))]
 
 
 def _ending(error: Any, cell: Cell, attempt: int) -> dict[str, Any]:

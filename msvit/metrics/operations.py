@@ -231,8 +231,10 @@ class OperationCounter:
 
     def counts(self) -> dict[str, _Layer]:
         """What was counted so far, without what all processes know of a layer."""
-        known = {"weight": None, "means": None, "window": None}
-        return {name: replace(layer, **known) for name, layer in self._reached.items()}
+        return {
+            name: replace(layer, weight=None, means=None, window=None)
+            for name, layer in self._reached.items()
+        }
 
     def add(self, counts: Mapping[str, _Layer]) -> None:
         """Take in the :meth:`counts` of the same model in another process."""
