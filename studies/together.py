@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -207,7 +208,11 @@ def _work(task: Mapping[str, Any]) -> dict[str, Any] | None:
             folder.mkdir(parents=True, exist_ok=True)
             place = Path(data_dir) if data_dir else None
             with output_to(folder / f"log-{workers.rank()}.txt"):
-                train(resolved, folder, data_dir=place, report=lambda progress: None)
+                try:
+                    train(resolved, folder, data_dir=place, report=lambda progress: None)
+                except Exception:
+                    traceback.print_exc()
+                    raise
     except RuntimeError as error:
         if workers.is_loss_of_another(error):
             raise LostPeers(str(error)) from None
@@ -225,8 +230,8 @@ class _Beginning:
         from msvit import workers
 
         self.told = True
-        workers.from_first(True)
         try:
+            workers.from_first(True)
             return self._train(cell, folder, **options)
         except RuntimeError as error:
             if workers.is_loss_of_another(error):
