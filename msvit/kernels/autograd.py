@@ -387,19 +387,24 @@ def fold(
         return backend.fold(norm, offset, None), 0
     moments, count, group = None, steps * y[0].numel() // y.shape[-1], shared_by(norm)
     if group is not None:
-        moments, count = _moments_over_workers(backend.moments(y), count, group)
+        even = getattr(norm, "even_parts", False)
+        moments, count = _moments_over_workers(backend.moments(y), count, group, even)
     if count == 1:
         raise ValueError("batch statistics need more than one value per channel")
     return backend.fold(norm, offset, Batch(y, moments, count)), count
 
 
-def _moments_over_workers(moments: Tensor, count: int, group: ProcessGroup) -> tuple[Tensor, int]:
+def _moments_over_workers(
+    moments: Tensor, count: int, group: ProcessGroup, even: bool
+) -> tuple[Tensor, int]:
     mean, var = moments
     sums = torch.cat((mean * count, (var + mean * mean) * count, mean.new_tensor([count])))
     torch.distributed.all_reduce(sums, group=group)
     total = sums[-1]
     mean, square = (sums[:-1] / total).chunk(2)
-    return torch.stack((mean, square - mean * mean)), int(total)
+    # A number from the device would have to be waited for.
+    all_values = count * torch.distributed.get_world_size(group) if even else int(total)
+    return torch.stack((mean, square - mean * mean)), all_values
 
 
 def _over_workers(sums: Tensor, group: ProcessGroup | None) -> Tensor:

@@ -116,7 +116,8 @@ class Norm(Protocol):
 
     Vectors are ``[C]`` float32 (float64 for float64 activations); ``momentum`` None means the
     cumulative average. A norm that also has ``process_group`` (SyncBatchNorm; None: all) shares its
-    batch statistics between workers once ``torch.distributed`` is initialised.
+    batch statistics between workers once ``torch.distributed`` is initialised; with a true
+    ``even_parts`` all of them have as many values.
     """
 
     training: bool

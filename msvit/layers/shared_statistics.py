@@ -17,3 +17,4 @@ def share_statistics(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, BatchNorm | FiringRate):
             module.process_group = None  # type: ignore[assignment]  # by which kernels know them
+            module.even_parts = True  # type: ignore[assignment]  # as msvit.workers.own shares them
