@@ -48,6 +48,7 @@ from analysis.observations import (
     options,
 )
 from msvit.options import unknown
+from msvit.recipes import TrainingOptions
 from msvit.records.measures import all_measures
 from msvit.records.schema import Manifest, RecordError
 from msvit.records.store import Records, cell_folder, read_failure, read_study, study_folder
@@ -192,8 +193,11 @@ def _with_axes(row: Mapping[str, Any], axes: Sequence[str]) -> dict[str, Any]:
     if row["status"] == "missing":
         return row
     for axis in axes:
-        # Options of training are left out of a cell only where they were null.
-        left_out = axis.startswith("training.")
-        if row.get(axis) is None and (axis in row or left_out):
+        section, _, option = axis.partition(".")
+        if axis not in row and section == "training":
+            # Left out where it is at its default, or, of an earlier version, null.
+            known = TrainingOptions.model_fields.get(option)
+            row[axis] = None if known is None else known.get_default()
+        if axis in row and row[axis] is None:
             row[axis] = NONE
     return row

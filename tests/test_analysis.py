@@ -616,6 +616,18 @@ def test_null_is_a_value_of_an_axis(tmp_path):
         assert len(drawn.texts) == 2  # a line for each value of the other axis
 
 
+def test_an_option_that_is_not_written_down_is_at_its_default(tmp_path):
+    axes = ("training.cooldown_epochs", "training.rand_augment")
+    results = Results(tmp_path, "later", axes)
+    for own in ({}, {"cooldown_epochs": 10, "rand_augment": "rand-m9"}):
+        cell = make_cell({"name": "msvit"}, 0)
+        cell = replace(cell, training={**cell.training, **own})
+        results.add(f"msvit {own}", cell, make_record(cell, 0.97, 1e-3))
+    study = results.study()
+    assert list(study.cells[axes[0]]) == [0, 10]
+    assert list(study.cells[axes[1]]) == ["none", "rand-m9"]
+
+
 def test_two_axes_give_one_line_per_value_of_the_other(tmp_path):
     results = Results(tmp_path, "both", ("model.scales", "model.timesteps"))
     for timesteps in (1, 2):

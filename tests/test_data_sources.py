@@ -519,8 +519,11 @@ def test_parquet_files_are_read(tmp_path):
     parquet(tmp_path / "data" / "test-00000-of-00001.parquet", test[0], np.full(3, -1))
     splits = load_splits(small(), tmp_path)
     assert_read(splits, (train, labels), test)
+    shutil.rmtree(tmp_path / "data" / ".msvit-cache")
+    (tmp_path / "data" / ".msvit-cache").write_text("no folder can be made here")
     again = load_splits(small(), tmp_path / "data")
     assert again.fingerprint == splits.fingerprint
+    assert list((tmp_path / "cache" / "msvit").glob("unpacked-*.images"))
     assert sources_of_data([{"name": "image_folder", "num_classes": 3}], tmp_path) == [
         f"image_folder: Parquet files in {tmp_path / 'data'}, 9 train and 3 val images"
     ]

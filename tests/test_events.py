@@ -6,6 +6,7 @@ import logging
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,13 +15,14 @@ from spikingjelly.datasets import utils as spikingjelly
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
+from analysis.notes import _which_images
 from msvit import load_trained
 from msvit.cells import resolve_cell
 from msvit.data import DATASETS, data_options, load_splits, notes_on_data
 from msvit.data import events as events_module
 from msvit.data.cifar10dvs import CLASSES
 from msvit.data.events import as_bytes, resized, to_frames
-from msvit.data.scale_textures import DISTANCES, dot_pairs, highest_accuracy
+from msvit.data.scale_textures import PERIODS, highest_accuracy, rows_of_period
 from msvit.data.simulated_events import angles_of, camera
 from msvit.data.splits import Images
 from msvit.options import ConfigError, DataError
@@ -311,28 +313,27 @@ def test_simulated_events_need_still_images(options, said):
         data_options("simulated_events", options, "test")
 
 
+def test_simulated_events_are_called_so_wherever_numbers_are_shown():
+    (said,) = notes_on_data([{"name": "simulated_events"}, {"name": "digits"}], None)
+    assert said.startswith("simulated_events are simulated, not recorded")
+    (below,) = _which_images(pd.DataFrame({"data": ["digits", "simulated_events"]}))
+    assert below == f"{said[0].upper()}{said[1:]}."
+
+
 # Textures
 
 
-def test_textures_differ_only_in_what_is_as_wide_as_their_distance():
-    size, number = 24, 3000
-    images = {
-        distance: dot_pairs(np.full(number, distance), size, np.random.RandomState(1)) > 0
-        for distance in DISTANCES
-    }
-
-    def coincidences(distance, apart):
-        dots = images[distance]
-        return (dots & np.roll(dots, apart, axis=2)).sum() / number
-
-    for distance in DISTANCES:
-        places = images[distance].mean(0)
-        assert places.std() < 0.01, "every pixel is as likely"
-        assert abs(places.mean() - 24 / 576) < 0.002
-        for apart in range(1, DISTANCES[-1] + 1):
-            pairs = coincidences(distance, apart)
-            assert (pairs > 10) == (apart == distance)
-    # Of a row, a network that sees 5 pixels can tell 3 from the rest.
+def test_textures_differ_only_in_what_is_wider_than_their_period():
+    for period in PERIODS:
+        pixels = rows_of_period(np.full(300, period), 24, np.random.RandomState(period)) > 0
+        agree = [(pixels[..., :-a] == pixels[..., a:]).mean() for a in range(1, 13)]
+        for apart, share in enumerate(agree, start=1):
+            assert share == pytest.approx(1.0 if apart % period == 0 else 0.5, abs=0.02)
+        # Each of the patterns of so many neighbours is as likely, wherever they are in a row.
+        for width, start in ((3, 0), (3, 20), (min(period, 5), 11)):
+            part = pixels[..., start : start + width].reshape(-1, width)
+            counts = np.bincount(part @ (1 << np.arange(width)), minlength=2**width)
+            assert counts / len(part) == pytest.approx(1 / 2**width, abs=0.02)
     assert [highest_accuracy(reach) for reach in (1, 5, 7, 9, 11)] == [0.2, 0.4, 0.6, 0.8, 1.0]
 
 
@@ -341,8 +342,7 @@ def test_textures_are_made_once_and_for_all():
     again = load("scale_textures")
     assert torch.equal(splits.test.images, again.test.images)
     assert splits.train.labels.bincount().tolist() == [10] * 5
-    assert (len(again.train), len(again.validation), len(again.test)) == (2000, 250, 500)
-    assert splits.mean == again.mean
+    assert (len(again.train), len(again.validation), len(again.test)) == (1500, 250, 500)
 
 
 # Cells
@@ -490,7 +490,7 @@ def test_batches_are_augmented_only_where_it_is_asked_for():
 def test_a_cell_on_events_is_trained_measured_and_used(training, tmp_path):
     record = train_cell(cell(training=training), tmp_path)
     assert record["test"]["images"] == 340
-    assert {row["step"] for row in record["firing"]} == {0, 1}
+    assert {row["timestep"] for row in record["firing"]} == {0, 1}
     model = load_trained(tmp_path)
     test = load("simulated_events", image_size=8, frames_number=2).test
     with torch.no_grad():

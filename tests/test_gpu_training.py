@@ -5,14 +5,18 @@ from __future__ import annotations
 import contextlib
 import logging
 
+import numpy as np
 import pytest
 import torch
 from timm.utils import ModelEmaV3
 
 import msvit.training.cell as cell_module
 import msvit.training.graph as graph_module
+import msvit.training.loading as loading_module
 from msvit import create_model
-from msvit.data.splits import Images
+from msvit.data.encoded import Encoded
+from msvit.data.splits import Images, Streamed
+from msvit.data.views import Whole
 from msvit.models import model_options
 from msvit.neurons import NEURONS
 from msvit.precision import choose_precision
@@ -31,6 +35,7 @@ from studies.executor import run_cells
 from studies.grids import load_study
 from studies.packing import Packing
 from studies.progress import Display
+from tests.image_sets import class_folders, pixels
 from tests.small import SMALL
 from tests.test_training import Stopped, comparable, stop_after, tiny_cell
 
@@ -246,3 +251,24 @@ def test_a_cell_that_runs_out_of_memory_gets_more_room(tmp_path, capsys):
     assert read_record(tmp_path / "results", entry.cell.id)
     log = (cell_folder(tmp_path / "results", entry.cell.id) / "log.txt").read_text()
     assert "CUDA out of memory" in log
+
+
+def test_batches_are_the_same_wherever_a_split_is(tmp_path, monkeypatch):
+    """On the device, in memory, or decoded by processes forked from one that uses the device."""
+    class_folders(tmp_path, pixels(21, 16), np.arange(21) % 3, "train")
+    names = sorted(str(file.relative_to(tmp_path)) for file in tmp_path.glob("train/*/*.png"))
+    streamed = Streamed(Encoded.of_files(tmp_path, names), torch.arange(21), Whole(16))
+    images = np.empty((len(streamed), *streamed.shape), np.uint8)
+    streamed.decode(np.arange(len(streamed)), images)
+    kept = Images(torch.from_numpy(images), streamed.labels)
+    order = torch.randperm(len(kept))
+
+    def batches(samples):
+        found = list(Loader(samples, 4, GPU, workers=2).batches(order))
+        assert all(batch.images.is_cuda and batch.labels.is_cuda for batch in found)
+        return [torch.cat([getattr(b, name) for b in found]) for name in ("images", "labels")]
+
+    expected = batches(kept)
+    monkeypatch.setattr(loading_module, "RESIDENT_BYTES", 0)
+    for samples in (kept, streamed):
+        assert all(map(torch.equal, batches(samples), expected))

@@ -11,8 +11,10 @@ import sys
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from timm.data.mixup import mixup_target
 from timm.loss import SoftTargetCrossEntropy
 from timm.scheduler import create_scheduler_v2
@@ -23,7 +25,7 @@ import msvit.training.progress as progress_module
 from msvit import create_model, processor
 from msvit.cells import resolve_cell
 from msvit.checkpoints import CheckpointError
-from msvit.data import data_options, load_splits
+from msvit.data import data_options, image_files, load_splits
 from msvit.data.splits import Images
 from msvit.options import ConfigError, DataError
 from msvit.precision import MAX_ERROR, bf16_is_faster, choose_precision, product_error
@@ -812,3 +814,32 @@ def test_training_sees_no_test_or_validation_image(tmp_path, monkeypatch):
         data_options("digits", {"image_size": 8, "train_per_class": 13}, "test"), None
     )
     assert torch.equal(seen[0].images, splits.train.images)
+
+
+@pytest.mark.slow
+def test_images_that_stream_are_cropped_as_they_are_read_and_resumed(tmp_path, monkeypatch):
+    """Random parts of images on disk, in the middle of an epoch too."""
+    monkeypatch.setattr(image_files, "MEMORY_BYTES", 0)
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 24), ("test", 4)):
+        for label in ("a", "b"):
+            folder = tmp_path / "images" / split / label
+            folder.mkdir(parents=True)
+            for number in range(count):
+                pixels = generator.integers(0, 256, (20, 24, 3), np.uint8)
+                Image.fromarray(pixels).save(folder / f"{number}.png")
+    cell = resolve_cell(
+        {
+            "model": {"name": "spikformer", "dim": 8, "heads": 2, "depths": [1], "timesteps": 1},
+            "data": {"name": "image_folder", "num_classes": 2, "image_size": 16},
+            "training": {"epochs": 1, "batch_size": 8, "crop_scale": [0.2, 1.0], "hflip": True},
+        },
+        "t",
+    )
+    given = {"data_dir": tmp_path / "images"}
+    whole = train_cell(cell, tmp_path / "whole", **given)
+    with monkeypatch.context() as patch:
+        stop_after_save(patch, 2)
+        with pytest.raises(Stopped):
+            train_cell(cell, tmp_path / "killed", checkpoint_seconds=0, **given)
+    assert comparable(train_cell(cell, tmp_path / "killed", **given)) == comparable(whole)

@@ -19,7 +19,7 @@ Made = TypeVar("Made")
 
 
 def cache_places(root: Path, files: Iterable[Path], kind: str, more: str = "") -> list[Path]:
-    """Paths (without suffix) at which something made of ``files``, below ``root``, may be kept.
+    """Paths (without suffix) at which something made of ``files`` of ``root`` may be kept.
 
     They change when a file is added, removed, resized, touched or replaced. The second folder is
     shared by all roots, whose paths are therefore in it; copying and unpacking set a file's time
@@ -36,10 +36,11 @@ def cache_places(root: Path, files: Iterable[Path], kind: str, more: str = "") -
         except OSError as error:
             raise DataError(f"{file}: cannot be read ({error.strerror})") from error
         facts = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
-        digest.update(f"{file.relative_to(root)} {facts}\n".encode())
+        name = file.relative_to(root) if file.is_relative_to(root) else file
+        digest.update(f"{name} {facts}\n".encode())
     digest.update(more.encode())
-    name = f"{kind}-{digest.hexdigest()[:12]}"
-    return [folder / name for folder in (root / ".msvit-cache", cache_folder())]
+    kept_as = f"{kind}-{digest.hexdigest()[:12]}"
+    return [folder / kept_as for folder in (root / ".msvit-cache", cache_folder())]
 
 
 def kept(

@@ -34,7 +34,7 @@ Trial = tuple[int, int, int]
 
 
 class Dvs128Options(RecordedOptions):
-    """1,121 training, 55 validation and 288 test trials, of 1,176 to train on and 288 to test on.
+    """1,176 trials to train on, of which a twentieth validates, and 288 to test on.
 
     ``image_size``: pixels per side. Below 128, frames are means over squares of pixels.
     """
@@ -44,11 +44,6 @@ class Dvs128Options(RecordedOptions):
     sensor: ClassVar[int] = 128
     mean: ClassVar[tuple[float, ...]] = (0.0, 0.0)
     std: ClassVar[None] = None  # such that counts enter the network
-
-    published: ClassVar[Mapping[str, int | Sequence[int]]] = {
-        "train": [97, 98, 98, 98, 98, 98, 98, 98, 98, 197, 98],
-        "test": [24] * 9 + [48, 24],
-    }
 
     frames_number: int = Field(16, ge=1, le=1024)
     image_size: Literal[128, 64, 32] = 128

@@ -30,7 +30,7 @@ _EVENT_BYTES = 5
 
 
 class NmnistOptions(RecordedOptions):
-    """57,300 training, 2,700 validation and 10,000 test recordings.
+    """57,290 training, 2,710 validation and 10,000 test recordings.
 
     ``image_size``: pixels per side. Fewer than the recorded 34 are cut out of the middle (at 32,
     0.4% of the events are lost), more have seen nothing.

@@ -107,8 +107,7 @@ class Splits:
     """Three disjoint sets: to train on, to select on, and to report.
 
     ``mean`` and ``std`` normalise pixels in [0, 1], one value per channel (of events, counts of
-    which 255 is 1). ``fingerprint`` is that
-    of all images that were found; records keep it.
+    which 255 is 1). ``fingerprint`` is that of all images that were found; records keep it.
 
     Raises:
         DataError: where they are not one finite value for each channel, ``std`` above 0.

@@ -130,8 +130,15 @@ def train_cell(
     )
     augment = Augmentation(options, splits.mean, device, parts=is_cropped)
     progress = Progress(
-        *(folder / "checkpoint.pt", cell.id, trainer, optimizer),
-        *(precision.name, splits.fingerprint, train, average, checkpoint_seconds),
+        path=folder / "checkpoint.pt",
+        cell=cell.id,
+        trainer=trainer,
+        optimizer=optimizer,
+        precision=precision.name,
+        data=splits.fingerprint,
+        loader=train,
+        average=average,
+        checkpoint_seconds=checkpoint_seconds,
     )
     validation_scores = Scores(progress.model, normalise, precision, recorder)
     raw_scores = Scores(model, normalise, precision, recorder) if average is not None else None
@@ -147,7 +154,8 @@ def train_cell(
     reset_peak_memory(device)
     resumed = progress.epoch
     for epoch in range(progress.epoch + 1, options.all_epochs + 1):
-        # Everything random in an epoch follows from (seed, epoch): nothing to keep for resume.
+        # Everything random in an epoch follows from (seed, epoch): what an epoch in the middle of
+        # which a training goes on has drawn before, its checkpoint knows.
         generator = seed_everything(cell.seed, epoch)
         taken = progress.taken(steps, device)
         batches = train_batches(

@@ -1,8 +1,8 @@
 """From a split and an order to batches on the device: the one place where training gets its data.
 
-Small splits live on the device as bytes. Those in memory that are too large for it are gathered
-there one batch ahead. Those on disk are decoded by processes that end with the epoch, into memory
-that they share with this one, some batches ahead.
+Small splits live on the device as bytes. What is in memory and too large for it is gathered some
+batches ahead. What is on disk is decoded as far ahead, by processes that end with the epoch, into
+memory that they share with this one.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ RESIDENT_BYTES = 2e9
 
 _AHEAD = 3  # batches that are made or ready while one is used
 _TOGETHER = 8  # images that a process decodes at a time: all work on the batch that is next
-
 
 Batches = Generator[Images, None, None]
 

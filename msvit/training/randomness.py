@@ -27,10 +27,11 @@ def seed_everything(seed: int, epoch: int) -> torch.Generator:
 def random_state(generator: torch.Generator, device: torch.device) -> dict[str, Any]:
     """Where all generators stand, in plain types and tensors on the CPU."""
     version, words, gauss = random.getstate()
-    name, numbers, *rest = np.random.get_state()  # noqa: NPY002
+    numpy = np.random.get_state(legacy=False)  # noqa: NPY002
+    numbers = numpy["state"].pop("key")
     return {
         "random": [version, list(words), gauss],
-        "numpy": [name, torch.from_numpy(numbers.astype(np.int64)), *rest],
+        "numpy": {**numpy, "numbers": torch.from_numpy(numbers.astype(np.int64))},
         "torch": torch.get_rng_state(),
         "device": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
         "generator": generator.get_state(),
@@ -46,8 +47,10 @@ def restore_random_state(
     """
     version, words, gauss = state["random"]
     random.setstate((version, tuple(words), gauss))
-    name, numbers, *rest = state["numpy"]
-    np.random.set_state((name, numbers.numpy().astype(np.uint32), *rest))  # noqa: NPY002
+    numpy = {key: value for key, value in state["numpy"].items() if key != "numbers"}
+    numbers = state["numpy"]["numbers"].numpy().astype(np.uint32)
+    numpy["state"] = {**numpy["state"], "key": numbers}
+    np.random.set_state(numpy)  # noqa: NPY002
     torch.set_rng_state(state["torch"])
     if device.type == "cuda" and state["device"] is not None:
         torch.cuda.set_rng_state(state["device"], device)

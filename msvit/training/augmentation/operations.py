@@ -63,9 +63,10 @@ def grey(images: Tensor) -> Tensor:
     """Luminance ``[B, 1, H, W]``, rounded to bytes; of one channel, that channel."""
     if images.shape[1] == 1:
         return images
-    red, green, blue = images.to(torch.int32).unbind(1)
-    parts = (weight * x for weight, x in zip(_LUMINANCE, (red, green, blue), strict=True))
-    return ((sum(parts) + 2**15) >> 16).to(torch.uint8).unsqueeze(1)
+    red, green, blue = (
+        weight * x for weight, x in zip(_LUMINANCE, images.to(torch.int32).unbind(1), strict=True)
+    )
+    return ((red + green + blue + 2**15) >> 16).to(torch.uint8).unsqueeze(1)
 
 
 def _blend(first: Tensor, images: Tensor, factor: Tensor) -> Tensor:

@@ -81,16 +81,16 @@ class RandAugment:
             for image, own in enumerate(drawn):
                 if turn < len(own):
                     kind, numbers = _in_numbers(*own[turn], width, height)
-                    members, arguments = together.setdefault(kind, ([], []))
-                    members.append(image)
-                    arguments.append((*numbers, *[0.0] * (_NUMBERS - len(numbers))))
-            groups += [(kind, *group) for kind, group in sorted(together.items())]
+                    group = together.setdefault(kind, ([], []))
+                    group[0].append(image)
+                    group[1].append((*numbers, *[0.0] * (_NUMBERS - len(numbers))))
+            groups += [(kind, *own) for kind, own in sorted(together.items())]
         if not groups:
             return images
-        device, lengths = images.device, [len(members) for _, members, _ in groups]
-        members = torch.tensor([image for _, own, _ in groups for image in own])
-        arguments = torch.tensor([row for _, _, own in groups for row in own], dtype=torch.float64)
-        members, arguments = to_device(members, device), to_device(arguments, device)
+        device, lengths = images.device, [len(own) for _, own, _ in groups]
+        of_all = torch.tensor([image for _, own, _ in groups for image in own])
+        rows = torch.tensor([row for _, _, own in groups for row in own], dtype=torch.float64)
+        members, arguments = to_device(of_all, device), to_device(rows, device)
         result = images.clone()
         parts = zip(groups, members.split(lengths), arguments.split(lengths), strict=True)
         for (kind, _, _), at, numbers in parts:
