@@ -50,6 +50,7 @@ from studies.command_line import add_place, notes_on_precision, positive
 from studies.configurations import check_data_dir
 from studies.grids import list_grids, load_study
 from studies.images import Trained, check_images
+from studies.remeasure import remeasure
 from studies.study import Study, show_value
 
 
@@ -69,6 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.dry_run:
             _dry_run(study, options)
             return 0
+        if options.remeasure:
+            return remeasure(study, options.results, options.data_dir)
         return _run(study, options)
     except (ConfigError, DataError, RecordError, RayLost) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -275,6 +278,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--seeds", type=positive(int), metavar="N", help="run seeds 0 to N-1 instead of the grid's")
     add("--retry-failed", action="store_true", help="run cells again that failed earlier")
+    add(
+        "--remeasure",
+        action="store_true",
+        help="count operations again, from the kept weights, for records that lack what this "
+        "version counts, and stop; nothing is trained",
+    )
     add_place(parser, "cell")
     return parser
 

@@ -100,7 +100,7 @@ def sdt(operations: Rows) -> float | None:
     for row in gathers:
         block = row["layer"].removesuffix(".gather")
         projection, fired = by_name[f"{block}.qkv"], by_name[f"{block}.qkv.neuron"]
-        own = fired["spikes"] / fired["outputs"]
+        own = fired["spikes"] / projection["outputs"] if projection["outputs"] else 0.0
         acs += own * projection["dense_macs"] - projection["acs"]
         rates = (row["input_rate"] or 0.0) + (by_name[f"{block}.mask"]["other_rate"] or 0.0)
         acs += rates * row["outputs"]

@@ -1,0 +1,66 @@
+"""Rows of a network that was shown no real images: known shapes, assumed rates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from msvit.metrics import measure
+from msvit.models.base import Model
+from msvit.records.schema import Operations
+
+
+def some_input(model: Model) -> Tensor:
+    """One image ``[1, C, H, W]`` of noise, or events ``[T, 1, 2, H, W]`` of spikes."""
+    options = model.options
+    shape: tuple[int, ...] = (1, options.in_channels, options.image_size, options.image_size)
+    generator = torch.Generator().manual_seed(0)
+    if options.in_channels == 2:
+        return (torch.rand((options.timesteps, *shape), generator=generator) < 0.1).float()
+    return torch.randn(shape, generator=generator)
+
+
+def assumed_operations(model: Model, rate: float) -> list[Operations]:
+    """The rows of ``model`` if ``rate`` of all inputs that are no analog values were spikes.
+
+    One forward pass of noise tells shapes, and which inputs are analog. Whole numbers behind a
+    shortcut are spikes here.
+    """
+    return assume(measure(model, [some_input(model)]).operations, rate)
+
+
+def assume(operations: Sequence[Operations], rate: float) -> list[Operations]:
+    """``operations`` with ``rate`` in place of what was counted."""
+    return [_at(row, rate) for row in operations]
+
+
+def _at(row: Operations, rate: float) -> Operations:
+    if row["kind"] == "neuron":
+        spikes = rate * row["outputs"]
+        return {**row, "spikes": spikes, "active_outputs": spikes}
+    if row["input"] == "analog":
+        return row
+    synops = rate * row["synapses"]
+    changed: Operations = {
+        **row,
+        "input": "spikes",
+        "input_rate": rate,
+        "input_peak": 1.0,
+        "acs": rate * row["dense_macs"],
+        "synops": synops,
+        "active_synops": synops,
+        "active_inputs": rate * row["inputs"],
+    }
+    if "other_input" in row and row["other_input"] != "analog":
+        changed |= {
+            "other_input": "spikes",
+            "other_rate": rate,
+            "other_synops": synops,
+            "other_active_inputs": rate * row["other_inputs"],
+        }
+    if "joint_synops" in row:
+        both = rate if row["other_input"] == "analog" else rate**2
+        changed["joint_synops"] = both * row["synapses"]
+    return changed

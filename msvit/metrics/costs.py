@@ -1,0 +1,163 @@
+"""The cost of a network as a table: a row per layer, and what it all makes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from msvit.metrics import measure
+from msvit.metrics.assumed import assumed_operations
+from msvit.metrics.sources import Network, Seen
+from msvit.records.energy import ENERGY_MODELS, neurobench, twin
+from msvit.records.schema import Operations
+
+USUAL_RATE = 0.2
+
+_KEPT = {"steps", "stride", "fan_out", "averaged", "input_rate", "other_rate", "spikes"}
+_PREFIXES = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Rows with full precision, the table as it is shown (first line: its heads), and notes."""
+
+    rows: list[dict[str, Any]]
+    table: list[list[str]]
+    notes: list[str]
+
+
+def measured_costs(
+    network: Network, images: Seen | None, rate: float | None, models: Sequence[str]
+) -> Costs:
+    """What ``network`` costs on ``images``, or at an assumed rate where there are none."""
+    if images is not None:
+        operations = measure(network.model, images.batches).operations
+        how = f"{network.what}, measured on {images.what}"
+    else:
+        share = USUAL_RATE if rate is None else rate
+        operations = assumed_operations(network.model, share)
+        how = (
+            f"{network.what}. Rates are assumed, not measured: {share:g} spikes per value and time "
+            "step everywhere; --data or --images measures them"
+        )
+    parts = {model: energy_by_row(operations, model) for model in models}
+    rows = [_row(row, {m: parts[m][i] for m in models}) for i, row in enumerate(operations)]
+    totals = {m: ENERGY_MODELS[m](operations) for m in models}
+    return Costs(rows, _table(rows, totals), [f"{how}.", *_notes(operations, models)])
+
+
+def energy_by_row(operations: Sequence[Operations], model: str) -> list[float | None]:
+    """Millijoule of each row: what is missing of all where its counts are zero."""
+    energy = ENERGY_MODELS[model]
+    whole = energy(operations)
+    if whole is None:
+        return [None] * len(operations)
+    found: list[float | None] = []
+    for i, row in enumerate(operations):
+        without = energy([*operations[:i], _emptied(row), *operations[i + 1 :]])
+        found.append(None if without is None else whole - without)
+    return found
+
+
+def _emptied(row: Operations) -> Operations:
+    counts = {
+        key: 0 for key, value in row.items() if isinstance(value, int | float) and key not in _KEPT
+    }
+    return {**row, **counts}  # type: ignore[typeddict-item]
+
+
+def _row(row: Operations, energy: dict[str, float | None]) -> dict[str, Any]:
+    rate = row["input_rate"]
+    if row["kind"] == "neuron":
+        rate = row["spikes"] / row["outputs"] if row["outputs"] else 0.0
+    return {
+        "layer": row["layer"],
+        "kind": row["kind"],
+        "shape": _shape(row),
+        "input": row["input"],
+        "rate": rate,
+        "dense_macs": row["dense_macs"],
+        "synapses": row.get("synapses", 0.0),
+        "synops": row.get("synops"),
+        **{f"energy_mj:{model}": value for model, value in energy.items()},
+    }
+
+
+def _shape(row: Operations) -> str:
+    outputs = row["outputs"] / row["steps"] if row["steps"] else 0.0
+    if row["kind"] == "neuron":
+        return f"{outputs:.0f} {row['neuron']}"
+    if row["kind"] == "linear":
+        return f"{row['weights'] // row['fan_out']}→{row['fan_out']}"
+    if "kernel" in row:
+        height, width = row["kernel"]
+        stride = f"/{row['stride']}" if row["stride"] > 1 else ""
+        return f"{height}×{width}{stride}, {_si(row['weights'])} → {outputs:.0f}"
+    return f"→ {outputs:.0f}" if outputs else f"in {row.get('folded_into', '')}"
+
+
+def _table(rows: Sequence[dict[str, Any]], totals: dict[str, float | None]) -> list[list[str]]:
+    names = list(totals)
+    single = len(names) == 1
+    largest = max((value for value in totals.values() if value), default=1.0)
+    unit, factor = next(((u, f) for u, f in _UNITS if largest * f >= 1), _UNITS[-1])
+    heads = ["layer", "shape", "input", "rate", "dense MACs", "SOPs"]
+    heads += [f"{name} ({unit})" for name in names] + (["share"] if single else [])
+    shown = [heads]
+    for row in rows:
+        values = [row[f"energy_mj:{name}"] for name in names]
+        if row["kind"] == "neuron" and not any(values):
+            continue
+        line = [row["layer"], row["shape"], row["input"], _number(row["rate"], ".3f")]
+        line += [_si(row["dense_macs"]), "–" if row["synops"] is None else _si(row["synops"])]
+        line += [_number(None if v is None else v * factor, ".4g") for v in values]
+        if single and totals[names[0]]:
+            line.append("–" if values[0] is None else f"{values[0] / totals[names[0]]:.1%}")
+        shown.append([*line, *[""] * (len(heads) - len(line))])
+    total = ["total", "", "", "", _si(sum(row["dense_macs"] for row in rows))]
+    total.append(_si(sum(row["synops"] or 0.0 for row in rows)))
+    total += [_number(None if v is None else v * factor, ".4g") for v in totals.values()]
+    return [*shown, [*total, *[""] * (len(heads) - len(total))]]
+
+
+_UNITS = (("mJ", 1.0), ("µJ", 1e3), ("nJ", 1e6))
+
+
+def _notes(operations: Sequence[Operations], models: Sequence[str]) -> list[str]:
+    found = []
+    bench = neurobench(operations)
+    if bench is not None:
+        found.append(
+            f"NeuroBench: {_si(bench['effective_acs'])} effective ACs, "
+            f"{_si(bench['effective_macs'])} effective MACs, dense {_si(bench['dense'])}; "
+            f"products of activations, which it does not see, {_si(bench['product_acs'])} ACs and "
+            f"{_si(bench['product_macs'])} MACs; footprint {_si(bench['footprint_bytes'])}B, "
+            f"activation sparsity {bench['activation_sparsity']:.3f}, connection sparsity "
+            f"{bench['connection_sparsity']:.3f}, membrane updates "
+            f"{_si(bench['membrane_updates'])}."
+        )
+    pair = twin(operations)
+    if "quantised_twin" in models and pair is not None:
+        low, high = pair.break_even()
+        found.append(
+            f"Quantised twin: {pair.bits} bits for {pair.timesteps} time steps. A synapse here is "
+            f"reached by {pair.spikes:.3f} spikes; at a MAC of {pair.bits} accumulates (our "
+            f"reading) spikes cost less below {low:.3f} to {high:.3f}, which depends on the twin's "
+            "zeros."
+        )
+    lacking = [m for m in models if ENERGY_MODELS[m](operations) is None]
+    if lacking:
+        found.append(f"Not defined for this network: {', '.join(lacking)}.")
+    return found
+
+
+def _number(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)
+
+
+def _si(value: float) -> str:
+    for size, prefix in _PREFIXES:
+        if value >= size:
+            return f"{value / size:.3g}{prefix}"
+    return f"{value:.3g}"

@@ -1,0 +1,143 @@
+"""What the command measures: a network by its name or file, on images of a data set or folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from msvit.checkpoints import load_official
+from msvit.data import data_options, load_splits
+from msvit.models import create_model, zoo
+from msvit.models.base import Model
+from msvit.options import ConfigError, DataError, unknown
+from msvit.training.batches import Normalise
+from msvit.training.trained import Prepare, load_trained
+
+_BATCH = 16
+_SUFFIXES = {".jpg", ".jpeg", ".png"}
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Mean and deviation of ImageNet's pixels, as everybody normalises by."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """A model in eval mode, what it is, and how its images are made where it was trained here."""
+
+    model: Model
+    what: str
+    prepare: Prepare | None = None
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Normalised batches ``[B, C, H, W]``, and what they are of."""
+
+    batches: Sequence[Tensor]
+    what: str
+
+
+def network_of(name: str, weights: Path | None) -> Network:
+    """A name of the zoo, with random weights or those of a checkpoint, or a trained cell.
+
+    Raises:
+        ConfigError: for a name that is none.
+        CheckpointError: for weights that cannot be used.
+    """
+    if name in zoo():
+        torch.manual_seed(0)
+        model = create_model(name).eval()
+        if weights is None:
+            return Network(model, f"{name} with random weights")
+        load_official(model, weights)
+        return Network(model, f"{name} with the weights of {weights}")
+    if not Path(name).exists():
+        raise ConfigError(name, "", unknown(name, zoo(), "no such file, and no model of the zoo"))
+    if weights is not None:
+        raise ConfigError(f"--weights {weights}", "", f"{name} has weights of its own")
+    trained = load_trained(name)
+    assert isinstance(trained, Model)
+    prepare = trained.prepare
+    return Network(trained, f"the cell of {name}", prepare if callable(prepare) else None)
+
+
+def images_of(
+    network: Network, data: str | None, folder: Path | None, data_dir: Path | None, most: int
+) -> Seen | None:
+    """Images to measure on, ``most`` of them evenly over all; None where none are given.
+
+    Raises:
+        ConfigError: for an unknown data set, or both.
+        DataError: where images are missing, or not of the size that the network takes.
+    """
+    if data is not None and folder is not None:
+        raise ConfigError("--images", "", "--data names the images already")
+    if data is not None:
+        return _of_data_set(network, data, data_dir, most)
+    return _of_folder(network, folder, most) if folder is not None else None
+
+
+def _of_data_set(network: Network, name: str, data_dir: Path | None, most: int) -> Seen:
+    wanted = network.model.options
+    usual = data_options(name, {}, "--data")
+    sized = {"image_size": wanted.image_size} if "image_size" in type(usual).model_fields else {}
+    splits = load_splits(data_options(name, sized, "--data"), data_dir)
+    images = splits.test.images
+    takes = (wanted.in_channels, wanted.image_size, wanted.image_size)
+    if tuple(images.shape[1:]) != takes:
+        raise DataError(
+            f"images of {name} are {tuple(images.shape[1:])}, and {network.what} takes {takes}"
+        )
+    chosen = images[_spread(len(images), most)]
+    normalise = Normalise(splits.mean, splits.std, torch.device("cpu"))
+    batches = [normalise(part) for part in chosen.split(_BATCH)]
+    return Seen(batches, f"{len(chosen)} of {len(images)} test images of {name}")
+
+
+def _of_folder(network: Network, folder: Path, most: int) -> Seen:
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES)
+    if not files:
+        raise DataError(f"{folder}: no images (.png, .jpg)")
+    chosen = [files[i] for i in _spread(len(files), most)]
+    batches = [torch.stack(part) for part in _by(_BATCH, [_read(f, network) for f in chosen])]
+    how = (
+        "as it was trained"
+        if network.prepare
+        else ("resized to 8/7 of what the network takes, its centre, normalised as ImageNet")
+    )
+    return Seen(batches, f"{len(chosen)} of {len(files)} images of {folder}, {how}")
+
+
+def _read(file: Path, network: Network) -> Tensor:
+    """``[C, H, W]``, normalised."""
+    options = network.model.options
+    try:
+        with Image.open(file) as image:
+            if network.prepare is not None:
+                return network.prepare(image)[0]
+            picture = image.convert("L" if options.in_channels == 1 else "RGB")
+    except (OSError, UnidentifiedImageError, ValueError) as error:
+        raise DataError(f"{file}: {error}") from None
+    size = options.image_size
+    scale = size * 8 / 7 / min(picture.size)
+    picture = picture.resize([max(size, round(side * scale)) for side in picture.size])
+    left, top = ((side - size) // 2 for side in picture.size)
+    pixels = np.asarray(picture.crop((left, top, left + size, top + size)), dtype=np.float32) / 255
+    mean, std = IMAGENET if pixels.ndim == 3 else ((0.5,), (0.5,))
+    channels = torch.from_numpy(pixels.reshape(size, size, -1)).permute(2, 0, 1)
+    return (channels - torch.tensor(mean).view(-1, 1, 1)) / torch.tensor(std).view(-1, 1, 1)
+
+
+def _spread(there: int, most: int) -> list[int]:
+    """Places of ``most`` of ``there`` things, evenly over all."""
+    return np.linspace(0, there - 1, min(there, most)).round().astype(int).tolist()
+
+
+def _by(size: int, things: list[Tensor]) -> Iterator[list[Tensor]]:
+    for start in range(0, len(things), size):
+        yield things[start : start + size]

@@ -1,0 +1,85 @@
+"""Counting again, from the kept weights of a finished cell, what an earlier version did not count.
+
+Nothing is trained, and nothing that a record says is changed: rows of operations get the fields
+that they lack.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from msvit.cells import Cell
+from msvit.data import data_options, load_splits
+from msvit.data.fingerprint import describe_images
+from msvit.metrics import Meter
+from msvit.options import DataError
+from msvit.precision import choose_precision
+from msvit.records.schema import Operations, Record, RecordError
+from msvit.records.store import cell_folder
+from msvit.runtime import prepare_process, training_device
+from msvit.training.batches import Normalise, eval_batches
+from msvit.training.loop import evaluate
+from msvit.training.step import Scores
+from msvit.training.trained import load_trained
+
+_NEAR = 0.02
+"""Share by which accumulates may differ from those of the record, where another processor rounds
+otherwise; what differs more is another network, or other images."""
+
+
+def lacks_counts(record: Record) -> bool:
+    """Whether a version has measured it that counted less than this one."""
+    return not any("synapses" in row for row in record["operations"])
+
+
+def remeasured(results: Path, record: Record, data_dir: Path | None = None) -> Record:
+    """``record`` with its operations counted again on the test images, in its precision.
+
+    Raises:
+        CheckpointError: where no weights are kept.
+        DataError: where the images are not there, or are others than it was trained on.
+        RecordError: where what is counted is not what the record says.
+    """
+    folder = cell_folder(results, record["id"])
+    cell = Cell.from_dict(record["cell"])
+    model = load_trained(folder)
+    prepare_process()
+    device = training_device()
+    options = {key: value for key, value in cell.data.items() if key != "name"}
+    splits = load_splits(data_options(cell.data["name"], options, "data"), data_dir)
+    known = record.get("data")
+    if known is not None and splits.fingerprint is not None and known != splits.fingerprint:
+        raise DataError(
+            f"{folder} was trained on {describe_images(known)}, and here are "
+            f"{describe_images(splits.fingerprint)}: give the images of then"
+        )
+    precision = choose_precision(record["precision"].split()[0], device)
+    model = model.to(device)
+    scores = Scores(model, Normalise(splits.mean, splits.std, device), precision)
+    test = splits.test.to(device)
+    with Meter(model) as meter:
+        evaluate(eval_batches(test, cell.training["eval_batch_size"]), scores)
+    rows = _completed(record["operations"], meter.result().operations, str(folder))
+    return {**record, "operations": rows}
+
+
+def _completed(
+    known: Sequence[Operations], found: Sequence[Operations], where: str
+) -> list[Operations]:
+    """The ``known`` rows with what they lack of those that were ``found``, and the new rows."""
+    by_name = {row["layer"]: row for row in found if row["kind"] != "neuron"}
+    if by_name.keys() != {row["layer"] for row in known}:
+        raise RecordError(
+            f"{where}: its layers are not those that this version counts; use the version that "
+            "wrote it"
+        )
+    then, now = (sum(row["acs"] for row in rows) for rows in (known, found))
+    if not math.isclose(then, now, rel_tol=_NEAR):
+        raise RecordError(
+            f"{where}: {now:.4g} accumulates are counted and its record says {then:.4g}: "
+            "the kept weights or the images are not those that were measured"
+        )
+    completed: list[Operations] = [{**by_name[row["layer"]], **row} for row in known]
+    return [*completed, *(row for row in found if row["kind"] == "neuron")]

@@ -1,0 +1,229 @@
+"""``python -m msvit.metrics``, counting again, and what published energies imply."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from analysis import published_energy
+from msvit.metrics import measure
+from msvit.metrics.__main__ import main
+from msvit.metrics.assumed import assume, assumed_operations
+from msvit.metrics.costs import energy_by_row
+from msvit.records.energy import ENERGY_MODELS, sop_spikformer
+from msvit.records.energy_constants import use_constants
+from msvit.records.store import cell_folder, read_record, write_record
+from msvit.training import train_cell
+from msvit.training.remeasure import lacks_counts
+from studies.remeasure import remeasure
+from studies.run import main as run
+from tests.small import fire, small_input, small_model
+from tests.test_training import tiny_cell
+
+
+@pytest.fixture(autouse=True)
+def shipped_constants():
+    yield
+    use_constants(None)
+
+
+RATES = (0.2, 0.4, 0.6, 0.3, 0.1)
+CELL = tiny_cell(precision="fp32")
+OLD = ("layer", "kind", "input", "dense_macs", "input_rate", "macs", "acs")
+
+
+def as_an_earlier_version(record):
+    rows = [row for row in record["operations"] if row["kind"] != "neuron"]
+    return {**record, "operations": [{key: row[key] for key in OLD} for row in rows]}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    results = tmp_path_factory.mktemp("results")
+    record = train_cell(CELL, cell_folder(results, CELL.id))
+    write_record(results, record)
+    return results, read_record(results, CELL.id)
+
+
+@pytest.fixture
+def results(finished, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "results")
+    return tmp_path / "results"
+
+
+class OneCell:
+    """As much of a study as counting again asks of it."""
+
+    class _Entry:
+        cell, group = CELL, "tiny"
+
+    cells = (_Entry,)
+
+
+def test_counting_again_adds_what_an_earlier_version_lacked(finished, results, capsys):
+    record = finished[1]
+    old = as_an_earlier_version(record)
+    assert lacks_counts(old)
+    assert not lacks_counts(record)
+    write_record(results, old)
+    assert remeasure(OneCell, results, None) == 0
+    assert "1 of 1 records counted again" in capsys.readouterr().out
+    again = read_record(results, CELL.id)
+    assert again == record
+    untouched = (cell_folder(results, CELL.id) / "record.json").stat().st_mtime_ns
+    assert remeasure(OneCell, results, None) == 0
+    assert (cell_folder(results, CELL.id) / "record.json").stat().st_mtime_ns == untouched
+
+
+def test_other_weights_and_missing_ones_leave_a_record_as_it_is(finished, results, capsys):
+    old = as_an_earlier_version(finished[1])
+    write_record(results, old)
+    folder = cell_folder(results, CELL.id)
+    weights = folder / "weights.safetensors"
+    with safe_open(weights, "pt") as content:
+        facts = content.metadata()
+    tensors = load_file(weights)
+    silent = {n: t - 9 if n.endswith("norm.bias") else t for n, t in tensors.items()}
+    save_file(silent, weights, facts)
+    assert remeasure(OneCell, results, None) == 1
+    assert "are not those that were measured" in capsys.readouterr().out
+    weights.unlink()
+    (folder / "checkpoint.pt").unlink()
+    assert remeasure(OneCell, results, None) == 1
+    assert "left as it is" in capsys.readouterr().out
+    assert read_record(results, CELL.id) == old
+
+
+def test_remeasure_is_an_option_of_the_study_runner(finished, results, tmp_path, capsys):
+    write_record(results, as_an_earlier_version(finished[1]))
+    grid = tmp_path / "mine.yaml"
+    base = {part: getattr(CELL, part) for part in ("model", "data", "training")}
+    grid.write_text(json.dumps({"question": "?", "base": base, "axes": {}, "seeds": [CELL.seed]}))
+    code = run(["--grid", str(grid), "--results", str(results), "--remeasure"])
+    assert (code, "1 of 1 records counted again" in capsys.readouterr().out) == (0, True)
+    assert read_record(results, CELL.id) == finished[1]
+
+
+def test_a_trained_cell_costs_what_its_record_says(finished, tmp_path, capsys):
+    results, record = finished
+    table = tmp_path / "costs.csv"
+    folder = str(cell_folder(results, CELL.id))
+    assert main([folder, "--data", "digits", "--most", "9999", "--csv", str(table)]) == 0
+    text = capsys.readouterr().out
+    assert "test images of digits" in text
+    assert "assumed" not in text
+    rows = list(csv.DictReader(table.open(encoding="utf-8")))
+    total = sum(float(row["energy_mj:sop_spikformer"]) for row in rows)
+    assert total == pytest.approx(sop_spikformer(record["operations"]))
+    assert [row["layer"] for row in rows] == [row["layer"] for row in record["operations"]]
+
+
+def test_without_data_rates_are_assumed_and_said_to_be(capsys):
+    assert main(["spikformer", "--rate", "0.1", "--energy", "all"]) == 0
+    text = capsys.readouterr().out
+    assert "Rates are assumed, not measured: 0.1" in text
+    assert "Not defined for this network: sdt." in text
+    assert "Quantised twin: 3 bits for 4 time steps" in text
+    assert all(f"{name} (mJ)" in text for name in ENERGY_MODELS)
+
+
+def test_images_of_a_folder_are_brought_to_size(tmp_path, capsys):
+    for i in range(3):
+        pixels = np.random.default_rng(i).integers(0, 255, (40, 50, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+    arguments = ["qkformer", "--images", str(tmp_path), "--most", "2"]
+    constants = tmp_path / "constants.yaml"
+    constants.write_text("sop_spikformer: {ac: 0.5}")
+    assert main([*arguments, "--energy-constants", str(constants)]) == 0
+    text = capsys.readouterr().out
+    assert "measured on 2 of 3 images" in text
+    assert "Constants of our own choice: sop_spikformer.ac = 0.5." in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["spikformr"], "did you mean 'spikformer'"),
+        (["spikformer", "--data", "digit"], "did you mean 'digits'"),
+        (["spikformer", "--data", "digits"], "takes (3, 32, 32)"),
+        (["spikformer", "--images", "/nowhere"], "no images"),
+        (["spikformer", "--weights", "/nowhere"], "/nowhere"),
+    ],
+)
+def test_wrong_input_ends_in_one_line(arguments, said, capsys):
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments", [["--energy", "sop"], ["--rate", "2"], ["--most", "0"]])
+def test_wrong_options_are_refused(arguments, capsys):
+    with pytest.raises(SystemExit):
+        main(["spikformer", *arguments])
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+@pytest.mark.parametrize("name", ["sdt", "msvit", "metaspikeformer"])
+def test_the_parts_of_an_energy_are_the_whole(name):
+    model = small_model(name)
+    fire(model)
+    operations = measure(model, [small_input(model, 2, torch.float32)]).operations
+    for energy, compute in ENERGY_MODELS.items():
+        whole, parts = compute(operations), energy_by_row(operations, energy)
+        if whole is None:
+            assert set(parts) == {None}
+        else:
+            assert sum(parts) == pytest.approx(whole, rel=1e-6)
+            assert min(parts) >= -1e-12
+
+
+def test_an_assumed_rate_is_that_of_all_spikes():
+    model = small_model("msvit", image_size=16)
+    rows = assumed_operations(model, 0.25)
+    for row in rows:
+        if row["kind"] in ("conv", "linear") and row["input"] != "analog":
+            assert row["synops"] == row["active_synops"] == 0.25 * row["synapses"]
+            assert row["acs"] == 0.25 * row["dense_macs"]
+    assert [r["layer"] for r in rows if r["input"] == "analog"] == ["embeddings.0.units.0"]
+    assert rows[0]["macs"] > 0
+
+
+def test_a_published_energy_gives_back_the_rate_that_made_it():
+    operations = assumed_operations(small_model("qkformer", image_size=16), 1.0)
+    for model in published_energy.MODELS:
+        energy = ENERGY_MODELS[model](assume(operations, 0.3))
+        found = published_energy.implied_rate(operations, model, energy)
+        assert found == pytest.approx(0.3)
+
+
+@pytest.mark.slow
+def test_the_page_says_what_its_numbers_say(tmp_path):
+    rows = [
+        {
+            "model": f"{family.lower()}_{dim}",
+            "family": family,
+            "dim": dim,
+            "energy_mj": 10.0,
+            "gmac": 20.0,
+            "exact_mj": 9.0,
+            **{f"rate:{model}": rate for model in published_energy.MODELS},
+            **{f"least_mj:{model}": 2.0 for model in published_energy.MODELS},
+        }
+        for family, rate in zip(published_energy.FAMILIES.values(), RATES, strict=True)
+        for dim in (384, 512, 768)
+    ]
+    published_energy.write(pd.DataFrame(rows), tmp_path)
+    page = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "(0.50, 0.50, 0.50 at\n  384" in page
+    assert "would cost 18.0, 18.0, 18.0 mJ" in page
+    assert "by factors of 6.0, 6.0, 6.0" in page
+    assert "at most 10.0%" in page
+    assert (tmp_path / "implied_rates.png").read_bytes().startswith(b"\x89PNG")
