@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from msvit import workers
+from msvit import kernels, workers
 from msvit.cells import Cell
 from msvit.records.schema import RecordError
 from msvit.records.store import cell_folder, read_record
@@ -145,6 +145,7 @@ def test_a_cell_outlives_workers_that_die_and_hang_and_a_small_one_runs_beside_i
     for name, value in ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(together, "HANG_SECONDS", 20.0)
+    kernels.available()  # compiled now, not while one worker waits for another
     grid = tmp_path / "tiny.yaml"
     grid.write_text(TINY)
     on_two = ["model.scales=[1]", "resources.workers=2", "resources.nodes=2"]
