@@ -178,7 +178,7 @@ CELLS = {
 
 def steps(name, options, count=3):
     """Weights and statistics after some updates by batches of 16, in float64."""
-    model = small_model(name, timesteps=2, **MODELS[name]).double()
+    model = small_model(name, timesteps=2, image_size=16, **MODELS[name]).double()
     images = small_input(model, 16)
     labels = torch.arange(16) % 10
     options = TrainingOptions.parse({**SGD, **options}, "test")
@@ -196,7 +196,7 @@ def steps(name, options, count=3):
 
 def plain_ddp(name, count=3):
     """The same as torch's own script for several workers would."""
-    model = small_model(name, timesteps=2, **MODELS[name]).double()
+    model = small_model(name, timesteps=2, image_size=16, **MODELS[name]).double()
     images, labels = workers.own(small_input(model, 16)), workers.own(torch.arange(16) % 10)
     options = TrainingOptions.parse(SGD, "test")
     optimizer = make_optimizer(model, options)
@@ -311,3 +311,18 @@ def test_workers_agree_and_a_training_that_was_stopped_ends_with_the_same_bits(t
         assert comparable(found[f"stopped: {name}"]) == first
     assert first["workers"] == {"count": 2, "machines": 1, "joined_by": "gloo"}
     assert first["test"]["images"] == 340
+
+
+@pytest.mark.slow
+def test_a_training_by_two_workers_is_that_by_one(together, tmp_path):
+    one = train_cell(tiny_cell(epochs=2, precision="fp32", **CELLS["whole"]), tmp_path)
+    two = together[0]["cell: whole"]
+    assert "workers" not in one
+    for key in ("data", "parameters", "selected_epoch"):
+        assert two[key] == one[key]
+    for row, expected in zip(two["history"], one["history"], strict=True):
+        for key in ("lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy"):
+            assert row[key] == pytest.approx(expected[key], rel=1e-5), key
+    for key in ("firing", "operations"):
+        assert [row["layer"] for row in two[key]] == [row["layer"] for row in one[key]]
+    assert two["firing_rate"] == pytest.approx(one["firing_rate"], rel=1e-3)
