@@ -105,7 +105,9 @@ def _settle_ray_train(group: Group) -> None:
     """What Ray Train reads from the environment of its driver, which is this process."""
     os.environ |= {
         "RAY_TRAIN_V2_ENABLED": "1",
-        "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # output goes to the log of the cell
+        # Output goes to the log of the cell, once.
+        "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+        "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "0",
         "RAY_TRAIN_METRICS_ENABLED": "0",
         "RAY_CHDIR_TO_TRIAL_DIR": "0",
         "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": str(group.hang_seconds),
