@@ -180,10 +180,10 @@ class _Loop:
 
     def _settle(self, running: _Running, reference: Any) -> None:
         """Decide what the end of a task means for its cell."""
-        task, group = running.task, running.group
         import ray
         from ray import exceptions
 
+        task, group = running.task, running.group
         try:
             outcome = ray.get(reference)
         except RecordError as error:

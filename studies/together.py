@@ -24,6 +24,7 @@ from msvit.allotment import GPU_SHARE
 from msvit.cells import Cell
 from msvit.records.schema import RecordError
 from msvit.records.store import cell_folder
+from studies.cluster import has_room
 from studies.resources import Resources
 from studies.worker import LostPeers, Train, failure_of, output_to, reachable, run_cell
 
@@ -96,9 +97,11 @@ def run_together(
         except WorkerGroupError as error:
             return _ending(error, Cell.from_dict(cell), attempt)
         except ControllerError as error:
-            # No room within a minute: other cells have it, which is no failure.
             if type(error.controller_failure).__name__ != "WorkerGroupStartupTimeoutError":
                 raise LostPeers(f"the workers did not start: {error.controller_failure}") from None
+            # No room within a minute: other cells have it, unless machines are gone.
+            if not has_room(group.count, group.cpus, group.gpus, group.nodes):
+                raise LostPeers(f"there is no room for {group} any more") from None
 
 
 def _settle_ray_train(group: Group) -> None:

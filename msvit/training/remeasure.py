@@ -20,6 +20,7 @@ from msvit.records.schema import Operations, Record, RecordError
 from msvit.records.store import cell_folder
 from msvit.runtime import prepare_process, training_device
 from msvit.training.batches import Normalise, eval_batches
+from msvit.training.loading import Loader
 from msvit.training.loop import evaluate
 from msvit.training.step import Scores
 from msvit.training.trained import load_trained
@@ -58,9 +59,9 @@ def remeasured(results: Path, record: Record, data_dir: Path | None = None) -> R
     precision = choose_precision(record["precision"].split()[0], device)
     model = model.to(device)
     scores = Scores(model, Normalise(splits.mean, splits.std, device), precision)
-    test = splits.test.to(device)
+    test = Loader(splits.test, cell.training["eval_batch_size"], device)
     with Meter(model) as meter:
-        evaluate(eval_batches(test, cell.training["eval_batch_size"]), scores)
+        evaluate(eval_batches(test), scores)
     rows = _completed(record["operations"], meter.result().operations, str(folder))
     return {**record, "operations": rows}
 
