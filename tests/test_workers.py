@@ -176,32 +176,32 @@ CELLS = {
 }
 
 
-def steps(name, options, count=3):
-    """Weights and statistics after some updates by batches of 16, in float64."""
-    model = small_model(name, timesteps=2, image_size=16, **MODELS[name]).double()
-    images = small_input(model, 16)
-    labels = torch.arange(16) % 10
+def steps(name, options, device=CPU):
+    """Weights and statistics after three updates by batches of 16, in float64."""
+    model = small_model(name, timesteps=2, image_size=16, **MODELS[name]).double().to(device)
+    images = small_input(model, 16).to(device)
+    labels = torch.arange(16, device=device) % 10
     options = TrainingOptions.parse({**SGD, **options}, "test")
     if options.sync_batchnorm:
         share_statistics(model)
     optimizer = make_optimizer(model, options)
-    normalise = Normalise((0.5,), (0.5,), CPU)
-    step = TrainingStep(model, options, optimizer, normalise, choose_precision("fp32", CPU))
+    normalise = Normalise((0.5,), (0.5,), device)
+    step = TrainingStep(model, options, optimizer, normalise, choose_precision("fp32", device))
     model.train()
-    for _ in range(count):
+    for _ in range(3):
         step(workers.own(images), workers.own(labels))
     workers.take_buffers_of_first(model)
-    return model.state_dict()
+    return {name: tensor.cpu() for name, tensor in model.state_dict().items()}
 
 
-def plain_ddp(name, count=3):
+def plain_ddp(name):
     """The same as torch's own script for several workers would."""
     model = small_model(name, timesteps=2, image_size=16, **MODELS[name]).double()
     images, labels = workers.own(small_input(model, 16)), workers.own(torch.arange(16) % 10)
     options = TrainingOptions.parse(SGD, "test")
     optimizer = make_optimizer(model, options)
     joined = DistributedDataParallel(model.train(), find_unused_parameters=True)
-    for _ in range(count):
+    for _ in range(3):
         optimizer.zero_grad()
         logits = joined(images).mean(0).float()
         nn.functional.cross_entropy(logits, labels, label_smoothing=0.1).backward()
@@ -326,3 +326,14 @@ def test_a_training_by_two_workers_is_that_by_one(together, tmp_path):
     for key in ("firing", "operations"):
         assert [row["layer"] for row in two[key]] == [row["layer"] for row in one[key]]
     assert two["firing_rate"] == pytest.approx(one["firing_rate"], rel=1e-3)
+
+
+def on_one_gpu(rank):
+    return {name: steps(name, SHARED, torch.device("cuda")) for name in MODELS}
+
+
+@pytest.mark.gpu
+def test_two_workers_that_share_a_gpu_end_as_one(tmp_path):
+    for found in two_workers(tmp_path, on_one_gpu, "spawn"):
+        for name in MODELS:
+            assert_same(found[name], steps(name, {}, torch.device("cuda")))
