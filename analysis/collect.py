@@ -16,6 +16,7 @@ of these frames and of nothing else. Columns and units:
     test_images               number of test images
     selected_epoch            1-based
     precision                 what products were computed in
+    workers                   processes that have shared every batch
     environment.*             processor, device, threads, versions, commit, time
     problem                   why a cell is not finished, one line; empty for finished cells
     log                       path of the cell's log, if there is one

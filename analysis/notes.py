@@ -123,7 +123,8 @@ _VERSIONS = ("torch", "spikingjelly")
 def _origin(finished: pd.DataFrame) -> list[str]:
     """What the cells were trained with: another processor or version gives other numbers."""
     keys = ["processor", "device", "threads", *_VERSIONS, "commit"]
-    columns = finished.reindex(columns=["precision", *(f"environment.{key}" for key in keys)])
+    named = ["precision", "workers", *(f"environment.{key}" for key in keys)]
+    columns = finished.reindex(columns=named)
     if columns["environment.processor"].isna().all():
         return []
     columns = columns.rename(columns=lambda name: name.removeprefix("environment."))
@@ -152,11 +153,13 @@ def _word(value: object) -> str:
 
 def _place(said: dict[str, str]) -> str:
     on_cpu = said["device"] in ("", "cpu")
-    threads = f"{said['threads']} thread{'s' * (said['threads'] != '1')} a cell"
+    each = "cell" if said["workers"] in ("", "1") else "worker"
+    threads = f"{said['threads']} thread{'s' * (said['threads'] != '1')} a {each}"
     commit = said["commit"].partition("-")
     parts = [
         said["processor"] if on_cpu else said["device"],
         threads if on_cpu and said["threads"] else "",
+        f"{said['workers']} workers a cell" if said["workers"] not in ("", "1") else "",
         said["precision"],
         *(f"{key} {said[key]}" for key in _VERSIONS if said[key]),
         f"commit {commit[0][:12]}{''.join(commit[1:])}" if commit[0] else "",

@@ -51,6 +51,7 @@ def observe(record: Record) -> Observations:
             "selected_epoch": record["selected_epoch"],
             "test_images": record["test"]["images"],
             "precision": record["precision"],
+            "workers": record.get("workers", {"count": 1})["count"],
             **_images(record.get("data")),
             **{f"environment.{key}": value for key, value in record["environment"].items()},
         },

@@ -138,13 +138,25 @@ def _look_at_nodes() -> list[tuple[Device | None, bool]]:
 
 def slots(cpus: float, gpus: float) -> int:
     """How many cells fit at once; a cell does not stretch over two machines."""
-    return sum(
-        min(
-            int(node.get("CPU", 0) // cpus),
-            int(node.get("GPU", 0) / gpus + 1e-6) if gpus else sys.maxsize,  # 1 // 0.1 is 9
-        )
-        for node in _nodes()
+    return sum(_fit(node, cpus, gpus) for node in _nodes())
+
+
+def _fit(node: dict[str, float], cpus: float, gpus: float) -> int:
+    return min(
+        int(node.get("CPU", 0) / cpus + 1e-6),  # 1 // 0.1 is 9
+        int(node.get("GPU", 0) / gpus + 1e-6) if gpus else sys.maxsize,
     )
+
+
+def has_room(workers: int, cpus: float, gpus: float, nodes: int | None) -> bool:
+    """Whether so many workers of one cell fit, with nothing beside them.
+
+    On ``nodes`` machines, as many on each; None: on any.
+    """
+    fit = [_fit(node, cpus, gpus) for node in _nodes()]
+    if nodes is None:
+        return sum(fit) >= workers
+    return sum(workers // nodes <= here for here in fit) >= nodes
 
 
 def resources() -> str:

@@ -3,14 +3,17 @@
 Retries are ours, not Ray's: a process that died (crash, lost node) is started again and goes
 on from the cell's checkpoint, at most :data:`RESUBMISSIONS` times; an exception or an
 out-of-memory kill would come again and is recorded as the cell's failure. Other cells go on.
+
+Cells start in their order. One on many workers needs room for all of them at once: until it has
+it, no other cell starts, or small ones would take every place that comes free.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +28,12 @@ from msvit.records.store import (
     write_failure,
     write_record,
 )
-from studies.cluster import LOST, Place, RayLost, connected, packing, resources, slots
+from studies.cluster import LOST, Place, RayLost, connected, has_room, packing, resources, slots
 from studies.packing import Packing, out_of_gpu_memory, run_on_share
 from studies.progress import Display, Tail
 from studies.study import StudyCell
-from studies.worker import Train, failure_of, is_locked
+from studies.together import Group, run_together
+from studies.worker import LostPeers, Train, failure_of, is_locked
 
 RESUBMISSIONS = 2
 BACKLOG = 1  # tasks that wait in Ray, so that their processes start ahead of time
@@ -40,7 +44,13 @@ POLL_SECONDS = 0.5
 class _Task:
     entry: StudyCell
     attempt: int
-    gpus: float = 0.0  # that it runs with
+
+
+@dataclass(frozen=True)
+class _Running:
+    task: _Task
+    group: Group  # that it runs with
+    tail: Tail  # of what it tells of its progress
 
 
 def run_cells(
@@ -66,14 +76,15 @@ def run_cells(
     """
     with connected(place):
         shares = packing(place, results.resolve())
-        gpus = max((shares.gpus(entry.cell) for entry in entries), default=0.0)
-        if not slots(place.cpus_per_cell, gpus):
-            raise ConfigError(
-                "",
-                "",
-                f"no machine has the {place.cpus_per_cell:g} CPUs and {gpus:g} GPUs that one "
-                f"cell is to get; Ray sees {resources()}",
-            )
+        for group in {_group(entry, place, shares) for entry in entries}:
+            if not has_room(group.count, group.cpus, group.gpus, group.nodes):
+                needed = (
+                    f"there is no room for {group}"
+                    if group.count > 1
+                    else f"no machine has the {group.cpus:g} CPUs and {group.gpus:g} GPUs"
+                )
+                message = f"{needed} that one cell is to get; Ray sees {resources()}"
+                raise ConfigError("", "", message)
         with display:
             _Loop(
                 entries, results.resolve(), place, shares, display, data_dir, train, on_record
@@ -97,16 +108,16 @@ class _Loop:
         import ray
 
         self._waiting = deque(_Task(entry, 1) for entry in entries)
-        self._running: dict[Any, tuple[_Task, Tail]] = {}
+        self._running: dict[Any, _Running] = {}
         self._elsewhere: list[_Task] = []
         self._results = results
         self._display = display
         self._on_record = on_record
         self._arguments = (str(data_dir.resolve()) if data_dir else None, train)
-        self._cpus, self._shares = place.cpus_per_cell, shares
-        self._remote = ray.remote(num_cpus=place.cpus_per_cell, max_calls=1, max_retries=0)(
-            run_on_share
-        )
+        self._place, self._shares = place, shares
+        self._gathering: Any = None  # the task whose workers have no room yet
+        self._alone = ray.remote(max_calls=1, max_retries=0)(run_on_share)
+        self._together = ray.remote(num_cpus=0, max_calls=1, max_retries=0)(run_together)
 
     def run(self) -> None:
         import ray
@@ -118,24 +129,35 @@ class _Loop:
             else:
                 ready = []
                 time.sleep(POLL_SECONDS)
-            for task, tail in self._running.values():
-                for progress in tail.lines():
-                    beside = min(len(self._running), int(1 / (task.gpus or 1)))
-                    self._shares.learn(task.entry.cell, progress, max(1, beside))
-                    self._display.epoch(task.entry, progress)
+            for reference, running in self._running.items():
+                for progress in running.tail.lines():
+                    self._hear(reference, running, progress)
             for reference in ready:
-                task, _ = self._running.pop(reference)
-                self._settle(task, reference)
+                running = self._running.pop(reference)
+                self._has_begun(reference)
+                self._settle(running, reference)
             self._revisit()
             self._display.update()
 
+    def _hear(self, reference: Any, running: _Running, progress: Mapping[str, Any]) -> None:
+        """Take in a line of a cell on its progress."""
+        self._has_begun(reference)
+        if running.group.count == 1:
+            beside = min(len(self._running), int(1 / (running.group.gpus or 1)))
+            self._shares.learn(running.task.entry.cell, progress, max(1, beside))
+        self._display.epoch(running.task.entry, progress)
+
+    def _has_begun(self, reference: Any) -> None:
+        if reference == self._gathering:
+            self._gathering = None
+
     def _submit(self) -> None:
-        while self._waiting:
-            gpus = self._shares.gpus(self._waiting[0].entry.cell)
+        while self._waiting and self._gathering is None:
             # Asked each time: nodes of a cluster come and go, and shares are learned.
-            if len(self._running) >= max(1, slots(self._cpus, gpus)) + BACKLOG:
+            group = _group(self._waiting[0].entry, self._place, self._shares)
+            if group.count == 1 and self._is_full(group):
                 return
-            task = replace(self._waiting.popleft(), gpus=gpus)
+            task = self._waiting.popleft()
             cell = task.entry.cell
             folder = cell_folder(self._results, cell.id)
             if is_locked(folder):
@@ -143,16 +165,25 @@ class _Loop:
                 continue
             clear_failure(self._results, cell.id)
             tail = Tail(folder / "progress.jsonl")
-            reference = self._remote.options(num_gpus=gpus).remote(
-                gpus, cell.as_dict(), str(self._results), *self._arguments, task.attempt
-            )
-            self._running[reference] = (task, tail)
+            given = (cell.as_dict(), str(self._results), *self._arguments, task.attempt)
+            if group.count == 1:
+                alone = self._alone.options(num_cpus=group.cpus, num_gpus=group.gpus)
+                reference = alone.remote(group.gpus, *given)
+            else:
+                reference = self._gathering = self._together.remote(group, *given)
+            self._running[reference] = _Running(task, group, tail)
 
-    def _settle(self, task: _Task, reference: Any) -> None:
+    def _is_full(self, group: Group) -> bool:
+        """Whether one more cell of one process would only wait."""
+        taken = sum(_places(running.group, group) for running in self._running.values())
+        return taken >= max(1, slots(group.cpus, group.gpus)) + BACKLOG
+
+    def _settle(self, running: _Running, reference: Any) -> None:
         """Decide what the end of a task means for its cell."""
         import ray
         from ray import exceptions
 
+        task, group = running.task, running.group
         try:
             outcome = ray.get(reference)
         except RecordError as error:
@@ -163,24 +194,27 @@ class _Loop:
             exceptions.WorkerCrashedError,
             exceptions.NodeDiedError,
             exceptions.ObjectLostError,
+            LostPeers,
         ) as error:
             if task.attempt <= RESUBMISSIONS:
-                self._display.note(task.entry, "its process died; going on from its checkpoint")
+                what = "it lost workers" if isinstance(error, LostPeers) else "its process died"
+                self._display.note(task.entry, f"{what}; going on from its checkpoint")
                 self._waiting.appendleft(_Task(task.entry, task.attempt + 1))
                 return
-            outcome = {"failure": _failure(task, error)}
+            outcome = {"failure": _failure(task, getattr(error, "cause", error))}
         except exceptions.RayError as error:
             outcome = {"failure": _failure(task, error)}
         if "busy" in outcome:
             self._leave(task)
             return
         if out_of_gpu_memory(outcome):
-            if task.gpus < 1:
+            if group.count == 1 and group.gpus < 1:
                 self._display.note(task.entry, "out of GPU memory; again with a whole GPU")
                 self._shares.give_all(task.entry.cell)
                 self._waiting.appendleft(task)
                 return
-            outcome["failure"]["message"] += _TOO_LARGE
+            had = "a whole GPU" if group.count == 1 else f"{group.gpus:g} GPUs for each worker"
+            outcome["failure"]["message"] += _TOO_LARGE.format(had)
             write_failure(self._results, outcome["failure"])
         cell_id = task.entry.cell.id
         # The worker has written these, unless it has no disk in common with us.
@@ -217,13 +251,30 @@ class _Loop:
         self._elsewhere = still
 
 
+def _group(entry: StudyCell, place: Place, shares: Packing) -> Group:
+    """What a cell runs on: what it asks for, or the share that all get."""
+    gpus = shares.gpus(entry.cell)
+    if entry.resources.count > 1:
+        gpus = float(gpus > 0) if place.gpus_per_cell is None else min(gpus, 1.0)
+    return Group.of(entry.resources, place.cpus_per_cell, gpus)
+
+
+def _places(taken: Group, wanted: Group) -> float:
+    """For how many of the cells that are ``wanted`` a running one takes the place, about."""
+    if taken.count == 1:
+        return 1.0
+    gpus = taken.gpus / wanted.gpus if wanted.gpus else 0.0
+    return taken.count * max(taken.cpus / wanted.cpus, gpus)
+
+
 _TOO_LARGE = (
-    " The cell had a whole GPU: a smaller training.batch_size (or eval_batch_size), "
+    " The cell had {}: a smaller training.batch_size (or eval_batch_size), "
     "training.precision=bf16, or a GPU with more memory may help."
 )
 
 
 _ENDINGS = {
+    "LostPeers": f"workers were lost {1 + RESUBMISSIONS} times; log.txt, log-1.txt, … tell more",
     "OutOfMemoryError": "the machine's memory was nearly full and Ray ended the process; "
     "with more --cpus-per-cell fewer cells run at once",
     "WorkerCrashedError": f"the process died {1 + RESUBMISSIONS} times",

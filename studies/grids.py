@@ -13,6 +13,7 @@
       - model: {name: spikformer}
         label: Spikformer (2023)   # optional; otherwise derived from what is set
     seeds: 3                   # 0, 1, 2; or a list of integers
+    resources: {gpus: 8}       # optional, of each cell (studies/resources.py); also in an include
 
 Without ``axes`` the base is itself a configuration, unless it leaves the model's name to what
 it includes. A configuration's own options replace the base's one by one. Where it names another
@@ -57,11 +58,13 @@ from studies.configurations import (
     split_key,
     varied,
 )
+from studies.resources import SECTION as RESOURCES
+from studies.resources import Resources, check_batch
 from studies.study import Study, StudyCell, show_value
 
 _SET = "--set"
-_KEYS = ("question", "base", "axes", "include", "seeds")
-_INCLUDE_KEYS = ("label", *SECTIONS)
+_KEYS = ("question", "base", "axes", "include", "seeds", RESOURCES)
+_INCLUDE_KEYS = ("label", *SECTIONS, RESOURCES)
 
 
 @dataclass
@@ -72,6 +75,7 @@ class _Configuration:
     where: str
     named: list[str] = field(default_factory=list)  # dotted keys that its label shows
     label: str | None = None
+    resources: dict[str, Any] = field(default_factory=dict)
 
 
 def list_grids() -> list[str]:
@@ -84,9 +88,9 @@ def load_study(grid: str, overrides: Sequence[str] = (), seeds: int | None = Non
 
     ``overrides`` are ``section.key=value`` texts, values in YAML. An override holds for every
     configuration, after axes and includes; a model that does not have the option is left
-    alone as long as another one has it. ``seeds`` is how many there are to be, counted
-    from the smallest of the file: a grid whose seeds are those that a search left alone keeps off
-    the others.
+    alone as long as another one has it. Those of ``resources`` make no other study: it has the
+    same cells. ``seeds`` is how many there are to be, counted from the smallest of the file: a
+    grid whose seeds are those that a search left alone keeps off the others.
 
     Raises:
         ConfigError: for whatever could not be run, naming the file, the key and the nearest
@@ -98,6 +102,7 @@ def load_study(grid: str, overrides: Sequence[str] = (), seeds: int | None = Non
     question = question_of(values, where)
     base = base_of(values.get("base"), where)
     axes = _axes(values.get("axes"), where)
+    own_resources = section_of(values, RESOURCES, where)
     configurations = _included(base, values, where)
     if axes or not configurations or "name" in base["model"]:
         configurations = [*_crossed(base, axes, where), *configurations]
@@ -105,12 +110,22 @@ def load_study(grid: str, overrides: Sequence[str] = (), seeds: int | None = Non
     if seeds is not None:
         seed_list = seeds_from(min(seed_list), seeds)
     cells = [_resolved(configuration, base, where) for configuration in configurations]
+    given = _resources(configurations, own_resources, where)
+    on_resources = [text for text in overrides if text.strip().startswith(RESOURCES)]
+    overrides = [text for text in overrides if text not in on_resources]
+    if on_resources:
+        _check_once(on_resources)
+        given = _override_resources(given, on_resources)
     if overrides:  # the file is right as it is: what is wrong from here on is in them
         _check_once(overrides)
         _override(configurations, overrides)
         with _blamed_on(overrides):
             cells = [resolve_cell(configuration.raw, "") for configuration in configurations]
+    for configuration, cell, resources in zip(configurations, cells, given, strict=True):
+        with _blamed_on(on_resources) if on_resources else contextlib.nullcontext():
+            check_batch(cell, resources, "" if on_resources else configuration.where)
     groups, notes = _groups(configurations, cells)
+    resources_of = {cell.id: own for cell, own in reversed(list(zip(cells, given, strict=True)))}
     if len(groups) * len(seed_list) > MAX_CELLS:
         raise ConfigError(where, "", f"more than {MAX_CELLS} cells")
     return Study(
@@ -119,7 +134,9 @@ def load_study(grid: str, overrides: Sequence[str] = (), seeds: int | None = Non
         grid_file=shown_path(path),
         axes=tuple(axes),
         cells=tuple(
-            StudyCell(Cell(cell.model, cell.data, cell.training, seed), group)
+            StudyCell(
+                Cell(cell.model, cell.data, cell.training, seed), group, resources_of[cell.id]
+            )
             for group, cell in groups.items()
             for seed in seed_list
         ),
@@ -223,8 +240,33 @@ def _included(
             check_text(label, f"{place}.label", LONGEST_NAME)
         own = {section: section_of(entry, section, place) for section in SECTIONS}
         named = [f"{section}.{option}" for section in SECTIONS for option in own[section]]
-        configurations.append(_Configuration(merged(base, own, place), place, named, label))
+        resources = section_of(entry, RESOURCES, place)
+        raw = merged(base, own, place)
+        configurations.append(_Configuration(raw, place, named, label, resources))
     return configurations
+
+
+def _resources(
+    configurations: Sequence[_Configuration], shared: Mapping[str, Any], where: str
+) -> list[Resources]:
+    """Of every configuration: its own over those that all share."""
+    Resources.parse(shared, f"{where}: {RESOURCES}")
+    return [
+        Resources.parse({**shared, **c.resources}, f"{c.where}.{RESOURCES}") for c in configurations
+    ]
+
+
+def _override_resources(given: Sequence[Resources], overrides: Sequence[str]) -> list[Resources]:
+    own = {}
+    for text in overrides:
+        place = f"{_SET} {text}"
+        key, equals, value = text.partition("=")
+        section, dot, option = key.strip().partition(".")
+        if not (equals and dot and section == RESOURCES):
+            raise ConfigError(place, "", f"write it as {RESOURCES}.OPTION=VALUE")
+        own[option] = parse_yaml(value, place)
+    with _blamed_on(overrides):
+        return [Resources.parse({**before.model_dump(), **own}, RESOURCES) for before in given]
 
 
 def _override(configurations: list[_Configuration], overrides: Sequence[str]) -> None:

@@ -189,6 +189,7 @@ def _dry_run(study: Study, options: argparse.Namespace) -> None:
     states = states_of(study, records)
     check_images(_trained_on(study, records), options.data_dir)
     configurations = {c.group: c.cell.as_dict() for c in study.cells}
+    resources = {c.group: c.resources for c in study.cells}
     print(f"{study.name}: {study.question}")
     print(f"{_size(study)}, {_counts(states)}; in {results}")
     for source in sources_of_data((entry.cell.data for entry in study.cells), options.data_dir):
@@ -205,6 +206,8 @@ def _dry_run(study: Study, options: argparse.Namespace) -> None:
             for section in SECTIONS
         }
         _print_sections(own)
+        if on := resources[group].model_dump(exclude_none=True):
+            print("  resources " + " ".join(f"{key}={show_value(v)}" for key, v in on.items()))
         for entry in study.cells:
             if entry.group == group:
                 print(f"  {entry.cell.id}  seed {entry.cell.seed}  {states[entry.cell.id]}")

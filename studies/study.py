@@ -6,14 +6,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from msvit.cells import SCHEMA, Cell
+from studies.resources import NOTHING_SAID, Resources
 
 
 @dataclass(frozen=True)
 class StudyCell:
-    """A cell's place in a study: ``group`` is its configuration, the same for all seeds."""
+    """A cell's place in a study: ``group`` is its configuration, the same for all seeds.
+
+    ``resources`` are what it runs on, which is no part of the cell.
+    """
 
     cell: Cell
     group: str
+    resources: Resources = NOTHING_SAID
 
     @property
     def label(self) -> str:

@@ -38,6 +38,14 @@ from msvit.records.store import (
 Train = Callable[..., Mapping[str, Any]]
 """What :func:`msvit.training.train_cell` is: ``(cell, folder, data_dir=, report=) -> record``."""
 
+
+class LostPeers(RuntimeError):
+    """Workers that trained the cell together with this process are gone, or do not answer.
+
+    Like a process that dies, that says nothing of the cell.
+    """
+
+
 # File systems without locks: cells are then guarded by atomic writes alone.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
@@ -61,9 +69,10 @@ def run_cell(
     Raises:
         RecordError: where the results cannot be written. That is not this cell's fault: no other
             one could be written either.
+        LostPeers: as ``train`` raises it.
     """
     resolved = Cell.from_dict(cell)
-    store = _reachable(Path(results))
+    store = reachable(Path(results))
     folder = cell_folder(store, resolved.id)
     with disk_told(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -85,7 +94,7 @@ def _run_locked(
         record = read_record(store, cell.id)  # another driver may just have finished it
         if record is not None:
             return {"record": record}
-        with _output_to(folder / "log.txt"):
+        with output_to(folder / "log.txt"):
             return _trained(cell, store, data_dir, attempt, train, on_epoch)
 
 
@@ -145,7 +154,7 @@ def _trained(
         write_record(store, record)
         print(f"[{_now()}] done", flush=True)
         return {"record": dict(record)}
-    except RecordError:
+    except (RecordError, LostPeers):
         raise
     except Exception as error:
         trace = traceback.format_exc()
@@ -155,7 +164,7 @@ def _trained(
         return {"failure": failure}
 
 
-def _reachable(results: Path) -> Path:
+def reachable(results: Path) -> Path:
     """``results``, or a scratch folder on a node that cannot write there (no shared disk)."""
     try:
         (results / "cells").mkdir(parents=True, exist_ok=True)
@@ -184,7 +193,7 @@ def _lock(path: Path) -> Iterator[str | None]:
 
 
 @contextlib.contextmanager
-def _output_to(path: Path) -> Iterator[None]:
+def output_to(path: Path) -> Iterator[None]:
     """Append all output of this process to ``path``, that of C++ code included."""
     kept = [os.dup(1), os.dup(2)]
     try:

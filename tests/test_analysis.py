@@ -367,6 +367,15 @@ def test_a_table_says_what_it_was_computed_with(tmp_path):
     ) in text
 
 
+def test_a_table_says_how_many_workers_shared_a_batch(tmp_path):
+    results, cell = Results(tmp_path), make_cell({"name": "msvit", "scales": [1]}, 0)
+    known = {"processor": "Zen 5", "device": "cpu", "threads": 4}
+    shared = {"count": 8, "machines": 2, "joined_by": "gloo"}
+    record = make_record(cell, 0.9, 0.1, environment=known, workers=shared)
+    results.add(GROUPS[0], cell, record)
+    assert "4 threads a worker, 8 workers a cell" in markdown(compare(results.study()))
+
+
 @pytest.mark.parametrize(("accuracy", "named"), [(0.1, True), (0.131, True), (0.133, False)])
 def test_a_network_that_guesses_is_named(tmp_path, accuracy, named):
     """Of ten classes and 360 images, two standard deviations above chance are 13.16 %."""

@@ -396,3 +396,53 @@ def test_what_overrides_change_is_a_study_of_its_own():
 def test_an_option_that_is_set_twice_is_refused():
     with pytest.raises(ConfigError, match=r"--set training.epochs: given twice"):
         load_study("scales", ["training.epochs=3", "training.epochs=4"])
+
+
+# ---- Resources ---------------------------------------------------------------------------------
+
+
+def resources(study):
+    return [entry.resources.model_dump(exclude_none=True) for entry in study.cells]
+
+
+def test_resources_are_of_a_grid_an_include_or_the_command_line_and_of_no_cell(grid):
+    more = """
+    resources: {gpus: 8}
+    include:
+      - training: {epochs: 5}
+        resources: {gpus: 1, cpus: 2}
+    """
+    plain, large = load_study(grid("include: [{training: {epochs: 5}}]")), load_study(grid(more))
+    assert resources(plain) == [{}, {}]
+    assert resources(large) == [{"gpus": 8}, {"gpus": 1, "cpus": 2.0}]
+    assert [entry.resources.count for entry in large.cells] == [8, 1]
+    given = load_study(grid(more), ["resources.gpus=4", "resources.nodes=2"])
+    assert resources(given) == [{"gpus": 4, "nodes": 2}, {"gpus": 4, "cpus": 2.0, "nodes": 2}]
+    for study in (large, given):  # another place to run, and the same study
+        assert study.manifest() == plain.manifest()
+
+
+@pytest.mark.parametrize(
+    ("more", "overrides", "message"),
+    [
+        ("resources: {gpu: 8}", [], "mine.yaml: resources.gpu: unknown option; .* 'gpus'"),
+        ("resources: 8", [], "resources: a mapping of options is needed"),
+        ("include: [{resources: {nodes: 0}}]", [], r"include\[0\].resources.nodes"),
+        ("", ["resources.gpus=many"], "--set resources.gpus=many: .* integer"),
+        ("", ["resources=8"], "write it as resources.OPTION=VALUE"),
+        ("", ["resources.gpus=8", "resources.gpus=4"], "given twice"),
+        ("", ["resources.workers=2", "resources.gpus=3"], "3 GPUs do not go with 2 workers"),
+        ("", ["resources.workers=4", "resources.nodes=3"], "4 workers .* evenly over 3 nodes"),
+        ("resources: {gpus: 3}", [], "3 workers cannot share a batch of 64 images evenly"),
+        ("", ["resources.gpus=3"], "--set resources.gpus=3: .*3 workers cannot share a batch"),
+        (
+            "base: {model: {name: msvit}, data: {name: digits}, training: {mixup: 0.5}}",
+            ["resources.gpus=64"],
+            "64 workers cannot share a batch of 64 images evenly, in pairs",
+        ),
+    ],
+)
+def test_resources_that_cannot_be_are_refused(grid, more, overrides, message):
+    base = "question: Which?\n" if more.startswith("base") else BASE
+    with pytest.raises(ConfigError, match=message):
+        load_study(grid(more, base), overrides)

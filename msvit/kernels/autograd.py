@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from .spec import Backend, Batch, NeuronSpec, Norm
+from .spec import Backend, Batch, NeuronSpec, Norm, shared_by
 
 if TYPE_CHECKING:  # not every build of torch has it
     from torch.distributed import ProcessGroup
@@ -111,7 +111,7 @@ class _NormNeuron(Function):
         folded, count = fold(backend, y, steps, norm, offset)
         neuron = backend.neuron(spec, plif_w)
         ctx.backend, ctx.neuron = backend, neuron
-        ctx.steps, ctx.count, ctx.group = steps, count, _workers(norm)
+        ctx.steps, ctx.count, ctx.group = steps, count, shared_by(norm)
         if pool:
             out, raw, codes = backend.max_pool(
                 y,
@@ -221,7 +221,7 @@ class _NormAdd(Function):
     ) -> Tensor:
         steps, y, shortcut = len(y), time_major(y), time_major(shortcut)
         folded, count = fold(backend, y, steps, norm, offset)
-        ctx.backend, ctx.steps, ctx.count, ctx.group = backend, steps, count, _workers(norm)
+        ctx.backend, ctx.steps, ctx.count, ctx.group = backend, steps, count, shared_by(norm)
         made = len(y) if shortcut is None else steps  # time steps that differ
         if pool:
             out, raw, codes = backend.max_pool(
@@ -402,31 +402,26 @@ def fold(
     """
     if not norm.training:
         return backend.fold(norm, offset, None), 0
-    moments, count, group = None, steps * y[0].numel() // y.shape[-1], _workers(norm)
+    moments, count, group = None, steps * y[0].numel() // y.shape[-1], shared_by(norm)
     if group is not None:
-        moments, count = _moments_over_workers(backend.moments(y), count, group)
+        even = getattr(norm, "even_parts", False)
+        moments, count = _moments_over_workers(backend.moments(y), count, group, even)
     if count == 1:
         raise ValueError("batch statistics need more than one value per channel")
     return backend.fold(norm, offset, Batch(y, moments, count)), count
 
 
-def _workers(norm: Norm) -> ProcessGroup | None:
-    """The process group that shares the statistics of ``norm``, None if there is none."""
-    distributed = torch.distributed
-    if not (hasattr(norm, "process_group") and norm.training):
-        return None
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return None
-    return norm.process_group or distributed.group.WORLD
-
-
-def _moments_over_workers(moments: Tensor, count: int, group: ProcessGroup) -> tuple[Tensor, int]:
+def _moments_over_workers(
+    moments: Tensor, count: int, group: ProcessGroup, even: bool
+) -> tuple[Tensor, int]:
     mean, var = moments
     sums = torch.cat((mean * count, (var + mean * mean) * count, mean.new_tensor([count])))
     torch.distributed.all_reduce(sums, group=group)
     total = sums[-1]
     mean, square = (sums[:-1] / total).chunk(2)
-    return torch.stack((mean, square - mean * mean)), int(total)
+    # A number from the device would have to be waited for.
+    all_values = count * torch.distributed.get_world_size(group) if even else int(total)
+    return torch.stack((mean, square - mean * mean)), all_values
 
 
 def _over_workers(sums: Tensor, group: ProcessGroup | None) -> Tensor:

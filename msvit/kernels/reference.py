@@ -7,14 +7,17 @@ Names, arguments and shapes are those of :mod:`msvit.kernels`. Potentials and st
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from spikingjelly.activation_based import functional, surrogate
 from torch import Tensor
-from torch.nn import SyncBatchNorm
 
-from .spec import NeuronSpec, Norm
+from .spec import NeuronSpec, Norm, shared_by
+
+if TYPE_CHECKING:  # not every build of torch has it
+    from torch.distributed import ProcessGroup
 
 
 def norm_neuron(
@@ -93,18 +96,32 @@ def _normalise(y: Tensor, norm: Norm, offset: Tensor | None) -> Tensor:
     rows = _exact(y).reshape(-1, y.shape[-1])
     if offset is not None:
         rows = rows + offset.detach()
-    if isinstance(norm, SyncBatchNorm):  # knows how to ask the other workers
-        return norm(rows).view(y.shape)
     momentum = norm.momentum
     if norm.training:
         norm.num_batches_tracked.add_(1)
         if momentum is None:
             momentum = 1.0 / float(norm.num_batches_tracked)
+    if (group := shared_by(norm)) is not None:
+        return _normalise_together(rows, norm, momentum or 0.0, group).view(y.shape)
     normalised = F.batch_norm(
         *(rows, norm.running_mean, norm.running_var, norm.weight, norm.bias),
         *(norm.training, momentum or 0.0, norm.eps),
     )
     return normalised.view(y.shape)
+
+
+def _normalise_together(rows: Tensor, norm: Norm, momentum: float, group: ProcessGroup) -> Tensor:
+    """``rows [n, C]`` by the statistics of all workers' rows; torch's own knows no CPU."""
+    from torch.distributed.nn.functional import all_reduce  # with a gradient
+
+    sums = all_reduce(torch.cat((rows.sum(0), rows.new_tensor([len(rows)]))), group=group)
+    count = sums[-1]
+    rows = rows - sums[:-1] / count
+    var = all_reduce(rows.square().sum(0), group=group) / count
+    with torch.no_grad():
+        norm.running_mean.lerp_(sums[:-1] / count, momentum)
+        norm.running_var.lerp_(var * (count / (count - 1)), momentum)
+    return rows * (var + norm.eps).rsqrt() * norm.weight + norm.bias
 
 
 def surrogate_function(spec: NeuronSpec) -> surrogate.SurrogateFunctionBase:

@@ -30,10 +30,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Protocol, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
 from msvit.neuron_kinds import (
     DEFAULT_ALPHA,
@@ -42,6 +42,9 @@ from msvit.neuron_kinds import (
     NeuronName,
     SurrogateName,
 )
+
+if TYPE_CHECKING:  # not every build of torch has it
+    from torch.distributed import ProcessGroup
 
 EQUATIONS: tuple[NeuronName, ...] = ("if", "lif", "plif")
 """The kinds of neuron that are told here, and that kernels know."""
@@ -113,7 +116,8 @@ class Norm(Protocol):
 
     Vectors are ``[C]`` float32 (float64 for float64 activations); ``momentum`` None means the
     cumulative average. A norm that also has ``process_group`` (SyncBatchNorm; None: all) shares its
-    batch statistics between workers once ``torch.distributed`` is initialised.
+    batch statistics between workers once ``torch.distributed`` is initialised; with a true
+    ``even_parts`` all of them have as many values.
     """
 
     training: bool
@@ -124,6 +128,15 @@ class Norm(Protocol):
     running_mean: Tensor
     running_var: Tensor
     num_batches_tracked: Tensor
+
+
+def shared_by(norm: Norm) -> ProcessGroup | None:
+    """The process group that shares the statistics of ``norm``, None if there is none."""
+    if not (hasattr(norm, "process_group") and norm.training):
+        return None
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return None
+    return norm.process_group or distributed.group.WORLD
 
 
 class FixedNeuron(NamedTuple):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from msvit import workers
 from msvit.kernels import NeuronSpec
 from msvit.layers.synapses import Linear
 from msvit.layers.units import ConvNormNeuron
@@ -69,9 +70,13 @@ class Block(nn.Module):
 
 
 def drop_images(x: Tensor, probability: float) -> Tensor:
-    """Zero whole images of ``[T, B, ...]`` at random, scaling the others to keep the mean."""
-    keep = x.new_empty(1, x.shape[1], *(1,) * (x.ndim - 2)).bernoulli_(1 - probability)
-    return x * (keep / (1 - probability))
+    """Zero whole images of ``[T, B, ...]`` at random, scaling the others to keep the mean.
+
+    Several workers draw for the whole batch, the same, and take what falls to their images.
+    """
+    images = x.shape[1] * workers.count()
+    keep = x.new_empty(1, images, *(1,) * (x.ndim - 2)).bernoulli_(1 - probability)
+    return x * (workers.own(keep, dim=1) / (1 - probability))
 
 
 def drop_rates(drop_path: float, depth: int) -> list[float]:

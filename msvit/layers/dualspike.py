@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from msvit import workers
 from msvit.kernels import NeuronSpec
 from msvit.layers.attention import merge_heads, split_heads
 from msvit.layers.synapses import MatrixProduct
@@ -38,6 +39,8 @@ class FiringRate(nn.Module):
         if self.training:
             with torch.no_grad():
                 batch = spikes.mean(dim=(0, 1, 3, 4), keepdim=True, dtype=self.rate.dtype)
+                if hasattr(self, "process_group"):  # as a norm that shares its statistics
+                    batch = workers.total(batch) / workers.count()
                 known = torch.where(self.rate > 0, self.rate, batch)
                 self.rate.copy_(known.lerp(batch, 1 - MOMENTUM))
         return torch.where(self.rate > 0, self.rate, torch.ones_like(self.rate))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +58,17 @@ class Meter:
     def __exit__(self, *exception: object) -> None:
         for handle in self._handles:
             handle.remove()
+
+    def counts(self) -> tuple[int, Any, Any]:
+        """What was counted so far, for the meter of the same model in another process."""
+        return self._images, self._firing.counts(), self._operations.counts()
+
+    def add(self, counts: tuple[int, Any, Any]) -> None:
+        """Take in the :meth:`counts` of another process, made of other images."""
+        images, firing, operations = counts
+        self._images += images
+        self._firing.add(firing)
+        self._operations.add(operations)
 
     def result(self) -> Measurement:
         """What was counted so far.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,11 @@ class _Layer:
 
     spikes: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
     neurons: int = 0
+
+    def add(self, spikes: Tensor, neurons: int) -> None:
+        """Take in the spikes of further ``neurons``, those of all images being counted."""
+        self.spikes = spikes + self.spikes if len(self.spikes) else spikes.clone()
+        self.neurons += neurons
 
 
 @dataclass
@@ -89,8 +94,7 @@ class FiringMonitor:
             per_step = per_part.unflatten(0, (steps, images)).sum(1).cpu()  # [T, parts]
             for name, part in zip(names, per_step.T, strict=True):
                 layer = self._reached.setdefault(name, self._layers[name])
-                layer.spikes = part + layer.spikes if len(layer.spikes) else part.clone()
-                layer.neurons += spikes.numel() // (steps * len(names))
+                layer.add(part, spikes.numel() // (steps * len(names)))
             if neurons is not None:
                 self._neurons[of] = neurons
                 if neurons.spec.kind == "ilif":
@@ -98,6 +102,20 @@ class FiringMonitor:
                     neurons.peak = max(neurons.peak, float(spikes.amax()))
 
         return count
+
+    def counts(self) -> tuple[dict[str, _Layer], dict[str, _Neurons]]:
+        """What was counted so far."""
+        return self._reached, self._neurons
+
+    def add(self, counts: tuple[dict[str, _Layer], dict[str, _Neurons]]) -> None:
+        """Take in the :meth:`counts` of the same model in another process."""
+        layers, modules = counts
+        for name, theirs in layers.items():
+            layer = self._reached.setdefault(name, self._layers[name])
+            layer.add(theirs.spikes, theirs.neurons)
+        for path, neurons in modules.items():
+            own = self._neurons.setdefault(path, replace(neurons, active=0))
+            own.active += neurons.active
 
     def updates(self, images: int) -> list[Operations]:
         """A row per module of neurons, per image of ``images`` and summed over time steps."""

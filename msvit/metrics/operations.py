@@ -61,8 +61,8 @@ calculator of Spikingformer. [5] spikingjelly 2, ``op_counter``. [6] Spike-drive
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -98,6 +98,13 @@ class Operand:
     peak: float = 0.0
     synops: float = 0.0
     active_synops: float = 0.0
+
+    def add(self, other: Operand) -> None:
+        """Take in what the same input carried of other images."""
+        self.content = max(self.content, other.content, key=CONTENTS.index)
+        self.peak = max(self.peak, other.peak)
+        for name in ("total", "elements", "active", "synops", "active_synops"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
 
     @property
     def rate(self) -> float | None:
@@ -155,6 +162,17 @@ class _Layer:
     outputs: int = 0
     additions: float = 0.0
     steps: int = 0
+
+    def add(self, other: _Layer) -> None:
+        """Take in what the same layer did for other images."""
+        self.steps = max(self.steps, other.steps)  # 0 where no data have come here
+        self.averaged = max(self.averaged, other.averaged)
+        for name in ("dense_macs", "synapses", "joint_synops", "outputs", "additions"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for own, theirs in zip(self.operands, other.operands, strict=True):
+            own.add(theirs)
+        if self.on_means is not None and other.on_means is not None:
+            self.on_means.add(other.on_means)
 
 
 class OperationCounter:
@@ -216,6 +234,18 @@ class OperationCounter:
             each = module.dense_macs(inputs[0], other)
             layer.dense_macs += each * layer.steps * inputs[0].shape[1]
         _RULES[layer.kind](layer, *(x[: layer.steps] for x in (*inputs, output)))
+
+    def counts(self) -> dict[str, _Layer]:
+        """What was counted so far, without what all processes know of a layer."""
+        return {
+            name: replace(layer, weight=None, means=None, window=None)
+            for name, layer in self._reached.items()
+        }
+
+    def add(self, counts: Mapping[str, _Layer]) -> None:
+        """Take in the :meth:`counts` of the same model in another process."""
+        for name, theirs in counts.items():
+            self._reached.setdefault(name, self._layers[name]).add(theirs)
 
     def rows(self, images: int) -> list[Operations]:
         """A row per layer, per image of ``images`` and summed over time steps."""

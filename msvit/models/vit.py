@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from timm.layers import DropPath
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from msvit.checkpoints import OfficialMap
+from msvit.layers.blocks import drop_images
 from msvit.layers.synapses import Conv, Linear, MatrixProduct
 from msvit.models.base import Model
 from msvit.models.options import ViTOptions
@@ -60,13 +62,32 @@ class ViT(Model):
 
 
 def _count_in(encoder: Any, heads: int) -> None:
-    """Replace what multiplies in timm's ``encoder``, whose types know timm's own layers only."""
+    """Replace what multiplies in timm's ``encoder``, whose types know timm's own layers only.
+
+    And what draws for images, which several workers have to do together.
+    """
     encoder.patch_embed.proj = CountedPatches(encoder.patch_embed.proj)
     for block in encoder.blocks:
         block.attn = CountedAttention(block.attn.qkv, block.attn.proj, heads)
         block.mlp.fc1 = CountedLinear(block.mlp.fc1)
         block.mlp.fc2 = CountedLinear(block.mlp.fc2)
+        for name, module in block.named_children():
+            if isinstance(module, DropPath):
+                setattr(block, name, DropImages(module.drop_prob))
     encoder.head = CountedLinear(encoder.head)
+
+
+class DropImages(nn.Module):
+    """timm's DropPath on ``[B, ...]``, and its draws, for the images of all workers."""
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        self.probability = probability
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not (self.training and self.probability):
+            return x
+        return drop_images(x.unsqueeze(0), self.probability).squeeze(0)
 
 
 class CountedLinear(nn.Module):

@@ -47,6 +47,10 @@ class TrainingOptions(Options):
     grad_accum_steps: int = later(1, ge=1, le=1_024)
     """Parts in which a batch goes through the model, its gradient being their mean. The statistics
     of a batch norm are those of a part: of one GPU's images, where a recipe had several GPUs."""
+    sync_batchnorm: bool = later(False)
+    """Where several workers share a batch, norms (and running firing rates) take their statistics
+    over all of it, as one worker does. Off, as in published scripts, each takes those of its own
+    images, and the result depends on the number of workers, which the record tells."""
     optimizer: Literal["adamw", "adam", "sgd", "lamb"] = "adamw"
     """By timm's names; ``sgd`` has Nesterov momentum 0.9."""
     lr: float = Field(1e-3, gt=0, le=10)
@@ -125,6 +129,21 @@ class TrainingOptions(Options):
     def mixes(self) -> bool:
         """Whether images of a batch are mixed, so that their classes are."""
         return self.mixup > 0 or self.cutmix > 0
+
+    def uneven(self, workers: int, images: int | None = None) -> str:
+        """Why ``workers`` cannot share every batch evenly, empty where they can.
+
+        A batch is the recipe's, or all ``images`` of a smaller training set. Mixed ones are shared
+        in pairs, and one that is accumulated part by part (:func:`msvit.workers.own`).
+        """
+        size = min(self.batch_size, images or self.batch_size)
+        size -= size % 2 if self.mixes else 0
+        if workers == 1 or size % (workers * self.grad_accum_steps * (2 if self.mixes else 1)) == 0:
+            return ""
+        how = ", in pairs as mixed images are" if self.mixes else ""
+        if self.grad_accum_steps > 1:
+            how += f", in {self.grad_accum_steps} parts"
+        return f"{workers} workers cannot share a batch of {size} images evenly{how}"
 
     @classmethod
     def idle(cls, values: Mapping[str, Any]) -> dict[str, str]:

@@ -29,7 +29,7 @@ _KINDS = {"DataError", "MemoryError", "ImportError", "ModuleNotFoundError"} | {
 _KINDS_ELSEWHERE = {  # of torch and Ray; a worker also crashes where memory's guards kill it
     *("OutOfMemoryError", "AcceleratorError", "NodeDiedError", "WorkerCrashedError"),
     *("LocalRayletDiedError", "OwnerDiedError", "ObjectLostError", "RuntimeEnvSetupError"),
-    *("OutOfDiskError", "ObjectStoreFullError", "RaySystemError", "RpcError"),
+    *("OutOfDiskError", "ObjectStoreFullError", "RaySystemError", "RpcError", "LostPeers"),
 }
 # What torch and Python raise as a plain RuntimeError, in lower case: allocators, devices, threads,
 # files, processes that load data, a checkpoint cut short.

@@ -99,6 +99,13 @@ class Operations(TypedDict):
     states: NotRequired[Amount]  # values that are kept between time steps
 
 
+class Workers(TypedDict):
+    count: int
+    machines: int
+    joined_by: str  # torch's name of what carries their sums: nccl, gloo; none: of one
+    before: NotRequired[list[int]]  # that had trained it, in turn, before these went on
+
+
 class Record(TypedDict):
     schema: int
     id: str
@@ -119,6 +126,7 @@ class Record(TypedDict):
     precision: str
     kernels: str
     step: NotRequired[str]  # how it was run: graph, graph without optimizer, eager (: why)
+    workers: NotRequired[Workers]  # where several have shared every batch
     environment: dict[str, Any]
 
 

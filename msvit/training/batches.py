@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Generator, Tensor
 
+from msvit import workers
 from msvit.data.splits import Images
 from msvit.recipes import TrainingOptions
 from msvit.training.loading import Loader
@@ -54,15 +55,24 @@ def train_batches(
     The incomplete last batch is left out; a set smaller than one batch is one batch. ``random`` is
     a CPU generator: what it draws, and so the batches, are the same on every device. The order is
     drawn in this call, the rest as the batches are taken. ``seed`` is of this epoch, for streamed
-    images.
+    images. Of several workers each takes its part of every batch.
     """
     size = min(options.batch_size, len(loader))
     size -= size % 2 if options.mixes else 0  # the images of a batch are paired
     order = torch.randperm(len(loader), generator=random)
     used = order[first * size : steps_per_epoch(len(loader), options) * size]
+    used = workers.own(used.view(-1, size), 1, options.grad_accum_steps).flatten()
 
     def batches() -> Iterator[Images]:
         for batch in loader.batches(used, seed):
             yield Images(augment(batch.images, random), batch.labels)
 
     return batches()
+
+
+def eval_batches(loader: Loader) -> Iterator[Images]:
+    """All images once, in order; of several workers, each takes some of the batches as a whole."""
+    if workers.count() == 1:
+        return loader.batches()
+    order = workers.own_batches(len(loader), loader.batch_size)
+    return loader.batches(order) if len(order) else iter(())

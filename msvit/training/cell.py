@@ -13,16 +13,17 @@ from typing import Any
 import torch
 from timm.utils import ModelEmaV3
 
-from msvit import kernels
+from msvit import kernels, workers
 from msvit.cells import SCHEMA, Cell
 from msvit.data import data_options, load_splits
 from msvit.data.crops import RandomPart
 from msvit.data.fingerprint import Fingerprint, describe_images
 from msvit.data.splits import Samples, Splits, Streamed
 from msvit.data.views import Centre
+from msvit.layers.shared_statistics import share_statistics
 from msvit.metrics import Meter
 from msvit.models import create_model
-from msvit.options import DataError
+from msvit.options import ConfigError, DataError
 from msvit.precision import choose_precision
 from msvit.recipes import TrainingOptions
 from msvit.runtime import (
@@ -34,7 +35,7 @@ from msvit.runtime import (
     training_device,
 )
 from msvit.training.augmentation import Augmentation
-from msvit.training.batches import Normalise, steps_per_epoch, train_batches
+from msvit.training.batches import Normalise, eval_batches, steps_per_epoch, train_batches
 from msvit.training.checkpoint import load_checkpoint
 from msvit.training.environment import describe_environment, device_name
 from msvit.training.health import TrainingDiverged, check_state
@@ -70,7 +71,11 @@ def train_cell(
     number of threads bit for bit, save times and memory. ``folder`` is that of the cell in its
     results folder, where ``training.start_from`` is looked for.
 
+    Several workers (:mod:`msvit.workers`) call this together and return the same. The first alone
+    reads and writes ``folder`` and reports; all need the images.
+
     Raises:
+        ConfigError: when several workers cannot share a batch evenly.
         TrainingDiverged: when a loss, a gradient, weights or running statistics are not finite.
         DataError: when images are missing or broken, or others than those of the epochs before, or
             the weights to start from are missing.
@@ -84,18 +89,30 @@ def train_cell(
     options = TrainingOptions.parse(cell.training, "training")
     splits = _load_data(cell, data_dir)
     train_set, is_cropped = _as_cropped(splits.train, options)
-    train = Loader(train_set, options.batch_size, device)
+    if problem := options.uneven(workers.count(), len(train_set)):
+        raise ConfigError("training", "batch_size", problem)
+    train = Loader(train_set, options.batch_size // workers.count(), device)
     held_out = _as_scored(splits.validation, options)
     validation = Loader(held_out, options.eval_batch_size, device)
-    state = load_checkpoint(folder / "checkpoint.pt", cell.id, KEYS)
+    state = None
+    if workers.is_first():
+        state = load_checkpoint(folder / "checkpoint.pt", cell.id, KEYS)
+    state = workers.from_first(state)
     # ``auto`` may mean something else where, or by what, a training goes on.
-    precision = choose_precision(state["precision"] if state else options.precision, device)
+    wanted = state["precision"] if state else options.precision
+    precision = choose_precision(wanted, device)
+    if workers.count() > 1:  # or on the machine of another worker
+        precision = choose_precision(workers.from_first(precision.name), device)
     normalise = Normalise(splits.mean, splits.std, device)
 
     seed_everything(cell.seed, 0)
     model = create_model(**cell.model).to(device)
+    if options.sync_batchnorm:
+        share_statistics(model)
     if options.start_from is not None and not state:
-        load_start(model, options.start_from, folder.absolute().parents[1])
+        if workers.is_first():
+            load_start(model, options.start_from, folder.absolute().parents[1])
+        model.load_state_dict(workers.from_first(model.state_dict()))
     steps = steps_per_epoch(len(splits.train), options)
     optimizer = make_optimizer(model, options, device)
     average = None if options.ema_decay is None else ModelEmaV3(model, options.ema_decay)
@@ -109,6 +126,7 @@ def train_cell(
         mixup=make_mixup(options, cell.model["num_classes"]),
         mixup_off_epoch=options.mixup_off_epoch,
         erase=make_erasing(options, device),
+        turns=options.grad_accum_steps,
     )
     augment = Augmentation(options, splits.mean, device, parts=is_cropped)
     progress = Progress(
@@ -124,6 +142,7 @@ def train_cell(
     )
     validation_scores = Scores(progress.model, normalise, precision, recorder)
     raw_scores = Scores(model, normalise, precision, recorder) if average is not None else None
+    _check_same_images_everywhere(splits.fingerprint)
     if state:
         _check_same_images(state.get("data"), splits.fingerprint, progress.path)
         progress.resume(state)
@@ -148,12 +167,14 @@ def train_cell(
             batches, epoch, taken, looked=partial(progress.keep, taken, generator)
         )
         trained = time.perf_counter()
-        val_loss, val_accuracy = evaluate(validation.batches(), validation_scores)
+        workers.take_buffers_of_first(progress.model)
+        val_loss, val_accuracy = evaluate(eval_batches(validation), validation_scores)
         if not math.isfinite(val_loss):
             raise TrainingDiverged(f"epoch {epoch}, after step {steps}: validation loss {val_loss}")
         raw = {}
         if raw_scores is not None:
-            raw_loss, raw_accuracy = evaluate(validation.batches(), raw_scores)
+            workers.take_buffers_of_first(model)
+            raw_loss, raw_accuracy = evaluate(eval_batches(validation), raw_scores)
             raw = {"raw_val_loss": raw_loss, "raw_val_accuracy": raw_accuracy}
         seconds = taken.seconds + time.perf_counter() - trained
         row = {
@@ -168,7 +189,7 @@ def train_cell(
         }
         progress.kernels = kernels.describe(model, device, precision.dtype)
         progress.step = trainer.step.how
-        progress.add(row, taken.seconds, peak_memory_gb(device))
+        progress.add(row, taken.seconds, workers.most(peak_memory_gb(device)))
         progress.save()
         shown = ("epoch", "train_loss", "val_loss", "val_accuracy", "seconds")
         told: dict[str, Any] = {"epochs": options.all_epochs, **{key: row[key] for key in shown}}
@@ -178,7 +199,8 @@ def train_cell(
             told["gpu_seconds"] = trainer.step_seconds * all_steps
             left = (options.all_epochs - epoch) * seconds
             told["cell_seconds"] = time.perf_counter() - began + left
-        report(told)
+        if workers.is_first():
+            report(told)
 
     # Not from a graph, which no monitor sees: and what it holds may be wanted.
     trainer.step.release()
@@ -191,12 +213,19 @@ def train_cell(
     with Meter(model) as meter:
         test = Loader(_as_scored(splits.test, options), options.eval_batch_size, device)
         scores = Scores(model, normalise, precision)
-        test_loss, test_accuracy = evaluate(test.batches(), scores)
+        test_loss, test_accuracy = evaluate(eval_batches(test), scores)
     if not math.isfinite(test_loss):
         raise TrainingDiverged(f"the weights of epoch {chosen}: the test loss is {test_loss}")
+    for rank, counts in enumerate(workers.of_all(meter.counts())):
+        if rank != workers.rank():
+            meter.add(counts)
     measured = meter.result()
     environment = describe_environment(device)
-    save_trained(folder, cell, progress.best, splits.mean, splits.std, environment["commit"])
+    if workers.is_first():
+        save_trained(folder, cell, progress.best, splits.mean, splits.std, environment["commit"])
+    told_of_workers = (
+        {"workers": workers.describe(progress.crews)} if max(progress.crews) > 1 else {}
+    )
     images_trained = progress.epoch * steps * min(options.batch_size, len(splits.train))
     return {
         "schema": SCHEMA,
@@ -217,6 +246,7 @@ def train_cell(
         "precision": precision.label,
         "kernels": progress.kernels,
         "step": progress.step,
+        **told_of_workers,
         "environment": environment,
     }
 
@@ -248,6 +278,16 @@ def _check_same_images(known: Fingerprint | None, found: Fingerprint | None, pat
             f"{path} was trained on {describe_images(known)}, and here are "
             f"{describe_images(found)}: give the images of then, or delete it to start again"
         )
+
+
+def _check_same_images_everywhere(found: Fingerprint | None) -> None:
+    """Workers on several machines may read several copies of a data set."""
+    for rank, theirs in enumerate(workers.of_all(found)):
+        if theirs is not None and found is not None and theirs != found:
+            raise DataError(
+                f"worker {workers.rank()} found {describe_images(found)}, and worker {rank} "
+                f"{describe_images(theirs)}: all need the same images"
+            )
 
 
 def _be_deterministic(device: torch.device) -> None:

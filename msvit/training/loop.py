@@ -12,6 +12,7 @@ from timm.data.mixup import Mixup
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor, nn
 
+from msvit import workers
 from msvit.data.splits import Images
 from msvit.training.batches import Normalise
 from msvit.training.health import TrainingDiverged, check_steps, first_broken
@@ -29,7 +30,7 @@ class Taken:
     losses: Tensor
     """float32 ``[steps]`` of the whole epoch, on the device; 0 where no step was taken yet."""
     correct: Tensor
-    """Images that were told right, a scalar on the device."""
+    """Images that were told right, a scalar on the device. Like all here, of all workers."""
     steps: int = 0
     images: int = 0
     seconds: float = 0.0
@@ -54,6 +55,8 @@ class Trainer:
     mixup_off_epoch: int = 0
     """Epochs after which nothing is mixed; 0: always."""
     erase: RandomErasing | None = None
+    turns: int = 1
+    """In which the model is given a batch, as of :func:`msvit.workers.own`."""
     step_seconds: float = math.inf
     """The least that a step took from one look at the device to the next, one behind the other."""
 
@@ -79,18 +82,22 @@ class Trainer:
         steps = len(taken.losses)
         norms, skipped = torch.zeros_like(taken.losses), torch.zeros_like(taken.losses)
         every = 1 if taken.losses.device.type == "cpu" else CHECK_EVERY
-        unseen = taken.steps
+        unseen, right = taken.steps, torch.zeros_like(taken.correct)
         began = last = time.perf_counter()
         before = taken.seconds
         for step, batch in enumerate(batches, taken.steps):
             self.rates.set((epoch - 1) * steps + step)
             taken.losses[step], hits, norms[step] = self.step(*self.prepared(batch))
             skipped[step] = self.step.skipped
-            taken.correct += hits
-            taken.images += len(batch)
+            right += hits
+            taken.images += len(batch) * workers.count()
             taken.steps += 1
             if taken.steps % every == 0 or taken.steps == steps:
                 new = slice(unseen, taken.steps)
+                sums = workers.total(torch.cat((taken.losses[new], right.view(1))))
+                taken.losses[new] = sums[:-1] / workers.count()
+                taken.correct += sums[-1]
+                right = torch.zeros_like(right)
                 check_steps(taken.losses[new], norms[new], unseen, self.model, epoch, steps)
                 self._check_skipped(skipped[new], taken, epoch)
                 now = time.perf_counter()
@@ -125,13 +132,26 @@ class Trainer:
         if self.mixup is not None:
             planes, target = self.mixup(planes, target)
         if self.erase is not None:
-            planes = self.erase(planes)
+            planes = self._erased(planes, self.erase)
         return planes.view(images.shape), target
+
+    def _erased(self, planes: Tensor, erase: RandomErasing) -> Tensor:
+        """timm draws image by image: for those of other workers as well, to no effect."""
+        if workers.count() == 1:
+            return erase(planes)
+        places = torch.arange(len(planes) * workers.count())
+        own = {int(place): i for i, place in enumerate(workers.own(places, turns=self.turns))}
+        for place in places.tolist():
+            erase(planes[own[place]] if place in own else torch.empty_like(planes[0]))
+        return planes
 
 
 @torch.no_grad()
 def evaluate(batches: Iterable[Images], scores: Scores) -> tuple[float, float]:
-    """Mean cross-entropy and accuracy (0 to 1) of the time-averaged logits, in eval mode."""
+    """Mean cross-entropy and accuracy (0 to 1) of the time-averaged logits, in eval mode.
+
+    Over the batches of all workers.
+    """
     scores.model.eval()
     loss, correct = torch.zeros((2,), dtype=torch.float64, device=scores.device)
     seen = 0
@@ -140,4 +160,6 @@ def evaluate(batches: Iterable[Images], scores: Scores) -> tuple[float, float]:
         loss += of_batch
         correct += hits
         seen += len(batch)
-    return float(loss) / seen, float(correct) / seen
+    of_all = workers.total(torch.stack((loss, correct, loss.new_tensor(seen))))
+    loss_sum, hits_sum, images = of_all.tolist()
+    return loss_sum / images, hits_sum / images

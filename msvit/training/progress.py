@@ -13,6 +13,7 @@ from timm.utils import ModelEmaV3
 from torch import Generator, Tensor
 from torch.optim import Optimizer
 
+from msvit import workers
 from msvit.data.fingerprint import Fingerprint
 from msvit.training.checkpoint import save_checkpoint
 from msvit.training.loading import Loader
@@ -51,6 +52,8 @@ class Progress:
         self.peak_memory_gb = 0.0
         self.kernels = ""
         self.step = "eager"
+        self.crews = [workers.count()]
+        """How many workers have trained it, one number for each change."""
         self._loader, self._waited_before = loader, 0.0
         self._taken: Mapping[str, Any] | None = None  # of an epoch that was broken off
         self._every, self._saved = checkpoint_seconds, time.monotonic()
@@ -67,6 +70,8 @@ class Progress:
         self.step = state.get("step", "eager")  # versions before CUDA graphs did not say so
         self._waited_before = state.get("waited", 0.0)  # nor these how long they waited
         self._taken = state.get("taken")
+        crews = state.get("crews", [1])  # nor of several workers
+        self.crews = crews if crews[-1] == workers.count() else [*crews, workers.count()]
         _log.info("resuming %s %s", self.cell, self.where)
 
     @property
@@ -124,7 +129,12 @@ class Progress:
             self.save(taken, generator)
 
     def save(self, taken: Taken | None = None, generator: Generator | None = None) -> None:
-        """Write the checkpoint; in the middle of an epoch with what has been ``taken`` of it."""
+        """Write the checkpoint; in the middle of an epoch with what has been ``taken`` of it.
+
+        The first of several workers does, and what the others have is no more.
+        """
+        if not workers.is_first():
+            return
         part = None
         if taken is not None and generator is not None:
             part = {
@@ -143,6 +153,7 @@ class Progress:
             "precision": self.precision,
             "step": self.step,
             "waited": self.waited,
+            "crews": self.crews,
             "taken": part,
             **{name: getattr(self, name) for name in _KEPT},
         }

@@ -19,7 +19,7 @@ from msvit.precision import choose_precision
 from msvit.records.schema import Operations, Record, RecordError
 from msvit.records.store import cell_folder
 from msvit.runtime import prepare_process, training_device
-from msvit.training.batches import Normalise
+from msvit.training.batches import Normalise, eval_batches
 from msvit.training.loading import Loader
 from msvit.training.loop import evaluate
 from msvit.training.step import Scores
@@ -61,7 +61,7 @@ def remeasured(results: Path, record: Record, data_dir: Path | None = None) -> R
     scores = Scores(model, Normalise(splits.mean, splits.std, device), precision)
     test = Loader(splits.test, cell.training["eval_batch_size"], device)
     with Meter(model) as meter:
-        evaluate(test.batches(), scores)
+        evaluate(eval_batches(test), scores)
     rows = _completed(record["operations"], meter.result().operations, str(folder))
     return {**record, "operations": rows}
 

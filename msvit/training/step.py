@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
+from msvit import workers
 from msvit.precision import Precision
 from msvit.recipes import TrainingOptions
 from msvit.training.batches import Normalise, time_first
+from msvit.training.data_parallel import data_parallel, summed_by_workers
 from msvit.training.graph import CudaGraphs, Graphed, Recorder
 from msvit.training.health import state_tensors, total_norm
 from msvit.training.optimization import RECORDABLE, training_loss
@@ -30,7 +32,7 @@ def choose_recorder(precision: Precision, device: torch.device) -> tuple[Recorde
         return None, ""
     if precision.dtype == torch.float16:
         return None, "fp16 scales its loss by what it finds"
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
+    if workers.count() > 1:
         return None, "several workers share the step"
     return CudaGraphs(), ""
 
@@ -58,6 +60,7 @@ class TrainingStep:
         """``eager`` is why there is no ``recorder``, if that wants saying; ``average`` takes in the
         weights behind every update."""
         self._average = average
+        self._forward: nn.Module | None = model if workers.count() == 1 else None
         self._model, self._options, self._optimizer = model, options, optimizer
         self._normalise, self._precision = normalise, precision
         self.scaler = torch.amp.GradScaler(
@@ -100,14 +103,17 @@ class TrainingStep:
         """Loss, hits, and the norm of the gradient, which is clipped."""
         if images.dtype == torch.uint8:
             images = self._normalise(images)
+        if self._forward is None:
+            self._forward = self._joined(images[:2], target[:2])
         self._optimizer.zero_grad(set_to_none=True)
         loss, hits = images.new_zeros(()), target.new_zeros((), dtype=torch.long)
         parts = self._options.grad_accum_steps
         # Not chunk: the last of a training set that does not fill a batch may be smaller.
-        for some, theirs in zip(
-            images.tensor_split(parts), target.tensor_split(parts), strict=True
-        ):
-            of_part, right = self._backward(some, theirs, len(some) / len(images))
+        split = zip(images.tensor_split(parts), target.tensor_split(parts), strict=True)
+        for part, (some, theirs) in enumerate(split, 1):
+            with summed_by_workers(self._forward, part == parts):
+                share = len(some) / len(images)
+                of_part, right = self._backward(self._forward, some, theirs, share)
             loss, hits = loss + of_part, hits + right
         weights = [weight for weight in self._model.parameters() if weight.grad is not None]
         clip = self._options.clip_grad
@@ -118,10 +124,20 @@ class TrainingStep:
             nn.utils.clip_grads_with_norm_(weights, clip, norm)
         return loss, hits, norm
 
-    def _backward(self, images: Tensor, target: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    def _joined(self, images: Tensor, target: Tensor) -> nn.Module:
+        """The model, sharing its gradient with other workers'; any ``images`` do, and targets."""
+
+        def learn(module: nn.Module) -> None:
+            self._backward(module, images, target, 1.0)
+
+        return data_parallel(self._model, learn, self._options.sync_batchnorm)
+
+    def _backward(
+        self, model: nn.Module, images: Tensor, target: Tensor, share: float
+    ) -> tuple[Tensor, Tensor]:
         """Add the gradient of a part of the batch, ``share`` of it; its part of loss and hits."""
         with self._precision.autocast(images.device):
-            logits = self._model(time_first(images))  # [T, B, classes]
+            logits = model(time_first(images))  # [T, B, classes]
             loss = training_loss(logits, target, self._options) * share
         self.scaler.scale(loss).backward()
         with torch.no_grad():

@@ -12,6 +12,7 @@ import torch
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torch import Tensor
 
+from msvit import workers
 from msvit.runtime import to_device
 
 Box = tuple[int, int, int, int]
@@ -25,11 +26,15 @@ class RandomCrops:
     from the global generator of ``random``.
     """
 
-    def __init__(self, scale: tuple[float, float], ratio: tuple[float, float]) -> None:
-        self._scale, self._ratio = scale, ratio
+    def __init__(
+        self, scale: tuple[float, float], ratio: tuple[float, float], turns: int = 1
+    ) -> None:
+        """``turns`` as of :func:`msvit.workers.own`."""
+        self._scale, self._ratio, self._turns = scale, ratio, turns
 
     def __call__(self, images: Tensor) -> Tensor:
-        return resized_parts(images, [self.draw(images[0]) for _ in images])
+        drawn = [self.draw(images[0]) for _ in range(len(images) * workers.count())]
+        return resized_parts(images, workers.own_of(drawn, self._turns))
 
     def draw(self, image: Tensor) -> Box:
         """For one image."""

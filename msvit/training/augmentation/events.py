@@ -13,6 +13,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn.functional import grid_sample
 
+from msvit import workers
 from msvit.runtime import to_device
 
 OPERATIONS = ("identity", "shear", "move_along_row", "move_along_column", "turn", "cut")
@@ -24,19 +25,21 @@ _DEGREES = 30.0
 _CUT = (0.001, 0.11)  # share of the plane
 
 
-def augment_events(frames: Tensor, random: Generator) -> Tensor:
+def augment_events(frames: Tensor, random: Generator, turns: int = 1) -> Tensor:
     """``frames`` ``[B, T, C, H, W]``, bytes or floats, changed sample by sample.
 
     ``random`` is a CPU generator: what it draws is the same on every device. Pixels that move in
-    have seen nothing.
+    have seen nothing. ``turns`` as of :func:`msvit.workers.own`: it is drawn for all workers.
     """
-    count, height, width = len(frames), *frames.shape[-2:]
+    count, height, width = len(frames) * workers.count(), *frames.shape[-2:]
     mirrored = torch.rand(count, generator=random) < 0.5
     operation = torch.randint(len(OPERATIONS), (count,), generator=random)
     steps = torch.randint(_STRENGTHS, (count,), generator=random)
     holes = _holes(count, height, width, random)
     is_cut = operation == OPERATIONS.index("cut")
     holes[:, ~is_cut] = 0
+    mirrored, operation, steps = (workers.own(x, 0, turns) for x in (mirrored, operation, steps))
+    holes = workers.own(holes, 1, turns)
 
     device = frames.device
     flags, holes = to_device(mirrored, device), to_device(holes, device)

@@ -16,6 +16,7 @@ from timm.data.auto_augment import rand_augment_transform
 from torch import Tensor
 from torchvision.transforms.v2 import functional
 
+from msvit import workers
 from msvit.recipes.rand_augment import OPERATIONS, RandAugmentSettings
 from msvit.runtime import to_device
 from msvit.training.augmentation import operations
@@ -48,7 +49,11 @@ class RandAugment:
     ``mean`` is that of pixels in [0, 1], per channel: what moves in has this colour.
     """
 
-    def __init__(self, text: str, mean: Sequence[float], device: torch.device) -> None:
+    def __init__(
+        self, text: str, mean: Sequence[float], device: torch.device, turns: int = 1
+    ) -> None:
+        """``turns`` as of :func:`msvit.workers.own`."""
+        self._turns = turns
         settings = RandAugmentSettings.parse(text)
         only = OPERATIONS.get(settings.operations)
         self._timm = rand_augment_transform(
@@ -60,7 +65,8 @@ class RandAugment:
         self._fill = torch.tensor(fill, dtype=torch.uint8, device=device)
 
     def __call__(self, images: Tensor) -> Tensor:
-        return self.apply(images, [self.draw() for _ in images])
+        drawn = [self.draw() for _ in range(len(images) * workers.count())]
+        return self.apply(images, workers.own_of(drawn, self._turns))
 
     def draw(self) -> Drawn:
         """For one image."""
