@@ -691,7 +691,7 @@ def test_mixing_ends_after_its_last_epoch():
     seen = []
 
     class Step:
-        scaler = torch.amp.GradScaler("cpu", enabled=False)
+        scaler, skipped = torch.amp.GradScaler("cpu", enabled=False), torch.tensor(False)
 
         def __call__(self, images, target):
             seen.append(target.max(-1).values.min())
