@@ -68,6 +68,7 @@ class StudyResults:
         question: what the study asks, one sentence.
         axes: dotted names of the options that vary, such as ``("model.scales",)``.
         groups: configuration labels in grid order.
+        grid_file: the file that the grid was read from.
         overrides: settings given on the command line in place of the grid's own.
         folder: where tables and figures of this study go.
         warnings: one line per file that could not be used.
@@ -78,6 +79,7 @@ class StudyResults:
     question: str
     axes: tuple[str, ...]
     groups: tuple[str, ...]
+    grid_file: str
     overrides: tuple[str, ...]
     folder: Path
     cells: pd.DataFrame
@@ -152,6 +154,7 @@ def collect(results: Path, grid: str, records: Records[Observations] | None = No
         question=manifest["question"],
         axes=tuple(manifest["axes"]),
         groups=tuple(cells["group"].unique()),
+        grid_file=manifest["grid_file"],
         overrides=tuple(manifest.get("overrides", ())),
         folder=study_folder(results, manifest["name"]),
         cells=cells.reindex(columns=[*first, *(c for c in cells if c not in first)]),
