@@ -52,7 +52,14 @@ from msvit.options import unknown
 from msvit.recipes import TrainingOptions
 from msvit.records.measures import all_measures
 from msvit.records.schema import Manifest, RecordError
-from msvit.records.store import Records, cell_folder, read_failure, read_study, study_folder
+from msvit.records.store import (
+    Records,
+    cell_folder,
+    list_studies,
+    read_failure,
+    read_study,
+    study_folder,
+)
 
 NONE = "none"
 
@@ -109,11 +116,6 @@ def cell_columns() -> list[str]:
         "problem",
         "log",
     ]
-
-
-def list_studies(results: Path) -> list[str]:
-    """Names of the studies that a results folder holds, sorted."""
-    return sorted(path.parent.name for path in results.glob("studies/*/study.json"))
 
 
 def collect(results: Path, grid: str, records: Records[Observations] | None = None) -> StudyResults:

@@ -73,7 +73,7 @@ class Part:
         warnings: lines on files that could not be used.
         grids, pictures, runs: in reading order.
         shared: settings that all runs have in common.
-        places: what was trained on and with: names and values of each, and how many cells.
+        places: how many cells were trained on and with what: common to all, then what differs.
         commands: that make the same again.
         left_out: figures that the page had no room for.
     """

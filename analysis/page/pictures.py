@@ -32,7 +32,9 @@ def pictures_of(
     left_out: list[str] = []
     for name, figure in figures.items():
         text = _title(figure)
-        title = text.partition("\n")[0].partition(": ")[2] or name.replace("_", " ")
+        first = text.partition("\n")[0] or name.replace("_", " ")
+        # Figures of a study say its name; those of one configuration say that one.
+        title = first.partition(": ")[2] or f"{name.partition('_')[0]}: {first}"
         picture = Picture(name, title, text, _source(figure), data.get(name, ""))
         room -= len(picture.source) + len(picture.csv)
         if room < 0:

@@ -127,22 +127,27 @@ def _tail(path: str | None) -> tuple[str, bool]:
 
 
 def _places(study: StudyResults) -> list[tuple[int, Settings]]:
-    """What cells were trained on and with, and how many: one entry where all are alike."""
-    columns = [name for name in study.finished if name.startswith("environment.")]
+    """What cells were trained on and with, and how many.
+
+    The first entry is what all have in common; the others are what some have otherwise.
+    """
+    finished = study.finished
+    columns = [name for name in finished if name.startswith("environment.")]
     columns = ["precision", *(c for c in columns if c != "environment.finished_at")]
-    found = study.finished.reindex(columns=columns).map(_shown)
-    counts = found.value_counts(sort=False)
-    return [
-        (
-            int(count),
-            tuple(
-                (name.removeprefix("environment."), text)
-                for name, text in zip(columns, values, strict=True)
-                if text
-            ),
-        )
-        for values, count in counts.items()
-    ]
+    found = finished.reindex(columns=columns).map(_shown)
+    found.columns = [name.removeprefix("environment.") for name in columns]
+    same = [name for name in found if found[name].nunique() == 1]
+    others = [name for name in found if name not in same]
+    places = [(len(found), _told(found[same]))] if len(found) and same else []
+    if others:
+        groups = found.groupby(others, sort=False)
+        places += [(len(rows), _told(rows[others])) for _, rows in groups]
+    return places
+
+
+def _told(rows: pd.DataFrame) -> Settings:
+    """What rows that are all alike say."""
+    return tuple((str(name), text) for name, text in rows.iloc[0].items() if text)
 
 
 def commands(study: StudyResults, view: View) -> list[str]:
