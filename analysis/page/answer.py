@@ -42,7 +42,7 @@ def _highest(study: StudyResults, view: View) -> list[str]:
     mean, low, high = 100 * accuracy.loc[best, ["mean", "low", "high"]]
     interval = f" ({CONFIDENCE:.0%} interval over seeds {low:.2f} to {high:.2f})"
     shown = "" if accuracy["n"][best] < 2 else interval
-    found = [f"{best}: {mean:.2f} % of test images{shown}."]
+    found = [f"Mean test accuracy of {best}: {mean:.2f} %{shown}."]
     name = energy_measures(study, view)[0]
     energy = summarize(study, name)["mean"][[best, *compared.ties]].dropna()
     if len(energy) < 2 or best not in energy:

@@ -22,6 +22,7 @@ from msvit.cells import SECTIONS
 
 _TAIL = 15  # lines of a log
 _LONGEST_LINE = 300
+_READ = 1 << 16  # bytes of its end
 _MOST_LOGS = 1_000_000
 """Characters of the logs of a study, of the page's 5 MB. Those of failed cells come first."""
 _STATES = ("finished", "failed", "missing")
@@ -47,7 +48,7 @@ def study_part(drawn: Drawn, share: float = 1) -> Part:
         pictures=tuple(pictures),
         runs=tuple(_runs(study, own, share)),
         shared=shared,
-        places=tuple(_places(study)),
+        places=tuple(places(study)),
         commands=tuple(commands(study, view)),
         left_out=tuple(left_out),
     )
@@ -117,7 +118,7 @@ def _tail(path: str | None) -> tuple[str, bool]:
     try:
         with Path(path).open("rb") as file:
             size = file.seek(0, 2)
-            start = max(0, size - _TAIL * _LONGEST_LINE)
+            start = max(0, size - _READ)
             file.seek(start)
             lines = file.read().decode("utf-8", "replace").splitlines()
     except OSError:
@@ -126,7 +127,7 @@ def _tail(path: str | None) -> tuple[str, bool]:
     return "\n".join(shown), start > 0 or len(lines) > _TAIL
 
 
-def _places(study: StudyResults) -> list[tuple[int, Settings]]:
+def places(study: StudyResults) -> list[tuple[int, Settings]]:
     """What cells were trained on and with, and how many.
 
     The first entry is what all have in common; the others are what some have otherwise.
@@ -138,11 +139,11 @@ def _places(study: StudyResults) -> list[tuple[int, Settings]]:
     found.columns = [name.removeprefix("environment.") for name in columns]
     same = [name for name in found if found[name].nunique() == 1]
     others = [name for name in found if name not in same]
-    places = [(len(found), _told(found[same]))] if len(found) and same else []
+    told = [(len(found), _told(found[same]))] if len(found) and same else []
     if others:
         groups = found.groupby(others, sort=False)
-        places += [(len(rows), _told(rows[others])) for _, rows in groups]
-    return places
+        told += [(len(rows), _told(rows[others])) for _, rows in groups]
+    return told
 
 
 def _told(rows: pd.DataFrame) -> Settings:
