@@ -159,7 +159,7 @@ def _several(
     formats: Collection[str],
     out: Path | None,
 ) -> None:
-    """A report of each, and, of more than one, a page of all in ``out`` or the results folder.
+    """Files of each, and of more than one a page of all, in ``out`` or in the results folder.
 
     A baseline is that of the studies which have it; one of them has to.
     """
@@ -172,14 +172,18 @@ def _several(
         check_baseline(studies[0], view.baseline)
     searches = [collect_search(results, name) for name in spaces]
     drawn = [Drawn(study, own) for study, own in zip(studies, views, strict=True)]
+    together = "html" in formats and len(drawn) + len(searches) > 1
+    rest = [name for name in formats if name != "html" or not together]
     for each in drawn:
         folder = None if out is None else out / each.study.name
-        write_drawn(each, formats, folder)
+        if rest:
+            write_drawn(each, rest, folder)
         print_summary(each.study, each.view, folder)
     for search in searches:
-        write_search_report(search, view.energy)
+        if rest:
+            write_search_report(search, view.energy)
         print_search(search, view.energy)
-    if "html" in formats and len(drawn) + len(searches) > 1:
+    if together:
         folder = results if out is None else out
         try:
             page = write_pages(drawn, searches, view.energy, folder)
@@ -230,12 +234,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         view = View(options.baseline, energy_choice(options))
         formats = _formats(options.format)
-        studies = [collect(options.results, name) for name in map(_study_name, options.grid)]
-        if len(studies) + len(options.space) == 1 and studies:
+        grids = list(dict.fromkeys(map(_study_name, options.grid)))
+        spaces = list(dict.fromkeys(options.space))
+        studies = [collect(options.results, name) for name in grids]
+        if len(studies) == 1 and not spaces:
             write_report(studies[0], view, formats, options.out)
             print_summary(studies[0], view, options.out)
         else:
-            _several(studies, options.space, options.results, view, formats, options.out)
+            _several(studies, spaces, options.results, view, formats, options.out)
     except (ConfigError, RecordError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

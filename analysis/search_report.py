@@ -69,7 +69,8 @@ def print_search(search: Search, energy: EnergyChoice = USUAL) -> None:
         print(f"failed: trial {trial.number}: {trial.problem.splitlines()[0]}")
     files = [path.name for path in sorted(search.folder.glob("*.md"))]
     print(f"\n{search.folder}: {', '.join([*files, 'figures/'])}")
-    print(f"page: {search.folder / PAGE}")
+    if (page := search.folder / PAGE).is_file():
+        print(f"page: {page}")
 
 
 def print_trials(search: Search, numbers: Sequence[int], energy: EnergyChoice = USUAL) -> None:
