@@ -72,7 +72,7 @@ def data_of_figures(
         if family in DATA and family not in frames:
             frames[family] = DATA[family](study)
         if family:
-            found[name] = _csv(_of_its_group(frames[family], name.removeprefix(family)))
+            found[name] = csv_of(_of_its_group(frames[family], name.removeprefix(family)))
     return found
 
 
@@ -88,5 +88,6 @@ def _of_its_group(frame: pd.DataFrame, end: str) -> pd.DataFrame:
     return frame[named] if named.any() else frame
 
 
-def _csv(frame: pd.DataFrame) -> str:
+def csv_of(frame: pd.DataFrame) -> str:
+    """A frame as text to copy, six digits of every number."""
     return frame.to_csv(index=False, lineterminator="\n", float_format="%.6g")

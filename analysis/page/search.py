@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
+from dataclasses import replace
 
 from matplotlib.figure import Figure
 
 from analysis.page.content import Part, Run, grid_of
+from analysis.page.figure_data import csv_of
 from analysis.page.pictures import pictures_of
 from analysis.search import Search
 from analysis.search_report import trial_table
@@ -22,29 +24,27 @@ def search_part(
 ) -> Part:
     """All that a page shows of a search, on this share of its room."""
     counts = search.trials["state"].value_counts()
-    # Each figure shows the trials by some of their columns; history shows their epochs as well.
-    trials = search.trials.to_csv(index=False, lineterminator="\n", float_format="%.6g")
-    data = dict.fromkeys(list(figures)[:1], trials)
-    if "history" in figures:
-        data["history"] = search.curves.to_csv(
-            index=False, lineterminator="\n", float_format="%.6g"
-        )
+    # Each figure shows the trials by some of their columns; history shows them epoch by epoch.
+    frames = {**dict.fromkeys(figures, search.trials), "history": search.curves}
+    data = {name: csv_of(frame) for name, frame in frames.items() if len(frame)}
     pictures, left_out = pictures_of(figures, data, share)
-    said = tuple(_answer(search))
-    tables = {
-        "front": trial_table(search, list(search.front["number"]), energy=energy),
-        "trials": trial_table(search, energy=energy),
-    }
+    front = trial_table(search, list(search.front["number"]), energy=energy)
+    trials = trial_table(search, energy=energy)
+    grids = (
+        grid_of("front", replace(front, caption="On the Pareto front.")),
+        grid_of("trials", replace(trials, caption="Every trial."), said=front.notes),
+    )
     return Part(
         kind="search",
         name=search.name,
         question=search.question,
         states=tuple((state, int(counts[state])) for state in _STATES if state in counts),
         planned=max(search.budget, len(search.trials)),
-        answer=said,
+        answer=tuple(_answer(search)),
         warnings=(),
-        grids=tuple(grid_of(stem, table) for stem, table in tables.items()),
-        pictures=tuple(pictures),
+        grids=grids,
+        # Their own titles tell what is in them, not what they are.
+        pictures=tuple(replace(picture, title=picture.name) for picture in pictures),
         runs=tuple(_runs(search)),
         commands=(
             shlex.join(["python", "studies/hpo.py", "--space", search.name]),
