@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from analysis.formats import to_the_left
 from analysis.tables import NOTHING, Entry, Table
 
-_LARGEST_CSV = 200_000  # characters; what is longer is a file beside the page
+LARGEST_CSV = 200_000  # characters; what is longer is a file beside the page
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def grid_of(stem: str, table: Table, said: tuple[str, ...] = ()) -> Grid:
         left=tuple(to_the_left(table)),
         rows=tuple(rows),
         notes=tuple(note for note in table.notes if note not in said),
-        csv=numbers if len(numbers) <= _LARGEST_CSV else "",
+        csv=numbers if len(numbers) <= LARGEST_CSV else "",
         ranked=table.ranked,
     )
 

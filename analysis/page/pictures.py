@@ -10,7 +10,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from analysis.canvas import style
-from analysis.page.content import Picture
+from analysis.page.content import LARGEST_CSV, Picture
 
 _LARGEST_VECTOR = 200_000
 """Bytes. What has more pieces is smaller as an image, and no browser draws it at once."""
@@ -35,7 +35,9 @@ def pictures_of(
         first = text.partition("\n")[0] or name.replace("_", " ")
         # Figures of a study say its name; those of one configuration say that one.
         title = first.partition(": ")[2] or f"{name.partition('_')[0]}: {first}"
-        picture = Picture(name, title, text, _source(figure), data.get(name, ""))
+        csv = data.get(name, "")
+        csv = csv if len(csv) <= LARGEST_CSV else ""
+        picture = Picture(name, title, text, _source(figure), csv)
         room -= len(picture.source) + len(picture.csv)
         if room < 0:
             left_out.append(name)
