@@ -24,6 +24,7 @@ if not __package__:
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from analysis.collect import StudyResults, collect
 from analysis.drawn import Drawn
@@ -208,7 +209,7 @@ def _formats(text: str) -> list[str]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = Parser(description=__doc__.split("\n", 1)[0], allow_abbrev=False)
-    several = {"action": "append", "default": [], "metavar": "NAME"}
+    several: dict[str, Any] = {"action": "append", "default": [], "metavar": "NAME"}
     parser.add_argument("--grid", **several, help="name of a study; repeatable")
     parser.add_argument("--space", **several, help="name of a search; repeatable")
     parser.add_argument(

@@ -9,7 +9,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -160,9 +160,10 @@ def watch(studies: Mapping[str, Sequence[tuple[str, str]]], results: Path) -> No
 
     console = Console(highlight=False)
     before: list[str] = []
-    with (
-        Live(console=console, auto_refresh=False) if console.is_terminal else nullcontext() as live
-    ):
+    shown: AbstractContextManager[Live | None] = nullcontext()
+    if console.is_terminal:
+        shown = Live(console=console, auto_refresh=False)
+    with shown as live:
         while True:
             seen = _look_at(studies, results)
             lines = _lines(seen)

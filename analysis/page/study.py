@@ -91,7 +91,8 @@ def _runs(study: StudyResults, own: Iterable[Settings], share: float) -> list[Ru
     rows = sorted(
         zip(study.cells.to_dict("records"), own, strict=True), key=lambda r: order[r[0]["status"]]
     )
-    runs, room = [], share * _MOST_LOGS
+    runs: list[Run] = []
+    room = share * _MOST_LOGS
     for cell, settings in rows:
         log, cut = _tail(cell["log"]) if room > 0 else ("", True)
         room -= len(log)
