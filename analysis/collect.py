@@ -53,7 +53,14 @@ from msvit.options import unknown
 from msvit.recipes import TrainingOptions
 from msvit.records.measures import all_measures
 from msvit.records.schema import Manifest, RecordError
-from msvit.records.store import Records, cell_folder, read_failure, read_study, study_folder
+from msvit.records.store import (
+    Records,
+    cell_folder,
+    list_studies,
+    read_failure,
+    read_study,
+    study_folder,
+)
 
 NONE = "none"
 
@@ -69,6 +76,7 @@ class StudyResults:
         question: what the study asks, one sentence.
         axes: dotted names of the options that vary, such as ``("model.scales",)``.
         groups: configuration labels in grid order.
+        grid_file: the file that the grid was read from.
         overrides: settings given on the command line in place of the grid's own.
         folder: where tables and figures of this study go.
         warnings: one line per file that could not be used.
@@ -79,6 +87,7 @@ class StudyResults:
     question: str
     axes: tuple[str, ...]
     groups: tuple[str, ...]
+    grid_file: str
     overrides: tuple[str, ...]
     folder: Path
     cells: pd.DataFrame
@@ -108,11 +117,6 @@ def cell_columns() -> list[str]:
         "problem",
         "log",
     ]
-
-
-def list_studies(results: Path) -> list[str]:
-    """Names of the studies that a results folder holds, sorted."""
-    return sorted(path.parent.name for path in results.glob("studies/*/study.json"))
 
 
 def collect(results: Path, grid: str, records: Records[Observations] | None = None) -> StudyResults:
@@ -153,6 +157,7 @@ def collect(results: Path, grid: str, records: Records[Observations] | None = No
         question=manifest["question"],
         axes=tuple(manifest["axes"]),
         groups=tuple(cells["group"].unique()),
+        grid_file=manifest["grid_file"],
         overrides=tuple(manifest.get("overrides", ())),
         folder=study_folder(results, manifest["name"]),
         cells=cells.reindex(columns=[*first, *(c for c in cells if c not in first)]),

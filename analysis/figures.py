@@ -43,6 +43,11 @@ def save_figures(study: StudyResults, folder: Path, baseline: str | None = None)
         The PNG files, in reading order; the PDF files stand beside them. Other PNG and PDF files,
         those of earlier calls, are removed from ``folder``.
     """
+    return write_figures(draw_figures(study, baseline), folder)
+
+
+def draw_figures(study: StudyResults, baseline: str | None = None) -> dict[str, Figure]:
+    """All figures of a study, with differences to ``baseline``, by the names of their files."""
     drawn: dict[str, Figure] = {}
     for name, draw in FIGURES.items():
         figures = draw(study)
@@ -52,7 +57,7 @@ def save_figures(study: StudyResults, folder: Path, baseline: str | None = None)
             drawn[name] = figures
     if baseline is not None and (forest := difference_forest(study, baseline)) is not None:
         drawn["differences"] = forest
-    return write_figures(drawn, folder)
+    return drawn
 
 
 def accuracy_energy(study: StudyResults) -> Figure:

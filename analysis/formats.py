@@ -66,7 +66,7 @@ def markdown(table: Table) -> str:
 
     body = [list(table.headers), *([show(entry) for entry in row] for row in table.rows)]
     widths = [max(3, *(len(row[i]) for row in body)) for i in range(len(table.headers))]
-    left = _left(table)
+    left = to_the_left(table)
     rules = [
         "-" * w if to_left else "-" * (w - 1) + ":" for w, to_left in zip(widths, left, strict=True)
     ]
@@ -77,7 +77,7 @@ def markdown(table: Table) -> str:
     return f"**{table.name}** · {table.caption}\n\n" + "\n".join(lines) + "\n" + notes
 
 
-def _left(table: Table) -> list[bool]:
+def to_the_left(table: Table) -> list[bool]:
     """Whether each column stands to the left: of words, as the first one is."""
     return [not place or header in table.left for place, header in enumerate(table.headers)]
 
@@ -121,7 +121,7 @@ def _float(table: Table, pages: list[tuple[int, int]], number: int, wide: bool) 
         rows.append(" & ".join(map(_latex_entry, table.rows[place])) + r" \\")
     # Units in a second row: the table has to fit a page.
     heads = zip(*(_split_unit(header) for header in table.headers), strict=True)
-    columns = "".join("l" if to_left else "r" for to_left in _left(table))
+    columns = "".join("l" if to_left else "r" for to_left in to_the_left(table))
     name = "table*" if wide else "table"
     lines = [
         f"\\begin{{{name}}}[t]",
@@ -193,7 +193,7 @@ def terminal(table: Table) -> rich.table.Table:
     from rich.text import Text
 
     shown = RichTable(box=SIMPLE_HEAD, title=Text(table.caption), title_justify="left")
-    for header, left in zip(table.headers, _left(table), strict=True):
+    for header, left in zip(table.headers, to_the_left(table), strict=True):
         shown.add_column(Text(header), justify="left" if left else "right", no_wrap=left)
     for row in table.rows:
         styles = ["bold" if e.rank == 1 else "underline" if e.rank == 2 else "" for e in row]

@@ -30,7 +30,7 @@ def notes(study: StudyResults, sources: Mapping[str, str], energy: EnergyChoice)
         found.append(f"Run with {settings} in place of the grid's own settings.")
     if finished.empty:
         return found
-    found.append(_verdict(study))
+    found.append(verdict(study))
     images = ", ".join(f"{int(n):,}" for n in sorted(finished["test_images"].unique()))
     fewest = int(finished["test_images"].min())
     several = finished["group"].duplicated().any()
@@ -171,7 +171,7 @@ def _points(share: float, images: int) -> str:
     return f"{100 * image_error(share, images):.2g}"
 
 
-def _verdict(study: StudyResults) -> str:
+def verdict(study: StudyResults) -> str:
     """What the seeds allow to say about the order of the configurations."""
     seeds = summarize(study, "test_accuracy")["n"]
     found = compare_with_best(study)
@@ -185,26 +185,26 @@ def _verdict(study: StudyResults) -> str:
     )
     best = found.best
     if not found.ties:
-        verdict = f"{best} has the highest accuracy, apart from every other ({how})."
+        told = f"{best} has the highest accuracy, apart from every other ({how})."
     elif not found.apart:
-        verdict = f"No configuration can be told apart from the best, {best} ({how})."
+        told = f"No configuration can be told apart from the best, {best} ({how})."
     else:
         named = (f"{group} (one seed)" if seeds[group] == 1 else group for group in found.ties)
-        verdict = f"Cannot be told apart from the best, {best}: {'; '.join(named)} ({how})."
+        told = f"Cannot be told apart from the best, {best}: {'; '.join(named)} ({how})."
     if found.seeds_differ:
-        verdict += (
+        told += (
             " Configurations have finished different seeds: they are compared by those that they "
             "share, and their means are not."
         )
     if found.uneven > _UNEVEN:
-        verdict += (
+        told += (
             f" One configuration varies {found.uneven:.0f} times as much over seeds as is usual "
             "here, which makes false alarms likelier."
         )
     if math.isnan(found.visible):
-        return f"{verdict} There are too few seeds to say which difference could have been seen."
+        return f"{told} There are too few seeds to say which difference could have been seen."
     return (
-        f"{verdict} A difference of about {100 * found.visible:.2g} points between two "
+        f"{told} A difference of about {100 * found.visible:.2g} points between two "
         f"configurations would be seen by {POWER:.0%} of such studies."
     )
 
@@ -213,18 +213,29 @@ def told_of_differences(
     study: StudyResults, baseline: str, judged: pd.DataFrame, future: Outlook | None
 ) -> list[str]:
     """What the differences to a baseline say of accuracy, how they were judged, and their power."""
+    found = verdict_on_differences(baseline, judged, future)
+    if judged["low"].isna().all():
+        return found
+    return [
+        f"Configuration minus {baseline}, by the seeds that both have finished; intervals and p by "
+        "Dunnett's test on value = configuration + seed + noise, for all differences of a column "
+        f"together ({1 - CONFIDENCE:.0%} error where the noise is alike). Effect size: Hedges' g, "
+        "in standard deviations of that noise. Bold: apart from 0.",
+        *found,
+    ]
+
+
+def verdict_on_differences(
+    baseline: str, judged: pd.DataFrame, future: Outlook | None
+) -> list[str]:
+    """What the differences to a baseline say of accuracy, and which ones could have been seen."""
     known = judged.dropna(subset="low")
     if known.empty:
         return [
             "Too few seeds to say anything: a difference has no interval before two configurations "
             "have finished two seeds that they share."
         ]
-    found = [
-        f"Configuration minus {baseline}, by the seeds that both have finished; intervals and p by "
-        "Dunnett's test on value = configuration + seed + noise, for all differences of a column "
-        f"together ({1 - CONFIDENCE:.0%} error where the noise is alike). Effect size: Hedges' g, "
-        "in standard deviations of that noise. Bold: apart from 0."
-    ]
+    found = []
     apart = known[known["p"] < 1 - CONFIDENCE]
     better = list(apart.index[apart["difference"] > 0])
     worse = list(apart.index[apart["difference"] < 0])

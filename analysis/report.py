@@ -1,9 +1,11 @@
-"""Tables and figures of a study from its records, without training anything.
+"""Tables, figures and a page of studies from their records, without training anything.
 
 python analysis/report.py --grid scales [--baseline qkformer] [--energy NAME|all] [--out DIR]
+python analysis/report.py --grid scales --grid deltas --space scales --format html
 
 Works at any moment of a study: what is not finished is shown as missing. With a baseline, named
-before looking, every other configuration is compared with it.
+before looking, every other configuration is compared with it. Several studies and searches have
+their own tables and figures, and one page together.
 """
 
 from __future__ import annotations
@@ -20,37 +22,50 @@ if not __package__:
         signal.signal(signal.SIGINT, lambda *_: os._exit(130))
 
 from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from analysis.collect import StudyResults, collect
+from analysis.drawn import Drawn
 from analysis.formats import FORMATS, console, terminal, write_table
-from analysis.study_tables import TABLES, study_tables
+from analysis.page import PAGE
+from analysis.study_tables import TABLES, check_baseline, study_tables
 from analysis.view import USUAL, View
 from msvit.commands import DEFAULT_RESULTS, Parser, command
 from msvit.options import ConfigError, unknown
 from msvit.printing import print_error
 from msvit.records.energy_choice import add_energy, energy_choice
 from msvit.records.schema import RecordError
+from msvit.records.store import unwritable
 
 PRINTED = ("table", "differences", "effects")
 """The tables that a terminal shows; the others are long."""
 
 
-def _frames(study: StudyResults, folder: Path, view: View) -> None:
+def _frames(drawn: Drawn, folder: Path) -> None:
     from analysis.frames import write_frames
 
-    write_frames(study, folder / "frames")
+    write_frames(drawn.study, folder / "frames")
 
 
-def _figures(study: StudyResults, folder: Path, view: View) -> None:
-    from analysis.figures import save_figures  # matplotlib takes a second to load
+def _figures(drawn: Drawn, folder: Path) -> None:
+    from analysis.canvas import write_figures
 
-    save_figures(study, folder / "figures", view.baseline)
+    write_figures(drawn.figures, folder / "figures")
 
 
-WRITERS: dict[str, Callable[[StudyResults, Path, View], None]] = {
+def _page(drawn: Drawn, folder: Path) -> None:
+    from analysis.page.render import write_page
+    from analysis.page.study import study_part
+
+    write_page([study_part(drawn)], folder)
+
+
+WRITERS: dict[str, Callable[[Drawn, Path], None]] = {
     "parquet": _frames,
     "figures": _figures,
+    "html": _page,
 }
 """What a report holds beside its tables: written into a folder."""
 
@@ -63,7 +78,7 @@ def write_report(
     formats: Collection[str] = ALL,
     out: Path | None = None,
 ) -> Path:
-    """Write the tables, ``frames/`` and ``figures/`` of a study, or those of ``formats``.
+    """Write the tables, ``frames/``, ``figures/`` and page of a study, or those of ``formats``.
 
     Returns:
         The folder: ``out``, or the study's own, ``<results>/studies/<grid>``.
@@ -71,15 +86,20 @@ def write_report(
     Raises:
         RecordError: if the folder cannot be written, or the baseline is no configuration.
     """
-    folder = study.folder if out is None else out
-    tables = study_tables(study, view)
+    return write_drawn(Drawn(study, view), formats, out)
+
+
+def write_drawn(drawn: Drawn, formats: Collection[str] = ALL, out: Path | None = None) -> Path:
+    """:func:`write_report` of what may have been drawn already."""
+    folder = drawn.study.folder if out is None else out
+    tables = drawn.tables
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for stem, table in tables.items():
             write_table(table, folder, stem, [name for name in formats if name in FORMATS])
         for name in formats:
             if name in WRITERS:
-                WRITERS[name](study, folder, view)
+                WRITERS[name](drawn, folder)
         if out is None:
             _remove_old(folder, TABLES.keys() - tables)
     except OSError as error:
@@ -109,7 +129,10 @@ def print_summary(study: StudyResults, view: View = USUAL, out: Path | None = No
     folder = study.folder if out is None else out
     files = [path.name for stem in drawn for path in sorted(folder.glob(f"{stem}.*"))]
     files += [f"{name}/" for name in ("frames", "figures") if (folder / name).is_dir()]
+    files += [PAGE] if (page := folder / PAGE).is_file() else []
     shown.print(f"\n{folder}: {', '.join(files) or 'nothing written yet'}", soft_wrap=True)
+    if page.is_file():  # a path of its own, which terminals open
+        shown.print(f"page: {page}", soft_wrap=True)
 
 
 def _unfinished_lines(study: StudyResults) -> list[str]:
@@ -125,6 +148,56 @@ def _unfinished_lines(study: StudyResults) -> list[str]:
     return lines
 
 
+def _study_name(grid: str) -> str:
+    """A study is named by its grid file."""
+    return Path(grid).stem if grid.endswith((".yaml", ".yml")) else grid
+
+
+def _several(
+    studies: Sequence[StudyResults],
+    spaces: Sequence[str],
+    results: Path,
+    view: View,
+    formats: Collection[str],
+    out: Path | None,
+) -> None:
+    """Files of each, and of more than one a page of all, in ``out`` or in the results folder.
+
+    A baseline is that of the studies which have it; one of them has to.
+    """
+    from analysis.page.several import write_pages
+    from analysis.search import collect_search
+    from analysis.search_report import print_search, write_search_report
+
+    views = [_view_of(study, view) for study in studies]
+    if view.baseline is not None and studies and all(own.baseline is None for own in views):
+        check_baseline(studies[0], view.baseline)
+    searches = [collect_search(results, name) for name in spaces]
+    drawn = [Drawn(study, own) for study, own in zip(studies, views, strict=True)]
+    together = "html" in formats and len(drawn) + len(searches) > 1
+    rest = [name for name in formats if name != "html" or not together]
+    for each in drawn:
+        folder = None if out is None else out / each.study.name
+        if rest:
+            write_drawn(each, rest, folder)
+        print_summary(each.study, each.view, folder)
+    for search in searches:
+        if rest:
+            write_search_report(search, view.energy)
+        print_search(search, view.energy)
+    if together:
+        folder = results if out is None else out
+        try:
+            page = write_pages(drawn, searches, view.energy, folder)
+        except OSError as error:
+            raise unwritable(folder, error) from None
+        print(f"\npage of all: {page}")
+
+
+def _view_of(study: StudyResults, view: View) -> View:
+    return view if view.baseline in study.groups else replace(view, baseline=None)
+
+
 def _formats(text: str) -> list[str]:
     names = [name.strip() for name in text.split(",") if name.strip()]
     for name in names:
@@ -137,7 +210,9 @@ def _formats(text: str) -> list[str]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = Parser(description=__doc__.split("\n", 1)[0], allow_abbrev=False)
-    parser.add_argument("--grid", required=True, help="name of the study")
+    several: dict[str, Any] = {"action": "append", "default": [], "metavar": "NAME"}
+    parser.add_argument("--grid", **several, help="name of a study; repeatable")
+    parser.add_argument("--space", **several, help="name of a search; repeatable")
     parser.add_argument(
         "--results",
         type=Path,
@@ -156,14 +231,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="write there, not in the study")
     options = parser.parse_args(arguments)
-    # A study is named by its grid file.
-    grid = Path(options.grid).stem if options.grid.endswith((".yaml", ".yml")) else options.grid
+    if not options.grid and not options.space:
+        parser.error("which study? --grid NAME, or --space NAME of a search")
     try:
         view = View(options.baseline, energy_choice(options))
         formats = _formats(options.format)
-        study = collect(options.results, grid)
-        write_report(study, view, formats, options.out)
-        print_summary(study, view, options.out)
+        grids = list(dict.fromkeys(map(_study_name, options.grid)))
+        spaces = list(dict.fromkeys(options.space))
+        studies = [collect(options.results, name) for name in grids]
+        if len(studies) == 1 and not spaces:
+            write_report(studies[0], view, formats, options.out)
+            print_summary(studies[0], view, options.out)
+        else:
+            _several(studies, spaces, options.results, view, formats, options.out)
     except (ConfigError, RecordError) as error:
         print_error(error)
         return 2

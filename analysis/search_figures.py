@@ -6,7 +6,6 @@ import math
 import warnings
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 import matplotlib as mpl
@@ -21,7 +20,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator, NullFormatter, StrMethodFormatter
 
-from analysis.canvas import canvas, style, write_figures
+from analysis.canvas import canvas, style
 from analysis.published import read_published
 from analysis.search import Search
 from msvit.records.measures import all_measures
@@ -30,11 +29,10 @@ _BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "0.65"
 _LEAST = 10  # complete trials below which importance says nothing
 
 
-def save_search_figures(search: Search) -> list[Path]:
-    """Draw all figures of a search into ``<search>/figures`` as PNG and PDF; returns the PNGs."""
+def draw_search_figures(search: Search) -> dict[str, Figure]:
+    """All figures of a search by the names of their files, in reading order."""
     drawn = {name: draw(search) for name, draw in FIGURES.items()}
-    figures = {name: figure for name, figure in drawn.items() if figure is not None}
-    return write_figures(figures, search.folder / "figures")
+    return {name: figure for name, figure in drawn.items() if figure is not None}
 
 
 def pareto(search: Search) -> Figure | None:

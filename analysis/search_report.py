@@ -23,6 +23,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.formats import console, terminal, write_table
+from analysis.page import PAGE
 from analysis.search import Search, collect_search
 from analysis.tables import NOTHING, Entry, Table, entries
 from msvit.commands import DEFAULT_RESULTS, Parser, command
@@ -34,7 +35,7 @@ from msvit.records.schema import RecordError
 
 
 def write_search_report(search: Search, energy: EnergyChoice = USUAL) -> Path:
-    """Write ``trials.md``, ``trials.csv``, ``trials.tex``, ``front.*`` and ``figures/``.
+    """Write ``trials.md``, ``.csv`` and ``.tex``, ``front.*``, ``figures/`` and ``report.html``.
 
     Returns:
         The search's folder, ``<results>/searches/<name>``.
@@ -42,13 +43,19 @@ def write_search_report(search: Search, energy: EnergyChoice = USUAL) -> Path:
     Raises:
         RecordError: if its folder cannot be written.
     """
-    from analysis.search_figures import save_search_figures  # matplotlib takes a second to load
+    # matplotlib takes a second to load
+    from analysis.canvas import write_figures
+    from analysis.page.render import write_page
+    from analysis.page.search import search_part
+    from analysis.search_figures import draw_search_figures
 
     front = trial_table(search, list(search.front["number"]), energy=energy)
     try:
         for stem, table in (("trials", trial_table(search, energy=energy)), ("front", front)):
             write_table(table, search.folder, stem)
-        save_search_figures(search)
+        figures = draw_search_figures(search)
+        write_figures(figures, search.folder / "figures")
+        write_page([search_part(search, figures, energy)], search.folder)
     except OSError as error:
         where = error.filename or search.folder
         raise RecordError(f"{where}: cannot be written ({error.strerror})") from None
@@ -63,6 +70,8 @@ def print_search(search: Search, energy: EnergyChoice = USUAL) -> None:
         print(f"failed: trial {trial.number}: {trial.problem.splitlines()[0]}")
     files = [path.name for path in sorted(search.folder.glob("*.md"))]
     print(f"\n{search.folder}: {', '.join([*files, 'figures/'])}")
+    if (page := search.folder / PAGE).is_file():
+        print(f"page: {page}")
 
 
 def print_trials(search: Search, numbers: Sequence[int], energy: EnergyChoice = USUAL) -> None:

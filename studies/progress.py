@@ -70,8 +70,7 @@ class Display:
 
     def failed(self, entry: StudyCell, failure: Mapping[str, Any]) -> None:
         """A cell has ended without a record."""
-        message = failure["message"].strip().splitlines() or [""]
-        self._ended(entry, f"FAILED, {failure['error']}: {message[0]}")
+        self._ended(entry, f"FAILED, {failure['error']}: {first_line(failure['message'])}")
 
     def note(self, entry: StudyCell, text: str) -> None:
         """Something worth a line happened to a cell that goes on."""
@@ -99,10 +98,7 @@ class Display:
         if self._start is None or not self._epochs_run:
             return ""
         pace = (time.monotonic() - self._start) / self._epochs_run
-        seconds = round(pace * sum(self._left.values()))
-        hours, minutes, seconds = seconds // 3600, seconds // 60 % 60, seconds % 60
-        clock = f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
-        return f"; about {clock} left"
+        return f"; about {clock(pace * sum(self._left.values()))} left"
 
     def _line(self, text: str) -> None:
         self._said = time.monotonic()
@@ -152,6 +148,18 @@ def display_for(entries: Sequence[StudyCell], done: int, total: int) -> Display:
     """Bars where a person watches, lines where the output goes to a file or a log."""
     kind = Bars if Console().is_terminal else Display
     return kind(entries, done, total)
+
+
+def clock(seconds: float) -> str:
+    """``1:02:03``, or ``2:03`` below an hour."""
+    whole = round(seconds)
+    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def first_line(message: str) -> str:
+    """What an error says, without its details."""
+    return (message.strip().splitlines() or [""])[0]
 
 
 def _epoch(progress: Mapping[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 python studies/run.py --grid scales
 python studies/run.py --grid my.yaml --set training.epochs=3 --seeds 5
+python studies/run.py --status --watch
 
 A cell that has a record is not run again. Exit code: 0 all cells done, 1 some cell failed,
 2 something in the command, a file or the machine is not as it must be, 130 interrupted.
@@ -40,6 +41,7 @@ from msvit.records.schema import RecordError
 from msvit.records.store import (
     Records,
     cell_folder,
+    list_studies,
     read_failure,
     read_study,
     start_file,
@@ -63,6 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.list:
             _list()
             return 0
+        if options.status or options.watch:
+            return _status(options)
         if options.grid is None:
             message = "which grid? --grid NAME or --grid FILE.yaml; --list shows the names"
             raise ConfigError("", "", message)
@@ -155,12 +159,12 @@ def _check_same(study: Study, results: Path) -> None:
 def _report(study: Study, records: Records[Observations], view: View) -> int:
     """Tables, figures and the summary; the exit code tells whether all cells are done."""
     from analysis.collect import collect
-    from analysis.report import print_summary, write_report
+    from analysis.report import ALL, print_summary, write_report
 
     states = states_of(study, records)
     found = collect(records.results, study.name, records)
-    if "done" in states.values():
-        write_report(found, view)
+    # Before there is a number, only the page has something to tell: why there is none.
+    write_report(found, view, ALL if "done" in states.values() else ("html",))
     print()
     print_summary(found, view)
     again = {
@@ -171,6 +175,26 @@ def _report(study: Study, records: Records[Observations], view: View) -> int:
         if count := list(states.values()).count(state):
             print(f"{count} of {len(study.cells)} cells {text}")
     return 0 if set(states.values()) == {"done"} else 1
+
+
+def _status(options: argparse.Namespace) -> int:
+    """What other processes are doing: of one study, or of all in the results folder."""
+    from studies.status import show, watch
+
+    results = options.results
+    if options.grid is not None:
+        study = load_study(options.grid, options.set, options.seeds)
+        cells = {study.name: [(c.cell.id, c.label) for c in study.cells]}
+    elif options.set or options.seeds:
+        raise ConfigError("", "", "--set and --seeds are those of a study: --grid NAME")
+    else:
+        names = list_studies(results)
+        if not names:
+            raise RecordError(f"{results}: no study in this folder yet")
+        manifests = [read_study(results, name) for name in names]
+        cells = {m["name"]: [(c["id"], c["label"]) for c in m["cells"]] for m in manifests}
+    (watch if options.watch else show)(cells, results)
+    return 0
 
 
 def _list() -> None:
@@ -286,6 +310,13 @@ def _parser() -> argparse.ArgumentParser:
         help="override an option everywhere, such as training.epochs=3; repeatable",
     )
     add("--seeds", type=positive(int), metavar="N", help="run N seeds, from the grid's smallest on")
+    add(
+        "--status",
+        action="store_true",
+        help="show how far the study is, or all studies without --grid, and stop; for another "
+        "terminal than the one that runs it",
+    )
+    add("--watch", action="store_true", help="--status again and again, until nothing is left")
     add("--baseline", metavar="LABEL", help="configuration that all others are compared with")
     add("--retry-failed", action="store_true", help="run cells again that failed earlier")
     add(

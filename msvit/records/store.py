@@ -216,6 +216,11 @@ def read_study(results: Path, name: str) -> Manifest:
     return _read_manifest(path, MANIFEST, f"Run the study first: --grid {name}", _RESTART)
 
 
+def list_studies(results: Path) -> list[str]:
+    """Names of the studies that a results folder holds, sorted."""
+    return sorted(path.parent.name for path in results.glob("studies/*/study.json"))
+
+
 def search_folder(results: Path, name: str) -> Path:
     """Where a search's manifest, study, tables and figures are."""
     return results / "searches" / name
