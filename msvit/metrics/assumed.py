@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from msvit.layers.norm import BatchNorm
 from msvit.metrics import measure
 from msvit.models.base import Model
+from msvit.neuron_kinds import ActivationName
 from msvit.records.schema import Operations
 
 
@@ -45,9 +47,10 @@ def assume(operations: Sequence[Operations], rate: float) -> list[Operations]:
 
 def _at(row: Operations, rate: float) -> Operations:
     if row["kind"] == "neuron":
-        spikes = rate * row["outputs"]
-        return {**row, "spikes": spikes, "active_outputs": spikes}
-    if row["input"] == "analog":
+        active = rate * row["outputs"]
+        spikes = {} if row["neuron"] in get_args(ActivationName) else {"spikes": active}
+        return {**row, "active_outputs": active, **spikes}
+    if row["input"] in ("analog", "levels"):
         return row
     synops = rate * row["synapses"]
     changed: Operations = {

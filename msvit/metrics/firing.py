@@ -13,6 +13,7 @@ from msvit.kernels import NeuronSpec
 from msvit.metrics.contents import count_nonzero
 from msvit.metrics.layer_names import layer_name
 from msvit.metrics.membranes import update_of
+from msvit.neuron_kinds import bits_of
 from msvit.neurons import Neuron, Spikes
 from msvit.records.schema import Firing, Operations
 
@@ -39,16 +40,27 @@ class _Neurons:
     peak: float = 1.0
 
 
+@dataclass
+class _Activations:
+    """What a twin has in place of a module of neurons: values, and those that are not zero."""
+
+    spec: NeuronSpec
+    outputs: int = 0
+    active: int = 0
+
+
 class FiringMonitor:
     """Counts what passes every :class:`~msvit.neurons.Spikes` of a model.
 
-    Integer-valued neurons count with their value: an output of 2 is two spikes.
+    Integer-valued neurons count with their value: an output of 2 is two spikes. What does not spike
+    has no rate.
     """
 
     def __init__(self) -> None:
         self._layers: dict[str, _Layer] = {}
         self._reached: dict[str, _Layer] = {}  # in the order in which data first come to them
         self._neurons: dict[str, _Neurons] = {}
+        self._activations: dict[str, _Activations] = {}
 
     def attach(self, model: nn.Module, batch_size: Callable[[], int]) -> list[RemovableHandle]:
         """Hook ``model``; ``batch_size`` tells the number of images now in it."""
@@ -59,7 +71,10 @@ class FiringMonitor:
                 of = path.rpartition(".")[0]
                 holder = modules[of]
                 spec = holder.spec if isinstance(holder, Neuron) else None
-                hook = self._hook(path, module.parts, batch_size, of or "neuron", spec)
+                if spec is not None and not spec.fires:
+                    hook = self._hook_activations(of or "neuron", spec)
+                else:
+                    hook = self._hook(path, module.parts, batch_size, of or "neuron", spec)
                 handles.append(module.register_forward_hook(hook))
         return handles
 
@@ -99,9 +114,23 @@ class FiringMonitor:
 
         return count
 
+    def _hook_activations(self, of: str, spec: NeuronSpec) -> Callable:
+        found = _Activations(spec)
+
+        def count(module: nn.Module, inputs: tuple[Tensor, ...], values: Tensor) -> None:
+            self._activations[of] = found
+            found.outputs += values.numel()
+            found.active += count_nonzero(values)
+
+        return count
+
     def updates(self, images: int) -> list[Operations]:
-        """A row per module of neurons, per image of ``images`` and summed over time steps."""
-        return [self._update_row(path, neurons, images) for path, neurons in self._neurons.items()]
+        """A row per module of neurons, per image of ``images`` and summed over time steps.
+
+        Of a twin, a row per module that is in their place.
+        """
+        neurons = [self._update_row(path, n, images) for path, n in self._neurons.items()]
+        return neurons + [_output_row(path, a, images) for path, a in self._activations.items()]
 
     def _update_row(self, path: str, neurons: _Neurons, images: int) -> Operations:
         layers = [self._layers[name] for name in neurons.parts]
@@ -149,3 +178,28 @@ class FiringMonitor:
         spikes = sum(float(layer.spikes.sum()) for layer in self._layers.values())
         chances = sum(layer.neurons * len(layer.spikes) for layer in self._layers.values())
         return spikes / chances if chances else 0.0
+
+
+def _output_row(path: str, activations: _Activations, images: int) -> Operations:
+    """Outputs alone: there is no potential to update."""
+    row: Operations = {
+        "layer": path,
+        "kind": "neuron",
+        "input": "current",
+        "dense_macs": 0.0,
+        "input_rate": None,
+        "macs": 0.0,
+        "acs": 0.0,
+        "steps": 1,
+        "neuron": activations.spec.kind,
+        "updates": 0.0,
+        "spikes": 0.0,
+        "active_outputs": activations.active / images,
+        "outputs": activations.outputs / images,
+        "additions": 0.0,
+        "multiplies": 0.0,
+        "states": 0.0,
+    }
+    if activations.spec.kind == "quantised":
+        row["output_peak"] = 2.0 ** bits_of(activations.spec.timesteps) - 1
+    return row
