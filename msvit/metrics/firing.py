@@ -100,8 +100,8 @@ class FiringMonitor:
             # [T·B, C], exact in float32 as long as an image has less than 2²⁴ positions
             rows = spikes.reshape(steps * images, -1, spikes.shape[-1])
             per_image = rows.sum(1, dtype=torch.float32)
-            per_part = per_image.double().unflatten(-1, (len(names), -1)).sum(-1)
-            per_step = per_part.unflatten(0, (steps, images)).sum(1).cpu()  # [T, parts]
+            apart = per_image.view(steps, images, len(names), -1)
+            per_step = apart.sum((1, 3), dtype=torch.float64).cpu()  # [T, parts]
             for name, part in zip(names, per_step.T, strict=True):
                 layer = self._reached.setdefault(name, self._layers[name])
                 layer.spikes = part + layer.spikes if len(layer.spikes) else part.clone()

@@ -134,17 +134,20 @@ class Operand:
         """Mean magnitude of spikes; None of other input and before any was seen."""
         return self.total / self.elements if self.spiking and self.elements else None
 
-    def see(self, x: Tensor, reach: Callable[[Tensor], float]) -> Contents:
+    def see(self, x: Tensor, reach: Callable[[Tensor, float], float]) -> Contents:
         """Take in ``x`` ``[T, B, ..., C]``.
 
-        ``reach`` makes of sums over the last axis, ``[T, B, ...]``, how many synapses they reach.
+        ``reach`` makes of sums over the last axis, ``[T, B, ...]``, and of their total how many
+        synapses they reach.
         """
         found = self.skim(x)
-        self.active += whole_sum(found.active)
-        self.active_synops += reach(found.active)
+        reached = reach(found.active, found.active_total)
+        self.active += found.active_total
+        self.active_synops += reached
         if found.values is not None and found.peak is not None:
             self.peak = max(self.peak, found.peak)
-            self.synops += reach(found.values)
+            spikes = found.kind == "spikes"
+            self.synops += reached if spikes else reach(found.values, found.total)
         return found
 
     def skim(self, x: Tensor) -> Contents:
@@ -152,8 +155,7 @@ class Operand:
         found = look(x)
         self.content = max(self.content, found.kind, key=CONTENTS.index)
         self.elements += x.numel()
-        if found.values is not None:
-            self.total += whole_sum(found.values)
+        self.total += found.total
         return found
 
 
@@ -242,12 +244,14 @@ class OperationCounter:
         self, name: str, layer: _Layer, module: Any, inputs: tuple[Tensor, ...], output: Tensor
     ) -> None:
         self._reached.setdefault(name, layer)
-        layer.steps = 1 if all(is_static(x) for x in inputs) else inputs[0].shape[0]
+        static = all(is_static(x) for x in inputs)
+        layer.steps = 1 if static else inputs[0].shape[0]
         if layer.kind != "mask":
             other = inputs[1] if layer.kind == "product" else output
             each = module.dense_macs(inputs[0], other)
             layer.dense_macs += each * layer.steps * inputs[0].shape[1]
-        _RULES[type(module)](layer, *(x[: layer.steps] for x in (*inputs, output)))
+        seen = (*inputs, output)
+        _RULES[type(module)](layer, *((x[:1] for x in seen) if static else seen))
 
     def rows(self, images: int) -> list[Operations]:
         """A row per layer, per image of ``images`` and summed over time steps."""
@@ -323,7 +327,7 @@ def _count_linear(layer: _Layer, x: Tensor, output: Tensor) -> None:
     weight = layer.weight
     assert weight is not None
     before = operand.active_synops
-    operand.see(x, lambda sums: len(weight) * whole_sum(sums))
+    operand.see(x, lambda sums, total: len(weight) * total)
     if layer.zero_weights:
         active = (x != 0).flatten(0, -2).sum(0, dtype=torch.float64)
         operand.active_synops = before + float(active @ (weight != 0).sum(0, dtype=torch.float64))
@@ -337,7 +341,7 @@ def _see_averaged(layer: _Layer, module: Classifier, inputs: tuple[Tensor, ...])
     """``[T, B, H, W, C]`` in front of the mean over H and W."""
     x = inputs[0][:1] if is_static(inputs[0]) else inputs[0]
     fan_out = module.linear.out_features
-    layer.operands[0].see(x, lambda sums: fan_out * whole_sum(sums))
+    layer.operands[0].see(x, lambda sums, total: fan_out * total)
     layer.synapses += x.numel() * fan_out
     layer.averaged = math.prod(x.shape[2:-1])
 
@@ -346,8 +350,8 @@ def _count_product(layer: _Layer, a: Tensor, b: Tensor, output: Tensor) -> None:
     """``a [T, B, heads, n, m] @ b [T, B, heads, m, p]``: a value of a meets p others, of b n."""
     n, p = a.shape[-2], b.shape[-1]
     left, right = layer.operands
-    of_left = left.see(a.transpose(-1, -2), lambda sums: p * whole_sum(sums))
-    of_right = right.see(b, lambda sums: n * whole_sum(sums))
+    of_left = left.see(a.transpose(-1, -2), lambda sums, total: p * total)
+    of_right = right.see(b, lambda sums, total: n * total)
     layer.joint_synops += whole_sum(of_left.active.double() * of_right.active)
     layer.synapses += a.numel() * p
     layer.outputs += output.numel()
@@ -356,8 +360,8 @@ def _count_product(layer: _Layer, a: Tensor, b: Tensor, output: Tensor) -> None:
 def _count_values(layer: _Layer, mask: Tensor, values: Tensor, output: Tensor) -> None:
     """``mask [T, B, ..., 1]`` times ``values [T, B, ..., d]``, one by one."""
     left, right = layer.operands
-    of_mask = left.see(mask, lambda sums: values.shape[-1] * whole_sum(sums))
-    of_values = right.see(values, whole_sum)
+    of_mask = left.see(mask, lambda sums, total: values.shape[-1] * total)
+    of_values = right.see(values, lambda sums, total: total)
     layer.joint_synops += whole_sum(of_mask.active.double() * of_values.active)
     layer.synapses += values.numel()
     layer.outputs += output.numel()
@@ -365,7 +369,7 @@ def _count_values(layer: _Layer, mask: Tensor, values: Tensor, output: Tensor) -
 
 def _count_mask(layer: _Layer, mask: Tensor, spikes: Tensor, output: Tensor) -> None:
     for operand, x in zip(layer.operands, (mask, spikes), strict=True):
-        operand.see(x, lambda sums: 0.0)
+        operand.see(x, lambda sums, total: 0.0)
     layer.outputs += output.numel()
 
 
