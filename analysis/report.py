@@ -31,7 +31,7 @@ from msvit.options import ConfigError, unknown
 from msvit.records.energy_choice import add_energy, energy_choice
 from msvit.records.schema import RecordError
 
-PRINTED = ("table", "differences", "effects")
+PRINTED = ("table", "differences", "effects", "twins")
 """The tables that a terminal shows; the others are long."""
 
 

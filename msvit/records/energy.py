@@ -113,15 +113,26 @@ def exact_synops(operations: Rows) -> float | None:
     """Millijoule per image to the synapse: 0.9 pJ a synaptic operation, 4.6 a MAC.
 
     As the code of SpikingResformer (arXiv 2403.14302) counts, which leaves out the first layer and
-    the classifier; here both are charged: MACs where input is analog. The network is folded.
+    the classifier; here both are charged: MACs where input is analog. The network is folded. MACs
+    on the levels of a quantised twin are charged as by :func:`quantised_twin`.
     """
     layers = _deployed(operations)
     if layers is None:
         return None
     constants = CONSTANTS["exact_synops"]
+    return _by_synapse(layers, constants["mac"], constants["ac"]) * _MILLIJOULE
+
+
+def _by_synapse(layers: Rows, mac: float, ac: float) -> float:
+    """Picojoule of spikes and MACs that meet a synapse."""
     synops = sum(row["synops"] or 0.0 for row in layers)
-    macs = sum(row["synapses"] for row in layers if _multiplies(row))
-    return (constants["mac"] * macs + constants["ac"] * synops) * _MILLIJOULE
+    macs = sum(row["synapses"] for row in layers if row["input"] == "analog")
+    on_levels = sum(
+        row["synapses"] * (ac * _accumulates(row, mac, ac) or mac)
+        for row in layers
+        if row["input"] == "levels"
+    )
+    return mac * macs + ac * synops + on_levels
 
 
 def sj_simple(operations: Rows) -> float | None:
@@ -309,8 +320,7 @@ def quantised_twin(operations: Rows) -> float | None:
     constants = CONSTANTS["quantised_twin"]
     mac, ac = constants["mac"], constants["ac"]
     if any(row["input"] == "levels" for row in layers):
-        costs = [ac * (_accumulates(row, mac, ac) or mac / ac) * row["synapses"] for row in layers]
-        return sum(costs) * _MILLIJOULE
+        return _by_synapse(layers, mac, ac) * _MILLIJOULE
     found = twin(operations)
     assert found is not None
     return (mac * found.macs + min(mac, ac * found.bits) * found.synapses) * _MILLIJOULE
