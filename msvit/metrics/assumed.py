@@ -48,12 +48,14 @@ def assume(operations: Sequence[Operations], rate: float) -> list[Operations]:
 def _at(row: Operations, rate: float) -> Operations:
     if row["kind"] == "neuron":
         active = rate * row["outputs"]
-        spikes = {} if row["neuron"] in get_args(ActivationName) else {"spikes": active}
-        return {**row, "active_outputs": active, **spikes}
+        changed: Operations = {**row, "active_outputs": active}
+        if row["neuron"] not in get_args(ActivationName):
+            changed["spikes"] = active
+        return changed
     if row["input"] in ("analog", "levels"):
         return row
     synops = rate * row["synapses"]
-    changed: Operations = {
+    changed = {
         **row,
         "input": "spikes",
         "input_rate": rate,

@@ -73,7 +73,7 @@ def _emptied(row: Operations) -> Operations:
 def _row(row: Operations, energy: dict[str, float | None]) -> dict[str, Any]:
     rate = row["input_rate"]
     if row["kind"] == "neuron":
-        rate = row["spikes"] / row["outputs"] if row["outputs"] else 0.0
+        rate = row["spikes"] / row["updates"] if row["updates"] else None
     return {
         "layer": row["layer"],
         "kind": row["kind"],
