@@ -39,7 +39,7 @@ from msvit.records.energy_choice import add_energy, energy_choice
 from msvit.records.schema import RecordError
 from msvit.records.store import unwritable
 
-PRINTED = ("table", "differences", "effects")
+PRINTED = ("table", "differences", "effects", "twins")
 """The tables that a terminal shows; the others are long."""
 
 

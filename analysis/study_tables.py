@@ -19,8 +19,10 @@ from analysis.notes import told_of_differences
 from analysis.published import published_on, read_published
 from analysis.statistics import CONFIDENCE
 from analysis.tables import NOTHING, Entry, Table, compare, energy_measures, entries
+from analysis.twins import accuracy_lost, energy_ratio, pairs
 from analysis.view import USUAL, View
 from msvit.options import unknown
+from msvit.records.energy import DEFAULT_ENERGY_MODEL
 from msvit.records.measures import Measure, all_measures
 from msvit.records.schema import RecordError
 
@@ -131,6 +133,100 @@ def value_label(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     return NONE if value is None else str(value)
+
+
+TWIN_MODELS = ("exact_synops", "memory_aware", "lemaire")
+"""Shown of twins beside what was asked for: no single model tells what a network costs."""
+
+
+def twin_table(study: StudyResults, view: View = USUAL) -> Table | None:
+    """What spikes cost against twins that do not spike; None where the study has none."""
+    found = pairs(study)
+    if not found:
+        return None
+    measures = _twin_measures(study, view)
+    rows = [
+        {"configuration": group, "twin": twin, "energy_model": model}
+        | {f"accuracy_{name}": lost[name] for name in ("difference", "low", "high")}
+        | energy_ratio(study, measure, group, twin)
+        for group in dict.fromkeys(group for group, _ in found)
+        for twin, lost in accuracy_lost(
+            study, group, [other for one, other in found if one == group]
+        ).iterrows()
+        for model, measure in measures.items()
+    ]
+    numbers = pd.DataFrame(rows)
+    starts = list(range(0, len(numbers), len(measures)))
+    measure = all_measures()["energy_mj"]
+    both = pd.concat([numbers["energy"], numbers["twin_energy"]])
+    unit = measure.unit(both)
+    shown = entries(both * measure.units[unit])
+    points = 100 * numbers[[f"accuracy_{name}" for name in ("difference", "low", "high")]]
+    columns = {
+        "configuration": _at(starts, numbers["configuration"]),
+        "twin": _at(starts, numbers["twin"]),
+        "accuracy (points)": [
+            Entry(e.text, _bracket(low, high, 2), e.rank) if row in starts else Entry("")
+            for row, (e, low, high) in enumerate(
+                zip(
+                    _signed(points["accuracy_difference"], 2, _beside(points, 0)),
+                    points["accuracy_low"],
+                    points["accuracy_high"],
+                    strict=True,
+                )
+            )
+        ],
+        "energy by": [Entry(model) for model in numbers["energy_model"]],
+        measure.column(unit, "spiking"): shown[: len(numbers)],
+        measure.column(unit, "the twin"): shown[len(numbers) :],
+        "ratio": [
+            Entry(f"{ratio:.2f}", "" if pd.isna(low) else f"[{low:.2f}, {high:.2f}]", int(apart))
+            for ratio, low, high, apart in zip(
+                *(numbers[name] for name in ("ratio", "low", "high")),
+                _beside(numbers, 1),
+                strict=True,
+            )
+        ],
+        "seeds": [Entry(str(n)) for n in numbers["seeds"]],
+    }
+    return Table(
+        name=f"{study.name}-twins",
+        caption="Spiking networks against twins that do not spike.",
+        numbers=numbers,
+        headers=tuple(columns),
+        rows=tuple(zip(*columns.values(), strict=True)),
+        notes=(
+            "Accuracy: spiking minus twin. Ratio: energy of the spiking network over that of the "
+            f"twin, below 1 where spikes cost less. {_INTERVAL}s, paired by seed: of accuracy for "
+            "all twins of a configuration together, of a ratio (geometric mean, t interval of its "
+            "logarithm) for itself. Bold: apart from 0, and from 1. Energy is computed from "
+            "operation counts, not measured on hardware; a twin's MACs are charged on the bits of "
+            "its activations by exact_synops and memory_aware, and whole by the others.",
+        ),
+        ranked=False,
+        left=("twin", "energy by"),
+        narrow=("configuration", "twin", "energy by", "ratio"),
+        blocks=tuple(starts[1:]),
+    )
+
+
+def _twin_measures(study: StudyResults, view: View) -> dict[str, str]:
+    """Names of energy models and of their measures, without what is no cost of spikes itself."""
+    asked = dict.fromkeys((*view.energy.models, *TWIN_MODELS))
+    named = {m: "energy_mj" if m == DEFAULT_ENERGY_MODEL else f"energy_mj:{m}" for m in asked}
+    named.pop("quantised_twin", None)
+    return {model: name for model, name in named.items() if study.finished[name].notna().all()}
+
+
+def _at(rows: Sequence[int], texts: Iterable[str]) -> list[Entry]:
+    """``texts`` where something begins, and nothing below."""
+    return [Entry(text if row in rows else "") for row, text in enumerate(texts)]
+
+
+def _beside(frame: pd.DataFrame, value: float) -> pd.Series:
+    """Where an interval, the last columns called low and high, does not hold ``value``."""
+    low, high = (frame[next(c for c in frame if c.endswith(end))] for end in ("low", "high"))
+    return (low > value) | (high < value)
 
 
 def layer_table(study: StudyResults, view: View = USUAL) -> Table | None:
@@ -276,6 +372,7 @@ TABLES: dict[str, Callable[[StudyResults, View], Table | None]] = {
     "table": compare,
     "differences": differences,
     "effects": main_effects,
+    "twins": twin_table,
     "layers": layer_table,
     "seeds": seed_table,
     "published": published_table,

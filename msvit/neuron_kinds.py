@@ -1,6 +1,7 @@
 """Neurons and surrogates by name, and which options each kind of neuron reads. Torch-free.
 
 The names are spikingjelly's. A surrogate's place in ``SURROGATES`` is its number in compiled code.
+What stands in place of neurons in a twin, which does not spike, is named here as well.
 """
 
 from __future__ import annotations
@@ -8,6 +9,13 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 NeuronName = Literal["lif", "if", "plif", "klif", "glif", "clif", "ilif", "psn"]
+ActivationName = Literal["relu", "quantised"]
+"""In place of a neuron (:mod:`msvit.activations`); it has no potential and reads no option."""
+
+TwinName = Literal["none", "ann", "quantised"]
+TWINS: dict[TwinName, ActivationName] = {"ann": "relu", "quantised": "quantised"}
+"""What is in place of the neurons of each twin."""
+
 SurrogateName = Literal["sigmoid", "atan", "erf", "piecewise_quadratic", "soft_sign", "rect"]
 
 SURROGATES: tuple[SurrogateName, ...] = get_args(SurrogateName)
@@ -53,3 +61,8 @@ PER_TIMESTEP: tuple[NeuronName, ...] = ("glif", "psn")
 
 GLIF_HIGHEST_THRESHOLD = 1.9
 """GLIF keeps its threshold inside (0, 1): half of what is asked for."""
+
+
+def bits_of(timesteps: int) -> int:
+    """⌈log₂(T + 1)⌉: the bits that count the spikes of T time steps."""
+    return timesteps.bit_length()

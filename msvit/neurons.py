@@ -15,6 +15,7 @@ from spikingjelly.activation_based import neuron as sj
 from torch import Tensor, nn
 
 from msvit import kernels
+from msvit.activations import ACTIVATIONS, Quantiser
 from msvit.kernels import NeuronSpec
 from msvit.kernels.reference import surrogate_function
 from msvit.neuron_kinds import PER_TIMESTEP, NeuronName
@@ -102,6 +103,8 @@ def watched(module: nn.Module) -> bool:
 class Neuron(nn.Module):
     """A layer of spiking neurons, ``[T, B, ..., C]`` → spikes ``[T, B, ..., C]``.
 
+    In a twin, whose ``spec`` does not fire, it is one of :mod:`msvit.activations`.
+
     Source: spikingjelly's multi-step neurons; the defaults (tau 2, decaying input,
     threshold 1, hard reset to 0, detached reset, sigmoid surrogate with alpha 4) are those
     of the released Spikformer family.
@@ -113,7 +116,8 @@ class Neuron(nn.Module):
     def __init__(self, spec: NeuronSpec, parts: tuple[str, ...] = ()) -> None:
         super().__init__()
         self.spec = spec
-        self.node: Any = NEURONS[spec.kind](spec)  # to torch, what it holds is Tensor or Module
+        known: dict[Any, Callable[[NeuronSpec], nn.Module]] = {**NEURONS, **ACTIVATIONS}
+        self.node: Any = known[spec.kind](spec)  # to torch, what it holds is Tensor or Module
         self.in_kernels = kernels.supports(spec)
         self.spikes = Spikes(parts)
 
@@ -140,14 +144,14 @@ class Neuron(nn.Module):
         return self.node.w if self.spec.kind == "plif" else None
 
     def extra_repr(self) -> str:
-        return f"{self.spec.kind}, threshold={self.spec.threshold}"
+        return f"{self.spec.kind}, threshold={self.spec.threshold}" if self.spec.fires else ""
 
 
 def no_decay(module: nn.Module) -> set[str]:
-    """Names of neuron parameters (time constants, gates), which weight decay would distort."""
+    """Names of neuron parameters (time constants, gates, steps), which decay would distort."""
     return {
         f"{name}.{p}" if name else p
         for name, m in module.named_modules()
-        if isinstance(m, sj.base_node.BaseNode | sj.GatedLIFNode | sj.PSN)
+        if isinstance(m, sj.base_node.BaseNode | sj.GatedLIFNode | sj.PSN | Quantiser)
         for p, _ in m.named_parameters(recurse=False)
     }

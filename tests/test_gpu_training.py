@@ -99,6 +99,12 @@ def test_a_graph_knows_every_neuron(neuron):
     assert_same("msvit", image_size=8, neuron=neuron, **options)
 
 
+@pytest.mark.parametrize("twin", ["ann", "quantised"])
+def test_a_graph_knows_twins(twin):
+    options = {"dim": 16, "heads": 2, "depths": (1, 1), "widths": (0.5, 1.0), "timesteps": 1}
+    assert_same("msvit", image_size=8, twin=twin, **options)
+
+
 VARIED = {"mixup": 0.5, "clip_grad": 1.0, "hflip": True, "loss": "tet", "optimizer": "sgd"}
 
 

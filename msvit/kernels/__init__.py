@@ -72,7 +72,7 @@ def describe(model: nn.Module, device: torch.device, dtype: torch.dtype) -> str:
 
     Neurons are its modules with a :class:`NeuronSpec` called ``spec``. The words:
 
-    ``none``            it has none
+    ``none``            it has none, as a twin
     ``fused``           compiled passes, with norm, pool and shortcut
     ``plain``           torch and spikingjelly, which compute norms and pools as well
     ``plain neurons``   spikingjelly, for want of kernels for them, between compiled norms and pools
@@ -83,7 +83,7 @@ def describe(model: nn.Module, device: torch.device, dtype: torch.dtype) -> str:
     being named here.
     """
     held = (getattr(module, "spec", None) for module in model.modules())
-    specs = {spec for spec in held if isinstance(spec, NeuronSpec)}
+    specs = {spec for spec in held if isinstance(spec, NeuronSpec) and spec.fires}
     if not specs:
         return "none"
     if not available(device, dtype):

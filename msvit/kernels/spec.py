@@ -39,6 +39,7 @@ from msvit.neuron_kinds import (
     DEFAULT_ALPHA,
     GLIF_HIGHEST_THRESHOLD,
     SURROGATES,
+    ActivationName,
     NeuronName,
     SurrogateName,
 )
@@ -63,10 +64,11 @@ class NeuronSpec:
         hard_reset: to 0; else the threshold is subtracted.
         detach_reset: whether the gradient stops at the spike that resets.
         decay_input: whether the leak scales the input as well.
-        timesteps: of the neurons that have parameters per step (GLIF, PSN).
+        timesteps: of the neurons that have parameters per step (GLIF, PSN); of a quantiser, the
+            time steps whose spikes it has levels for.
     """
 
-    kind: NeuronName = "lif"
+    kind: NeuronName | ActivationName = "lif"
     tau: float = 2.0
     threshold: float = 1.0
     surrogate: SurrogateName = "sigmoid"
@@ -77,8 +79,9 @@ class NeuronSpec:
     timesteps: int = 4
 
     def __post_init__(self) -> None:
-        if self.kind not in get_args(NeuronName):
-            raise ValueError(f"neuron kind {self.kind!r}: one of {', '.join(get_args(NeuronName))}")
+        kinds = (*get_args(NeuronName), *get_args(ActivationName))
+        if self.kind not in kinds:
+            raise ValueError(f"neuron kind {self.kind!r}: one of {', '.join(kinds)}")
         if self.surrogate not in SURROGATES:
             raise ValueError(f"surrogate {self.surrogate!r}: one of {', '.join(SURROGATES)}")
         if not self.tau >= 1:
@@ -89,6 +92,11 @@ class NeuronSpec:
     def with_(self, **changes: Any) -> NeuronSpec:
         """A copy for one layer."""
         return replace(self, **changes)
+
+    @property
+    def fires(self) -> bool:
+        """Whether it is a neuron, and not what a twin has in its place."""
+        return self.kind in get_args(NeuronName)
 
     def check_equations(self) -> None:
         """Raises ValueError for a kind that no kernel knows."""

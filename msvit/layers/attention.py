@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from msvit import kernels
 from msvit.kernels import NeuronSpec
 from msvit.layers.norm import BatchNorm
-from msvit.layers.synapses import Conv, MatrixProduct, SpikeMask
+from msvit.layers.synapses import Conv, MatrixProduct, SpikeMask, ValueMask
 from msvit.layers.units import ConvNormNeuron, fire
 from msvit.neurons import Neuron, watched
 
@@ -123,7 +123,7 @@ class TokenAttention(nn.Module):
             self.branches = SeparateBranches(dim, neuron, scales, self.names, plane)
         self.attn_neuron = Neuron(neuron.with_(threshold=attn_threshold))
         self.in_kernels = fusion == "token" and self.attn_neuron.in_kernels
-        self.mask = SpikeMask()
+        self.mask = SpikeMask() if neuron.fires else ValueMask()
         self.proj = ConvNormNeuron(dim, dim, neuron, bias=True)
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:

@@ -90,3 +90,13 @@ class SpikeMask(nn.Module):
 
     def forward(self, mask: Tensor, spikes: Tensor) -> Tensor:
         return mask * spikes
+
+
+class ValueMask(nn.Module):
+    """The same of values that are no spikes: a product for each of ``values`` ``[T, B, ...]``."""
+
+    def forward(self, mask: Tensor, values: Tensor) -> Tensor:
+        return mask * values
+
+    def dense_macs(self, mask: Tensor, values: Tensor) -> int:
+        return math.prod(values.shape[2:])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from msvit.layers.norm import BatchNorm
 from msvit.metrics import measure
 from msvit.models.base import Model
+from msvit.neuron_kinds import ActivationName
 from msvit.records.schema import Operations
 
 
@@ -45,12 +47,15 @@ def assume(operations: Sequence[Operations], rate: float) -> list[Operations]:
 
 def _at(row: Operations, rate: float) -> Operations:
     if row["kind"] == "neuron":
-        spikes = rate * row["outputs"]
-        return {**row, "spikes": spikes, "active_outputs": spikes}
-    if row["input"] == "analog":
+        active = rate * row["outputs"]
+        changed: Operations = {**row, "active_outputs": active}
+        if row["neuron"] not in get_args(ActivationName):
+            changed["spikes"] = active
+        return changed
+    if row["input"] in ("analog", "levels"):
         return row
     synops = rate * row["synapses"]
-    changed: Operations = {
+    changed = {
         **row,
         "input": "spikes",
         "input_rate": rate,

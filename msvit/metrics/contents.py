@@ -27,11 +27,13 @@ class Contents:
         kind: the narrowest of ``CONTENTS``.
         peak: the largest magnitude; of analog values none is known.
         values: sums of magnitudes over the last axis, ``[...]``; None of analog values.
+        total: sum of magnitudes; 0 of analog values.
     """
 
     kind: str
     peak: float | None
     values: Tensor | None
+    total: float
     _source: Tensor
 
     @cached_property
@@ -42,6 +44,11 @@ class Contents:
             return self.values
         return _count_rows(self._source)
 
+    @cached_property
+    def active_total(self) -> float:
+        """Number of values other than 0."""
+        return self.total if self.kind == "spikes" else whole_sum(self.active)
+
 
 def look(x: Tensor) -> Contents:
     """See what ``x`` ``[..., C]`` carries, value by value."""
@@ -49,20 +56,22 @@ def look(x: Tensor) -> Contents:
     if x.dtype == torch.bool:
         x = x.view(torch.uint8)
     lying = _as_it_lies(x)
-    low, high = (float(end) for end in torch.aminmax(lying))
+    low, high = torch.stack(torch.aminmax(lying)).tolist()
+    analog = Contents("analog", None, None, 0.0, x)
     if low % 1 or high % 1:  # decides at once for most analog tensors, infinite ones included
-        return Contents("analog", None, None, x)
+        return analog
     peak = max(-low, high)
     fits = peak * x.shape[-1] < _EXACT[torch.float32]
     magnitudes = x if low >= 0 else x.abs()
     values = magnitudes.sum(-1, dtype=torch.float32 if fits else torch.float64)
     if peak <= 1 and low >= 0:
         # Values within [0, 1] sum up to their number of non-zeros only if all are 0 or 1.
-        whole = whole_sum(values) == count_nonzero(lying)
-        return Contents("spikes", peak, values, x) if whole else Contents("analog", None, None, x)
+        total = whole_sum(values)
+        whole = total == count_nonzero(lying)
+        return Contents("spikes", peak, values, total, x) if whole else analog
     if x.is_floating_point() and any(_is_broken(step) for step in lying):
-        return Contents("analog", None, None, x)
-    return Contents("integer", peak, values, x)
+        return analog
+    return Contents("integer", peak, values, whole_sum(values), x)
 
 
 def _is_broken(x: Tensor) -> bool:
@@ -73,10 +82,12 @@ def _is_broken(x: Tensor) -> bool:
 
 def _as_it_lies(x: Tensor) -> Tensor:
     """``x`` with its axes in the order of memory, in which passes over it are fastest."""
+    if x.is_contiguous():
+        return x
     return x.permute(sorted(range(x.ndim), key=x.stride, reverse=True))
 
 
-def whole_sum(x: Tensor) -> int | float:
+def whole_sum(x: Tensor) -> float:
     """Sum of whole numbers: exact while it is below 2⁵³."""
     return float(x.sum(dtype=torch.float64))
 
@@ -89,6 +100,8 @@ def count_nonzero(x: Tensor) -> int:
     flags = x.bool().flatten().view(torch.uint8)
     block = 8 * 128
     whole = len(flags) // block * block
+    if not whole:
+        return int(flags.sum())
     lanes = flags[:whole].view(torch.int64).view(128, -1).sum(0)
     return int(lanes.view(torch.uint8).sum()) + int(flags[whole:].sum())
 

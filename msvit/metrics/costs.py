@@ -14,7 +14,10 @@ from msvit.records.schema import Operations
 
 USUAL_RATE = 0.2
 
-_KEPT = {"steps", "stride", "fan_out", "averaged", "input_rate", "other_rate", "spikes"}
+_KEPT = {
+    *("steps", "stride", "fan_out", "averaged", "input_rate", "other_rate", "spikes"),
+    *("input_bits", "other_bits"),
+}
 _PREFIXES = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
@@ -70,7 +73,7 @@ def _emptied(row: Operations) -> Operations:
 def _row(row: Operations, energy: dict[str, float | None]) -> dict[str, Any]:
     rate = row["input_rate"]
     if row["kind"] == "neuron":
-        rate = row["spikes"] / row["outputs"] if row["outputs"] else 0.0
+        rate = row["spikes"] / row["updates"] if row["updates"] else None
     return {
         "layer": row["layer"],
         "kind": row["kind"],
@@ -138,7 +141,7 @@ def _notes(operations: Sequence[Operations], models: Sequence[str]) -> list[str]
             f"{_si(bench['membrane_updates'])}."
         )
     pair = twin(operations)
-    if "quantised_twin" in models and pair is not None:
+    if "quantised_twin" in models and pair is not None and pair.synapses:
         low, high = pair.break_even()
         found.append(
             f"Quantised twin: {pair.bits} bits for {pair.timesteps} time steps. A synapse here is "

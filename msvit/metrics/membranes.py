@@ -24,7 +24,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from msvit.kernels import NeuronSpec
-from msvit.neuron_kinds import NeuronName
+from msvit.neuron_kinds import ActivationName, NeuronName
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Update:
     states: int
 
 
-_UPDATES: dict[NeuronName, Update] = {
+_UPDATES: dict[NeuronName | ActivationName, Update] = {
     "if": Update(1, 0, 0, 0, 1),
     "lif": Update(1, 1, 0, 0, 1),
     "plif": Update(1, 1, 0, 0, 1),

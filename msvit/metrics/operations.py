@@ -9,6 +9,9 @@ What a layer costs depends on what it is given, so its input is looked at, not a
     ACs = mean value × dense MACs. Negative values count with their magnitude.
 ``analog``
     anything else: every dense MAC is a MAC, and there is no rate.
+``levels``
+    whole numbers in a quantised twin, which has no spikes: every dense MAC is a MAC on the bits
+    that its input has, ``input_bits``: those of the quantiser, or more behind a shortcut or a mask.
 
 Two conventions stand side by side in a row, and every rule stands in this table. Counts are those
 of the network as its authors deploy it (folded: :mod:`msvit.layers.folding`), per image and summed
@@ -23,7 +26,7 @@ image is convolved once, and counted once, however many time steps follow.
 ``synapses``        what one spike at every input would cost: dense MACs without the taps that lie
                     over zero padding; pixels that a stride leaves out reach nothing. [2, 3]
 ``synops``          synaptic operations to the synapse: every spike × the weights that it reaches, a
-                    whole number as that many spikes. None of analog input. [2]
+                    whole number as that many spikes. None of analog input and levels. [2]
 ``active_synops``   the same with 1 for every value that is not zero, analog ones too, and without
                     weights that are zero: NeuroBench's effective operations. [3]
 classifier          It is given the mean of spikes over the image plane. ``acs``: rate × c_in·c_out,
@@ -38,12 +41,15 @@ product ``a b``     Accumulates run over the spikes of one operand: the one with
 mask                A spike times a spike is an AND: no weight, no accumulate. Published formulas
                     count none, so the papers' columns hold zeros; ``outputs`` are the ANDs. Votes
                     and columns that are summed up around it are its ``additions``, one a spike.
+                    In a twin, whose values are no spikes, it is a product, one by one, and votes
+                    take an addition a value.
 ``additions``       biases, which is what a folded norm is, one per output; a mean of analog values,
                     one per value; means over neighbours, one per tap. Pools, shortcuts are free.
 ``inputs`` …        values read and written; ``active_inputs`` are not zero, ``input_peak`` is the
                     largest, which tells the bits that it needs. ``weights`` and ``biases`` are
                     numbers of them, ``zero_weights`` those of the weights that are zero.
-neuron              Rows of their own (:mod:`msvit.metrics.membranes`).
+neuron              Rows of their own (:mod:`msvit.metrics.membranes`); what a twin has in its
+                    place compares and rounds, which is free, and has outputs.
 RepConv             Its three factors are one 3×3 convolution when it is deployed: the row of the
                     first factor holds the counts of that one, those of the others are zero, and
                     ``folded_into`` names it. [6]
@@ -75,13 +81,21 @@ from msvit.layers.attention import SharedBranches, TokenAttention
 from msvit.layers.blocks import Classifier
 from msvit.layers.membrane import SpikeDrivenAttention
 from msvit.layers.repconv import RepConv
-from msvit.layers.synapses import Conv, Linear, MatrixProduct, SpikeMask, is_static
+from msvit.layers.synapses import Conv, Linear, MatrixProduct, SpikeMask, ValueMask, is_static
 from msvit.metrics.contents import CONTENTS, Contents, count_nonzero, look, whole_sum
 from msvit.metrics.layer_names import layer_name
 from msvit.metrics.window import Window
+from msvit.neuron_kinds import bits_of
+from msvit.neurons import Neuron
 from msvit.records.schema import Operations
 
-_KINDS = {Conv: "conv", Linear: "linear", MatrixProduct: "product", SpikeMask: "mask"}
+_KINDS = {
+    Conv: "conv",
+    Linear: "linear",
+    MatrixProduct: "product",
+    SpikeMask: "mask",
+    ValueMask: "product",
+}
 
 
 @dataclass
@@ -89,8 +103,10 @@ class Operand:
     """What an input carried so far: the widest of ``CONTENTS``, and sums over all images.
 
     ``synops`` and ``active_synops`` are what its values, and those that are not zero, reach.
+    ``level_bits`` are those of the network's quantisers, 0 where it has none.
     """
 
+    level_bits: int = 0
     content: str = "spikes"
     total: float = 0.0
     elements: int = 0
@@ -107,21 +123,38 @@ class Operand:
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
     @property
-    def rate(self) -> float | None:
-        """Mean magnitude of the values; None for analog input and before any was seen."""
-        return None if self.content == "analog" or not self.elements else self.total / self.elements
+    def kind(self) -> str:
+        """Its content, which are ``levels`` in a quantised twin."""
+        return "levels" if self.level_bits and self.content != "analog" else self.content
 
-    def see(self, x: Tensor, reach: Callable[[Tensor], float]) -> Contents:
+    @property
+    def spiking(self) -> bool:
+        return self.kind in ("spikes", "integer")
+
+    @property
+    def bits(self) -> int:
+        """Of levels: what its quantiser has, and more where levels were added or multiplied."""
+        return max(self.level_bits, int(self.peak).bit_length())
+
+    @property
+    def rate(self) -> float | None:
+        """Mean magnitude of spikes; None of other input and before any was seen."""
+        return self.total / self.elements if self.spiking and self.elements else None
+
+    def see(self, x: Tensor, reach: Callable[[Tensor, float], float]) -> Contents:
         """Take in ``x`` ``[T, B, ..., C]``.
 
-        ``reach`` makes of sums over the last axis, ``[T, B, ...]``, how many synapses they reach.
+        ``reach`` makes of sums over the last axis, ``[T, B, ...]``, and of their total how many
+        synapses they reach.
         """
         found = self.skim(x)
-        self.active += whole_sum(found.active)
-        self.active_synops += reach(found.active)
+        reached = reach(found.active, found.active_total)
+        self.active += found.active_total
+        self.active_synops += reached
         if found.values is not None and found.peak is not None:
             self.peak = max(self.peak, found.peak)
-            self.synops += reach(found.values)
+            spikes = found.kind == "spikes"
+            self.synops += reached if spikes else reach(found.values, found.total)
         return found
 
     def skim(self, x: Tensor) -> Contents:
@@ -129,8 +162,7 @@ class Operand:
         found = look(x)
         self.content = max(self.content, found.kind, key=CONTENTS.index)
         self.elements += x.numel()
-        if found.values is not None:
-            self.total += whole_sum(found.values)
+        self.total += found.total
         return found
 
 
@@ -185,6 +217,7 @@ class OperationCounter:
     def attach(self, model: nn.Module) -> list[RemovableHandle]:
         """Hook ``model``, whose weights do not change from here on."""
         handles = []
+        level_bits = _level_bits(model)
         for path, module in model.named_modules():
             kind = _KINDS.get(type(module))
             if kind is None:
@@ -193,6 +226,7 @@ class OperationCounter:
             if name in self._layers:
                 raise ValueError(f"two layers are called {name}")
             layer = self._layers[name] = _described(kind, module)
+            layer.operands = (Operand(level_bits), Operand(level_bits))
             handles.append(module.register_forward_hook(partial(self._count, name, layer)))
         for path, module in model.named_modules():
             handles += self._attach_around(path, module)
@@ -228,12 +262,14 @@ class OperationCounter:
         self, name: str, layer: _Layer, module: Any, inputs: tuple[Tensor, ...], output: Tensor
     ) -> None:
         self._reached.setdefault(name, layer)
-        layer.steps = 1 if all(is_static(x) for x in inputs) else inputs[0].shape[0]
+        static = all(is_static(x) for x in inputs)
+        layer.steps = 1 if static else inputs[0].shape[0]
         if layer.kind != "mask":
             other = inputs[1] if layer.kind == "product" else output
             each = module.dense_macs(inputs[0], other)
             layer.dense_macs += each * layer.steps * inputs[0].shape[1]
-        _RULES[layer.kind](layer, *(x[: layer.steps] for x in (*inputs, output)))
+        seen = (*inputs, output)
+        _RULES[type(module)](layer, *((x[:1] for x in seen) if static else seen))
 
     def counts(self) -> dict[str, _Layer]:
         """What was counted so far, without what all processes know of a layer."""
@@ -250,6 +286,12 @@ class OperationCounter:
     def rows(self, images: int) -> list[Operations]:
         """A row per layer, per image of ``images`` and summed over time steps."""
         return [_row(name, layer, images) for name, layer in self._reached.items()]
+
+
+def _level_bits(model: nn.Module) -> int:
+    """Bits of the quantisers of a twin; 0 for any other network."""
+    specs = (module.spec for module in model.modules() if isinstance(module, Neuron))
+    return next((bits_of(spec.timesteps) for spec in specs if spec.kind == "quantised"), 0)
 
 
 def _described(kind: str, module: Any) -> _Layer:
@@ -315,7 +357,7 @@ def _count_linear(layer: _Layer, x: Tensor, output: Tensor) -> None:
     weight = layer.weight
     assert weight is not None
     before = operand.active_synops
-    operand.see(x, lambda sums: len(weight) * whole_sum(sums))
+    operand.see(x, lambda sums, total: len(weight) * total)
     if layer.zero_weights:
         active = (x != 0).flatten(0, -2).sum(0, dtype=torch.float64)
         operand.active_synops = before + float(active @ (weight != 0).sum(0, dtype=torch.float64))
@@ -329,7 +371,7 @@ def _see_averaged(layer: _Layer, module: Classifier, inputs: tuple[Tensor, ...])
     """``[T, B, H, W, C]`` in front of the mean over H and W."""
     x = inputs[0][:1] if is_static(inputs[0]) else inputs[0]
     fan_out = module.linear.out_features
-    layer.operands[0].see(x, lambda sums: fan_out * whole_sum(sums))
+    layer.operands[0].see(x, lambda sums, total: fan_out * total)
     layer.synapses += x.numel() * fan_out
     layer.averaged = math.prod(x.shape[2:-1])
 
@@ -338,16 +380,26 @@ def _count_product(layer: _Layer, a: Tensor, b: Tensor, output: Tensor) -> None:
     """``a [T, B, heads, n, m] @ b [T, B, heads, m, p]``: a value of a meets p others, of b n."""
     n, p = a.shape[-2], b.shape[-1]
     left, right = layer.operands
-    of_left = left.see(a.transpose(-1, -2), lambda sums: p * whole_sum(sums))
-    of_right = right.see(b, lambda sums: n * whole_sum(sums))
+    of_left = left.see(a.transpose(-1, -2), lambda sums, total: p * total)
+    of_right = right.see(b, lambda sums, total: n * total)
     layer.joint_synops += whole_sum(of_left.active.double() * of_right.active)
     layer.synapses += a.numel() * p
     layer.outputs += output.numel()
 
 
+def _count_values(layer: _Layer, mask: Tensor, values: Tensor, output: Tensor) -> None:
+    """``mask [T, B, ..., 1]`` times ``values [T, B, ..., d]``, one by one."""
+    left, right = layer.operands
+    of_mask = left.see(mask, lambda sums, total: values.shape[-1] * total)
+    of_values = right.see(values, lambda sums, total: total)
+    layer.joint_synops += whole_sum(of_mask.active.double() * of_values.active)
+    layer.synapses += values.numel()
+    layer.outputs += output.numel()
+
+
 def _count_mask(layer: _Layer, mask: Tensor, spikes: Tensor, output: Tensor) -> None:
     for operand, x in zip(layer.operands, (mask, spikes), strict=True):
-        operand.see(x, lambda sums: 0.0)
+        operand.see(x, lambda sums, total: 0.0)
     layer.outputs += output.numel()
 
 
@@ -357,6 +409,9 @@ def _add_votes(
     """The votes ``[T, B, H, W, C]``, all but the keys, are summed up, an addition a spike."""
     joined, wide = output
     for votes in (joined[..., :-dim], *wide):
+        if mask.kind == "product":  # of a twin
+            mask.additions += votes.numel()
+            continue
         mask.additions += whole_sum(votes.sum(-1, dtype=torch.float32))
 
 
@@ -365,11 +420,12 @@ def _add_columns(gather: _Layer, module: nn.Module, inputs: tuple[Tensor, ...]) 
     gather.additions += whole_sum(inputs[0])
 
 
-_RULES: dict[str, Callable[..., None]] = {
-    "conv": _count_conv,
-    "linear": _count_linear,
-    "product": _count_product,
-    "mask": _count_mask,
+_RULES: dict[type[nn.Module], Callable[..., None]] = {
+    Conv: _count_conv,
+    Linear: _count_linear,
+    MatrixProduct: _count_product,
+    SpikeMask: _count_mask,
+    ValueMask: _count_values,
 }
 
 
@@ -377,20 +433,23 @@ def _row(name: str, layer: _Layer, images: int) -> Operations:
     decisive, other = layer.operands
     if layer.kind == "product":
         decisive, other = sorted(layer.operands, key=_sparser)
-    analog = decisive.content == "analog"
+    kind, spiking = decisive.kind, decisive.spiking
+    if layer.on_means is not None and not spiking:
+        kind = "analog"  # a mean of levels is none
+    analog = kind == "analog"
     dense = layer.dense_macs / images
     rate = decisive.rate
     row: Operations = {
         "layer": name,
         "kind": layer.kind,
-        "input": decisive.content,
+        "input": kind,
         "dense_macs": dense,
         "input_rate": rate,
-        "macs": dense if analog else 0.0,
+        "macs": 0.0 if spiking else dense,
         "acs": 0.0 if rate is None else rate * dense,
         "steps": layer.steps,
         "synapses": layer.synapses / images,
-        "synops": None if analog else decisive.synops / images,
+        "synops": decisive.synops / images if spiking else None,
         "active_synops": decisive.active_synops / images,
         "inputs": decisive.elements / images,
         "active_inputs": decisive.active / images,
@@ -401,6 +460,8 @@ def _row(name: str, layer: _Layer, images: int) -> Operations:
         "zero_weights": layer.zero_weights,
         "biases": layer.biases,
     }
+    if decisive.kind == "levels":
+        row["input_bits"] = decisive.bits
     if layer.on_means is not None:
         row["averaged"] = layer.averaged
     if layer.on_means is not None and analog:  # a MAC on the mean, which has to be made first
@@ -416,16 +477,22 @@ def _row(name: str, layer: _Layer, images: int) -> Operations:
     if layer.folded_into is not None:
         row["folded_into"] = layer.folded_into
     if layer.kind in ("product", "mask"):
-        known = other.content != "analog"
-        row["other_input"] = other.content
+        row["other_input"] = other.kind
         row["other_rate"] = other.rate
-        row["other_synops"] = other.synops / images if known else None
+        row["other_synops"] = other.synops / images if other.spiking else None
         row["other_active_inputs"] = other.active / images
         row["other_inputs"] = other.elements / images
         row["joint_synops"] = layer.joint_synops / images
+        if other.kind == "levels":
+            row["other_bits"] = other.bits
     return row
 
 
 def _sparser(operand: Operand) -> tuple[int, float]:
-    """Orders the operands of a product by their spikes: binary before integer, then by rate."""
+    """Orders the operands of a product by their spikes: binary before integer, then by rate.
+
+    Levels by their bits, before analog values.
+    """
+    if operand.kind == "levels":
+        return 0, operand.bits
     return CONTENTS.index(operand.content), operand.rate or 0.0

@@ -52,22 +52,31 @@ class Window:
 
     def taps(self, height: int, width: int) -> int:
         """Pairs of a pixel of the image and an output pixel that it reaches."""
-        return int(self._reach(0, height).sum() * self._reach(1, width).sum())
+        return int(self._reach(height, width).sum())
 
-    def reached(self, sums: Tensor) -> float:
-        """Sums over channels, ``[T, B, H, W]``, each times the synapses that a channel reaches."""
-        height, width = sums.shape[2:]
+    def reached(self, sums: Tensor, total: float) -> float:
+        """Sums over channels, ``[T, B, H, W]``, each times the synapses that a channel reaches.
+
+        ``total`` is the sum of them all.
+        """
         if self.kernel == (1, 1) and self.stride == 1:
-            return self.fan_out * whole_sum(sums)
+            return self.fan_out * total
         by_pixel = sums.sum((0, 1), dtype=torch.float64).cpu()
-        taps = self._reach(0, height)[:, None] * self._reach(1, width)
-        return self.fan_out * float((by_pixel * taps).sum())
+        return self.fan_out * whole_sum(by_pixel.mul_(self._reach(*by_pixel.shape)))
 
-    def _reach(self, axis: int, size: int) -> Tensor:
-        return _reach(size, self.kernel[axis], self.stride, self.padding[axis])
+    def _reach(self, height: int, width: int) -> Tensor:
+        return _reach_of_pixels((height, width), self.kernel, self.stride, self.padding)
 
 
 @cache
+def _reach_of_pixels(
+    size: tuple[int, int], kernel: tuple[int, int], stride: int, padding: tuple[int, int]
+) -> Tensor:
+    """How many outputs see each pixel, float64 ``[H, W]``."""
+    rows, columns = (_reach(size[i], kernel[i], stride, padding[i]) for i in (0, 1))
+    return rows[:, None] * columns
+
+
 def _reach(size: int, kernel: int, stride: int, padding: int) -> Tensor:
     """Along one axis: how many outputs see each of ``size`` inputs, float64 ``[size]``."""
     outputs = (size + 2 * padding - kernel) // stride + 1

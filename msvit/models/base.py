@@ -11,10 +11,13 @@ from torch import Tensor, nn
 from msvit import kernels
 from msvit.checkpoints import OfficialMap
 from msvit.kernels import NeuronSpec
-from msvit.models.options import ModelOptions, SpikingOptions
+from msvit.models.options import ModelOptions, SpikingOptions, TwinOptions
+from msvit.neuron_kinds import TWINS
 
 
 def neuron_spec(options: SpikingOptions) -> NeuronSpec:
+    if isinstance(options, TwinOptions) and options.twin != "none":
+        return NeuronSpec(kind=TWINS[options.twin], timesteps=options.twin_of_timesteps)
     return NeuronSpec(
         kind=options.neuron,
         tau=options.tau,

@@ -18,9 +18,10 @@ from msvit.neuron_kinds import (
     PER_TIMESTEP,
     NeuronName,
     SurrogateName,
+    TwinName,
     across_steps,
 )
-from msvit.options import Options
+from msvit.options import Options, later
 
 Count = Annotated[int, Field(ge=1, le=65536)]
 Positive = Annotated[float, Field(gt=0, le=1e6)]
@@ -104,6 +105,34 @@ class SpikingOptions(ModelOptions):
         return self
 
 
+class TwinOptions(SpikingOptions):
+    """Of architectures that have twins: the same structure in one time step, without spikes.
+
+    ``twin`` puts a ReLU (``ann``) or a quantiser in place of each neuron; that of ``quantised`` has
+    ⌈log₂(T + 1)⌉ bits, T being ``twin_of_timesteps``, those of the network whose twin it is.
+    """
+
+    twin: TwinName = later("none")
+    twin_of_timesteps: int = later(4, ge=1, le=1024)
+
+    @classmethod
+    def lacking(cls, values: Mapping[str, Any]) -> dict[str, str]:
+        twin = values["twin"]
+        found = super().lacking(values)
+        if twin != "none":
+            why = f"the twin {twin!r} has no neurons"
+            found |= dict.fromkeys(("neuron", *_NEURON_OPTIONS), why)
+        if twin != "quantised":
+            found["twin_of_timesteps"] = "it tells the bits of the twin 'quantised'"
+        return found
+
+    @model_validator(mode="after")
+    def _check_twin(self) -> TwinOptions:
+        if self.twin != "none" and self.timesteps != 1:
+            raise ValueError(f"timesteps: a twin has 1 time step, not {self.timesteps}")
+        return self
+
+
 def check_heads(dim: int, heads: int, what: str = "dim") -> None:
     if dim % heads:
         raise ValueError(f"heads: {what} {dim} cannot be split into {heads} heads")
@@ -156,7 +185,7 @@ class StagedOptions(SpikingOptions):
         return self
 
 
-class HierarchicalOptions(StagedOptions):
+class HierarchicalOptions(StagedOptions, TwinOptions):
     """Token attention in early stages, self-attention in the last one.
 
     ``batch_coupled`` reproduces the released code, whose self-attention lets membrane
@@ -164,6 +193,13 @@ class HierarchicalOptions(StagedOptions):
     """
 
     batch_coupled: bool = False
+
+    @classmethod
+    def lacking(cls, values: Mapping[str, Any]) -> dict[str, str]:
+        found = super().lacking(values)
+        if values["twin"] != "none":
+            found["batch_coupled"] = "a twin has no potential that could pass to another image"
+        return found
 
     @model_validator(mode="after")
     def _check_coupling(self) -> HierarchicalOptions:
@@ -277,7 +313,7 @@ class ColumnarOptions(SpikingOptions):
         return self
 
 
-class SpikformerOptions(ColumnarOptions):
+class SpikformerOptions(ColumnarOptions, TwinOptions):
     """``qkv_bias`` is set in the released CIFAR code and unset in the ImageNet one."""
 
     heads: Count = 12

@@ -26,7 +26,9 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import get_args
 
+from msvit.neuron_kinds import ActivationName, bits_of
 from msvit.records.energy_constants import CONSTANTS
 from msvit.records.schema import Operations
 
@@ -68,7 +70,7 @@ def spikingformer_code(operations: Rows) -> float | None:
         dense = row["dense_macs"] / row["steps"]
         if row["kind"] == "linear" and _is_classifier(row):
             macs += dense + row["biases"]
-        elif row["input"] == "analog" or (
+        elif _multiplies(row) or (
             row["input"] == "integer"
             and row["kind"] != "product"
             and constants["integers"] == "mac"
@@ -111,15 +113,26 @@ def exact_synops(operations: Rows) -> float | None:
     """Millijoule per image to the synapse: 0.9 pJ a synaptic operation, 4.6 a MAC.
 
     As the code of SpikingResformer (arXiv 2403.14302) counts, which leaves out the first layer and
-    the classifier; here both are charged: MACs where input is analog. The network is folded.
+    the classifier; here both are charged: MACs where input is analog. The network is folded. MACs
+    on the levels of a quantised twin are charged as by :func:`quantised_twin`.
     """
     layers = _deployed(operations)
     if layers is None:
         return None
     constants = CONSTANTS["exact_synops"]
+    return _by_synapse(layers, constants["mac"], constants["ac"]) * _MILLIJOULE
+
+
+def _by_synapse(layers: Rows, mac: float, ac: float) -> float:
+    """Picojoule of spikes and MACs that meet a synapse."""
     synops = sum(row["synops"] or 0.0 for row in layers)
     macs = sum(row["synapses"] for row in layers if row["input"] == "analog")
-    return (constants["mac"] * macs + constants["ac"] * synops) * _MILLIJOULE
+    on_levels = sum(
+        row["synapses"] * (ac * _accumulates(row, mac, ac) or mac)
+        for row in layers
+        if row["input"] == "levels"
+    )
+    return mac * macs + ac * synops + on_levels
 
 
 def sj_simple(operations: Rows) -> float | None:
@@ -219,7 +232,10 @@ class _Lemaire:
         self.access(dense + biases, stored)
 
     def charge_neurons(self, row: Operations) -> None:
-        """Eq. (13) to (17): potentials, resets and output spikes."""
+        """Eq. (13) to (17): potentials, resets and output spikes; of a twin, outputs."""
+        if row["neuron"] in get_args(ActivationName):
+            self.access(row["outputs"], row["outputs"])
+            return
         potentials = row["outputs"] / row["steps"]
         self.access(2 * row["updates"], potentials)
         self.add(row["active_outputs"])
@@ -250,8 +266,8 @@ def memory_aware(operations: Rows) -> float | None:
     any reuse: a weight for every operation, from 1 MB; for every operation of a product the value
     that it adds; every input once, in the bits that its largest value needs; every potential read
     and written in every step, and every output of a neuron written, in 32 KB. Currents between a
-    layer and its neuron are not stored. The constants of ``precision`` (fp32, fp16, int8) are
-    Horowitz's.
+    layer and its neuron are not stored. A MAC on the b bits of a quantised twin is charged as by
+    :func:`quantised_twin`. The constants of ``precision`` (fp32, fp16, int8) are Horowitz's.
     """
     layers = _deployed(operations)
     if layers is None:
@@ -265,20 +281,21 @@ def memory_aware(operations: Rows) -> float | None:
         return at["weight_bits"] if peak is None else max(1, int(peak)).bit_length()
 
     for row in layers:
-        analog = row["input"] == "analog"
-        used = row["synapses"] if analog else (row["synops"] or 0.0)
-        adds += used + row["additions"]
-        multiplies += used if analog else 0.0
+        used = row["synapses"] if _multiplies(row) else (row["synops"] or 0.0)
+        serial = _accumulates(row, at["add"] + at["multiply"], at["add"])
+        adds += used * (serial or 1) + row["additions"]
+        multiplies += used if _multiplies(row) and not serial else 0.0
         if row["kind"] == "product":
-            activation_bits += used * (1 if row["other_input"] == "spikes" else potential_bits)
+            binary = row["other_input"] == "spikes"
+            activation_bits += used * (1 if binary else row.get("other_bits", potential_bits))
         else:
             weight_bits += (used + (row["additions"] if row["biases"] else 0)) * at["weight_bits"]
-        activation_bits += row["inputs"] * bits(row["input_peak"])
+        activation_bits += row["inputs"] * (row.get("input_bits") or bits(row["input_peak"]))
     for row in _neurons(operations):
         adds += row["additions"]
         multiplies += row["multiplies"]
         activation_bits += 2 * row["states"] * row["steps"] * potential_bits
-        activation_bits += row["outputs"] * bits(row["output_peak"])
+        activation_bits += row["outputs"] * bits(row.get("output_peak"))
     return (
         at["add"] * adds
         + at["multiply"] * multiplies
@@ -292,16 +309,21 @@ def quantised_twin(operations: Rows) -> float | None:
 
     A spike train of T steps has T + 1 levels, which take b = ⌈log₂(T + 1)⌉ bits: the twin that
     arXiv 2409.08290 asks to be compared with. Our reading, which the paper does not state: a MAC on
-    b bits is charged as b accumulates, bit by bit, and no zero is skipped. Layers with analog input
-    are MACs as here. Memory is in this number no more than in those that it stands beside.
+    b bits is charged as b accumulates, bit by bit, and never more than a MAC; no zero is skipped.
+    Layers with analog input are MACs as here. Memory is in this number no more than in those that
+    it stands beside. A network that is such a twin itself is charged by the same rule on the bits
+    that its own rows tell, more than b behind shortcuts and masks.
     """
-    found = twin(operations)
-    if found is None:
+    layers = _deployed(operations)
+    if layers is None:
         return None
     constants = CONSTANTS["quantised_twin"]
-    return (constants["mac"] * found.macs + constants["ac"] * found.bits * found.synapses) * (
-        _MILLIJOULE
-    )
+    mac, ac = constants["mac"], constants["ac"]
+    if any(row["input"] == "levels" for row in layers):
+        return _by_synapse(layers, mac, ac) * _MILLIJOULE
+    found = twin(operations)
+    assert found is not None
+    return (mac * found.macs + min(mac, ac * found.bits) * found.synapses) * _MILLIJOULE
 
 
 @dataclass(frozen=True)
@@ -333,9 +355,12 @@ class Twin:
 
 
 def twin(operations: Rows) -> Twin | None:
-    """What the twin of a network has, by its rows; None where they do not tell."""
+    """What the twin of a network has, by its rows; None where they do not tell.
+
+    A network that is one itself has none.
+    """
     layers = _deployed(operations)
-    if layers is None:
+    if layers is None or any(row["input"] == "levels" for row in layers):
         return None
     timesteps = max((row["steps"] for row in layers), default=1)
     synapses = macs = synops = 0.0
@@ -346,8 +371,9 @@ def twin(operations: Rows) -> Twin | None:
         else:
             synapses += once
             synops += (row["synops"] or 0.0) / row.get("averaged", 1)
-    bits = math.ceil(math.log2(timesteps + 1))
-    return Twin(timesteps, bits, synapses, macs, synops / synapses if synapses else 0.0)
+    return Twin(
+        timesteps, bits_of(timesteps), synapses, macs, synops / synapses if synapses else 0.0
+    )
 
 
 def neurobench(operations: Rows) -> dict[str, float] | None:
@@ -405,6 +431,17 @@ def _deployed(operations: Rows) -> list[Operations] | None:
 
 def _neurons(operations: Iterable[Operations]) -> list[Operations]:
     return [row for row in operations if row["kind"] == "neuron"]
+
+
+def _multiplies(row: Operations) -> bool:
+    """Whether its input is neither spikes nor sums of them: every synapse is a MAC."""
+    return row["input"] in ("analog", "levels")
+
+
+def _accumulates(row: Operations, mac: float, ac: float) -> int:
+    """How many accumulates a MAC on the levels of a twin is; 0 where a whole MAC costs less."""
+    bits = row["input_bits"] if row["input"] == "levels" else 0
+    return bits if ac * bits < mac else 0
 
 
 def _is_classifier(row: Operations) -> bool:

@@ -60,7 +60,7 @@ class Operations(TypedDict):
 
     layer: str
     kind: str  # conv, linear, product, mask; neuron, of later versions
-    input: str  # analog, spikes, integer; of neurons: current
+    input: str  # analog, spikes, integer, levels (of quantised twins); of neurons: current
     dense_macs: Amount
     input_rate: Amount | None
     macs: Amount
@@ -74,6 +74,7 @@ class Operations(TypedDict):
     inputs: NotRequired[Amount]
     active_inputs: NotRequired[Amount]
     input_peak: NotRequired[Amount | None]
+    input_bits: NotRequired[int]  # of levels
     outputs: NotRequired[Amount]
     additions: NotRequired[Amount]
     weights: NotRequired[int]
@@ -89,12 +90,13 @@ class Operations(TypedDict):
     other_synops: NotRequired[Amount | None]
     other_inputs: NotRequired[Amount]
     other_active_inputs: NotRequired[Amount]
+    other_bits: NotRequired[int]
     joint_synops: NotRequired[Amount]
-    neuron: NotRequired[str]  # its kind
+    neuron: NotRequired[str]  # its kind; of twins: relu, quantised
     updates: NotRequired[Amount]
     spikes: NotRequired[Amount]
     active_outputs: NotRequired[Amount]
-    output_peak: NotRequired[Amount]
+    output_peak: NotRequired[Amount]  # of what has no largest value, none
     multiplies: NotRequired[Amount]
     states: NotRequired[Amount]  # values that are kept between time steps
 
