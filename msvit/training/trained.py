@@ -231,7 +231,7 @@ def _read_checkpoint(folder: Path) -> _Trained:
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such cell")
     whole = folder.resolve()
-    record = read_record(whole.parents[1], whole.name)
+    record = read_record(whole.parent.parent, whole.name)
     if record is None:
         raise CheckpointError(f"{folder}: the cell has no record; it was not trained to its end")
     if not file.is_file():
