@@ -7,8 +7,9 @@ BIN := .venv/bin
 scales: .venv/ready
 	$(BIN)/python studies/run.py --grid scales
 
+# Two processes of one thread each: many tests wait, for Ray or for another Python.
 test: .venv/ready
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 quick: .venv/ready
 	$(BIN)/python -m pytest -m "not slow"
