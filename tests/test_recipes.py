@@ -10,7 +10,7 @@ import yaml
 
 import msvit.recipes as recipes_module
 from msvit import create_model
-from msvit.cells import resolve_cell
+from msvit.cells import left_out_of_recipe, resolve_cell
 from msvit.data import DATASETS
 from msvit.data.splits import Images
 from msvit.models import zoo
@@ -119,6 +119,36 @@ def test_another_use_is_said_once_and_not_forbidden(tmp_path):
     assert not [note for note in load_study("scales").notes if "recipe" in note]
 
 
+@pytest.mark.parametrize("data", sorted(DATASETS))
+def test_what_a_recipe_says_in_vain_of_these_data_is_left_out(data):
+    """Events where images are, and the other way round: of what is set itself it is refused."""
+    model = "spikformer" if DATASETS[data].events else "vit"
+    for name in list_recipes():
+        sections = {"model": {"name": model}, "data": {"name": data}}
+        raw = {**sections, "training": {"recipe": name}}
+        cell = resolve_cell(raw, "t")
+        left_out, recipe = left_out_of_recipe(raw), load_recipe(name)
+        assert left_out.keys() <= {"event_augmentation", "rand_augment", "crop_pct"} & set(recipe)
+        assert not left_out.keys() & cell.training.keys()
+        for option in left_out:
+            own = {"recipe": name, option: recipe[option]}
+            with pytest.raises(ConfigError, match=f"{option}: it is for"):
+                resolve_cell({**sections, "training": own}, "t")
+
+
+def test_what_is_left_out_of_a_recipe_is_said():
+    """The epochs of the manual's example are over before mixup would be switched off."""
+    overrides = ["data.name=cifar10", "training.recipe=msvit-cifar10", "training.epochs=50"]
+    study = load_study("scales", overrides)
+    assert all("mixup_off_epoch" not in cell.cell.training for cell in study.cells)
+    (note,) = [note for note in study.notes if "left out" in note]
+    assert note.startswith("recipe msvit-cifar10: mixup_off_epoch is left out: ")
+    assert "(200) must be below all epochs (60)" in note
+    overrides = ["data.name=simulated_events", "data.frames_number=4"]
+    notes = " ".join(load_study("scales", [*overrides, "training.recipe=msvit-cifar10"]).notes)
+    assert "rand_augment is left out: it is for images" in notes
+
+
 def test_recipes_are_listed_with_their_source(capsys):
     assert main(["--list"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -145,9 +175,13 @@ def test_a_recipe_that_cannot_be_used_names_its_file(content, said, tmp_path, mo
 @pytest.mark.parametrize(
     ("training", "said"),
     [
-        ({"recipe": "msvit-cifar10dvs"}, "event_augmentation: it is for events"),
+        ({"event_augmentation": "snn_wide"}, "event_augmentation: it is for events"),
         ({"crop_pct": 0.9}, "crop_pct: it is for images that are cut out"),
         ({"mixup_off_epoch": 3}, "mixup_off_epoch: nothing is mixed"),
+        ({"warmup_epochs": 10, "min_lr": 1.0}, "(?s)warmup_epochs.*min_lr .* must not be above"),
+        ({"warmup_epochs": 10, "crop_pct": 0.9}, "(?s)crop_pct: it is .*warmup_epochs .* below"),
+        ({"recipe": "msvit-cifar10", "epochs": 20}, r"warmup_epochs \(20\) must be below"),
+        ({"recipe": "msvit-cifar10", "epochs": 50, "mixup_off_epoch": 200}, "or never comes"),
         ({"mixup": 0.5, "mixup_switch_prob": 0.3}, "mixup_switch_prob: mixup and cutmix"),
         ({"random_erasing_mode": "pixel"}, "random_erasing_mode: nothing is erased"),
         ({"crop_ratio": [1.0, 1.0]}, "crop_ratio: images are not cropped"),

@@ -17,7 +17,7 @@ Importing this needs no torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -84,7 +84,7 @@ class TrainingOptions(Options):
     """Width through height of these parts, from and to."""
     crop_pct: float | None = later(None, gt=0, le=1)
     """Share of the shorter side that is shown of validation and test images, their middle; what the
-    data set says where it is not given."""
+    data set says where it is not given. Those in memory are enlarged from their final size."""
     hflip: bool = False
     """Mirror every second training image, chosen at random."""
     shift: int = Field(0, ge=0, le=16)
@@ -161,6 +161,9 @@ class TrainingOptions(Options):
             found["lr_base_size"] = "lr is for this batch_size as it is"
         if values["crop_scale"] is None:
             found["crop_ratio"] = "images are not cropped (no crop_scale)"
+        if (off := values["mixup_off_epoch"]) >= (epochs := trained_epochs(values)):
+            message = f"mixup_off_epoch ({off}) must be below all epochs ({epochs}), or never comes"
+            found["mixup_off_epoch"] = message
         if not values["mixup"] and not values["cutmix"]:
             for option in ("mixup_prob", "mixup_off_epoch"):
                 found[option] = "nothing is mixed (mixup and cutmix are 0)"
@@ -190,28 +193,25 @@ class TrainingOptions(Options):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
+        if problems := list(self._contradictions()):
+            raise ValueError("; ".join(problems))
+        return self
+
+    def _contradictions(self) -> Iterator[str]:
         if self.warmup_epochs >= self.epochs:
-            raise ValueError(
-                f"warmup_epochs ({self.warmup_epochs:g}) must be below epochs ({self.epochs})"
-            )
+            yield f"warmup_epochs ({self.warmup_epochs:g}) must be below epochs ({self.epochs})"
         if self.schedule == "cosine" and self.min_lr > self.peak_lr:
-            raise ValueError(f"min_lr ({self.min_lr:g}) must not be above lr ({self.peak_lr:g})")
+            yield f"min_lr ({self.min_lr:g}) must not be above lr ({self.peak_lr:g})"
         if self.mixes and self.batch_size % 2:
             name = "mixup" if self.mixup else "cutmix"
-            raise ValueError(f"{name} needs an even batch_size (got {self.batch_size})")
+            yield f"{name} needs an even batch_size (got {self.batch_size})"
         if self.batch_size % self.grad_accum_steps:
-            raise ValueError(
+            yield (
                 f"batch_size ({self.batch_size}) must be a multiple of grad_accum_steps "
                 f"({self.grad_accum_steps})"
             )
         if self.crop_scale is not None and self.crop_scale[1] > 1:
-            raise ValueError(f"crop_scale ends at 1, the whole image (got {self.crop_scale[1]:g})")
-        if self.mixup_off_epoch >= self.all_epochs:
-            raise ValueError(
-                f"mixup_off_epoch ({self.mixup_off_epoch}) must be below all epochs "
-                f"({self.all_epochs})"
-            )
-        return self
+            yield f"crop_scale ends at 1, the whole image (got {self.crop_scale[1]:g})"
 
 
 def trained_epochs(training: Mapping[str, Any]) -> int:
