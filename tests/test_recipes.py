@@ -189,6 +189,7 @@ def test_a_recipe_that_cannot_be_used_names_its_file(content, said, tmp_path, mo
         ({"crop_scale": [0.5, 0.1]}, "the smaller one first"),
         ({"cooldown_epochs": 2, "schedule": "constant"}, "cooldown_epochs: a constant"),
         ({"warmup_prefix": True, "warmup_epochs": 0}, "warmup_prefix: there is no warm-up"),
+        ({"trust_clip": True}, "trust_clip: only lamb"),
         ({"lr_base_size": 64}, "lr_base_size: lr is for this batch_size"),
         ({"lr_base_size": 1024, "min_lr": 1e-4}, "min_lr .* must not be above lr"),
         ({"grad_accum_steps": 3}, "multiple of grad_accum_steps"),

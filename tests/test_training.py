@@ -205,7 +205,13 @@ needs_bf16 = pytest.mark.skipif(not processor.multiplies_bf16(), reason="would t
 @pytest.mark.parametrize("precision", ["bf16", pytest.param("fp16", marks=pytest.mark.slow)])
 def test_resume_is_exact_with_every_source_of_randomness(tmp_path, precision):
     cell = tiny_cell(
-        precision=precision, mixup=0.5, clip_grad=1.0, hflip=True, loss="tet", optimizer="lamb"
+        precision=precision,
+        mixup=0.5,
+        clip_grad=1.0,
+        hflip=True,
+        loss="tet",
+        optimizer="lamb",
+        ema_decay=0.9,
     )
     whole = train_cell(cell, tmp_path / "whole")
     with pytest.raises(Stopped):
@@ -761,6 +767,21 @@ def test_biases_norms_and_neurons_do_not_decay():
         assert (id(parameter) in decaying) == is_weight, name
 
 
+def test_trust_ratios_of_lamb_end_at_one_where_asked():
+    """A step of large weights, which LAMB makes longer, is then Adam's."""
+    moved = {}
+    for clip in (False, True):
+        model = torch.nn.Linear(4, 4, bias=False)
+        torch.nn.init.constant_(model.weight, 3.0)
+        options = TrainingOptions(optimizer="lamb", trust_clip=clip, lr=0.01, weight_decay=1e-6)
+        optimizer = make_optimizer(model, options)
+        model.weight.grad = torch.full((4, 4), 0.1)
+        optimizer.step()
+        moved[clip] = float((3.0 - model.weight).detach().mean())
+    assert moved[True] == pytest.approx(0.01, rel=1e-3)
+    assert moved[False] == pytest.approx(0.03, rel=1e-3)
+
+
 def test_losses_are_those_of_the_papers():
     logits = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0))
     labels = torch.tensor([0, 4, 2, 2])
@@ -841,7 +862,7 @@ print(torch.get_num_threads(), peak_memory_gb(torch.device("cpu")) - before)
     assert 0.39 < float(peak) < 0.5  # gigabytes
 
 
-def test_training_sees_no_test_or_validation_image(tmp_path, monkeypatch):
+def test_each_set_of_images_serves_its_own_end(tmp_path, monkeypatch):
     seen = []
     train_batches = cell_module.train_batches
 
@@ -849,13 +870,24 @@ def test_training_sees_no_test_or_validation_image(tmp_path, monkeypatch):
         seen.append(loader.samples)
         return train_batches(loader, *rest, **more)
 
+    scored, eval_batches = [], cell_module.eval_batches
+
+    def watch_scores(loader):
+        scored.append(loader.samples)
+        return eval_batches(loader)
+
     monkeypatch.setattr(cell_module, "train_batches", watch)
-    cell = tiny_cell(epochs=1)
+    monkeypatch.setattr(cell_module, "eval_batches", watch_scores)
+    cell = tiny_cell(epochs=1, ema_decay=0.5)
     train_cell(cell, tmp_path)
     splits = load_splits(
         data_options("digits", {"image_size": 8, "train_per_class": 13}, "test"), None
     )
     assert torch.equal(seen[0].images, splits.train.images)
+    *selecting, last = scored
+    assert len(selecting) == 2, "averaged and raw weights"
+    assert all(torch.equal(some.images, splits.validation.images) for some in selecting)
+    assert torch.equal(last.images, splits.test.images)
 
 
 @pytest.mark.slow

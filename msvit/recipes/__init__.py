@@ -53,6 +53,8 @@ class TrainingOptions(Options):
     images, and the result depends on the number of workers, which the record tells."""
     optimizer: Literal["adamw", "adam", "sgd", "lamb"] = "adamw"
     """By timm's names; ``sgd`` has Nesterov momentum 0.9."""
+    trust_clip: bool = later(False)
+    """No weight's step is longer than Adam's would be: LAMB's trust ratios end at 1."""
     lr: float = Field(1e-3, gt=0, le=10)
     lr_base_size: int | None = later(None, ge=1, le=65_536)
     """Batch size that ``lr`` is meant for: the rate is ``lr · batch_size / lr_base_size``.
@@ -148,6 +150,8 @@ class TrainingOptions(Options):
     @classmethod
     def idle(cls, values: Mapping[str, Any]) -> dict[str, str]:
         found = {}
+        if values["optimizer"] != "lamb":
+            found["trust_clip"] = "only lamb has trust ratios"
         if values["schedule"] == "constant":
             found["min_lr"] = "a constant schedule stays at lr"
             found["cooldown_epochs"] = "a constant schedule has no end; epochs says how long it is"
