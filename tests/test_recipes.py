@@ -48,6 +48,70 @@ def test_every_recipe_says_where_it_is_from_and_fits_what_it_is_for(name):
             assert recipe.note(model, zoo()[model]["architecture"], data) is None
 
 
+PUBLISHED = """
+maxformer-cifar10            adamw      0.0015    1e-05    0.06    400+10  128   20
+maxformer-cifar100           adamw      0.0015    1e-05    0.06    400+10  64    20
+maxformer-cifar10dvs         adamw      0.005     1e-05    0.06    96+10   16    10
+maxformer-dvs128             adamw      0.005     1e-05    0.06    150+10  16    10
+maxformer-imagenet-384       adamw      0.0027    2.5e-06  0.05    200+0   512   5
+maxformer-imagenet-512       adamw      0.0027    1e-06    0.05    200+0   512   5
+maxformer-imagenet-768       adamw      0.0027    1e-05    0.05    200+0   512   5
+metaspikeformer-imagenet     lamb+clip  0.0024    1e-06    0.05    200+0   1024  10
+metaspikeformer-imagenet-t4  lamb+clip  1.5e-05   1e-06    0.05    50+0    192   5
+msvit-cifar10                adamw      0.001     1e-05    0.06    400+10  64    20
+msvit-cifar100               adamw      0.001     1e-05    0.06    400+10  64    20
+msvit-cifar10dvs             adamw      0.005     1e-05    0.06    96+10   16    10
+msvit-dvs128                 adamw      0.001     2e-05    0.06    192+10  16    10
+msvit-imagenet               adamw      0.000225  1e-07    0.05    200+0   96    5
+qkformer-cifar10             adamw      0.001     1e-05    0.06    400+10  64    20
+qkformer-cifar100            adamw      0.001     1e-05    0.06    400+10  64    20
+qkformer-cifar10dvs          adamw      0.005     1e-05    0.06    96+10   16    10
+qkformer-dvs128              adamw      0.001     2e-05    0.06    192+10  16    10
+qkformer-imagenet            adamw      0.0012    1e-06    0.05    200+0   512   5
+sdt-cifar10                  adamw      0.0003    1e-05    0.06    300+10  64    20
+sdt-cifar100                 adamw      0.0003    1e-05    0.06    300+10  64    20
+sdt-cifar10dvs               adamw      0.0075    0.0003   0.0001  200+10  32    10
+sdt-dvs128                   lamb       0.0003    1e-05    0.06    200+10  16    10
+sdt-imagenet-8-512           lamb       0.0015    1.5e-05  0.01    300+10  48    20
+sdt-imagenet-8-768           lamb       0.001     2e-05    0.01    300+10  36    20
+spikformer-cifar10           adamw      0.0005    1e-05    0.06    300+10  128   20
+spikformer-cifar10dvs        adamw      0.001     1e-05    0.06    96+10   16    10
+spikformer-imagenet          adamw      0.0005    1e-05    0.05    300+10  192   20
+spikingformer-cifar10        adamw      0.0005    1e-05    0.06    400+10  64    20
+spikingformer-cifar100       adamw      0.0005    1e-05    0.06    400+10  64    20
+spikingformer-cifar10dvs     adamw      0.001     1e-05    0.06    96+10   16    10
+spikingformer-dvs128         adamw      0.001     1e-05    0.06    192+10  16    10
+spikingformer-imagenet       adamw      0.0005    1e-05    0.05    300+10  288   20
+spikingresformer-cifar10     adamw      0.0005    1e-05    0.01    600+0   128   3
+spikingresformer-cifar100    adamw      0.0005    1e-05    0.01    600+0   128   3
+spikingresformer-cifar10dvs  adamw      0.0005    1e-05    0.05    300+0   8     3
+spikingresformer-dvs128      adamw      0.0001    1e-05    0.05    300+0   8     3
+spikingresformer-imagenet-l  adamw      0.0005    1e-05    0.01    320+0   128   3
+spikingresformer-imagenet-m  adamw      0.0008    1e-05    0.01    320+0   224   3
+spikingresformer-imagenet-s  adamw      0.001     1e-05    0.01    320+0   256   3
+"""
+"""Recipe, optimizer, rate of the whole batch, rate at the end, weight decay, epochs and those of
+the cooldown, batch of all GPUs, epochs of the warm-up: as the files that each names have them."""
+
+
+def test_rates_and_lengths_are_the_published_ones():
+    found = []
+    for name in set(list_recipes()) - {"digits", "fashion_mnist"}:
+        options = TrainingOptions.parse(load_recipe(name), name)
+        optimizer = options.optimizer + ("+clip" if options.trust_clip else "")
+        rates = (f"{value:g}" for value in (options.peak_lr, options.min_lr, options.weight_decay))
+        epochs = f"{options.epochs}+{options.cooldown_epochs}"
+        row = (name, optimizer, *rates, epochs, options.batch_size, f"{options.warmup_epochs:g}")
+        found.append([str(value) for value in row])
+    assert sorted(found) == [line.split() for line in PUBLISHED.strip().splitlines()]
+
+
+def test_a_rate_grows_with_the_batch_that_it_is_not_meant_for():
+    options = TrainingOptions(lr=1e-3, lr_base_size=256, batch_size=512)
+    optimizer = make_optimizer(torch.nn.Linear(2, 2), options)
+    assert {group["lr"] for group in optimizer.param_groups} == {2e-3}
+
+
 def written(training):
     """As a cell holds it: what is at its default and came later is left out."""
     return {
@@ -68,14 +132,14 @@ def test_every_paper_has_its_settings():
 
 @pytest.mark.parametrize("name", list_recipes())
 def test_every_recipe_takes_a_step(name):
-    """Of a few small images, by a small model: with all that is done to them before."""
+    """Of a few small images or events, by a small model: with all that is done to them before."""
     training = load_recipe(name)
-    small = {"batch_size": 4, "precision": "fp32"}
-    if "grad_accum_steps" in training:
-        small["grad_accum_steps"] = 2
-    training = {k: v for k, v in training.items() if k != "lr_base_size"} | small
-    options = TrainingOptions.parse(training, name)
-    events = options.event_augmentation != "none"
+    batch = max(4, training.get("grad_accum_steps", 1))
+    small = {"batch_size": batch, "precision": "fp32"}
+    if "lr_base_size" in training:  # as far from the batch as it was
+        small["lr_base_size"] = round(training["lr_base_size"] * batch / training["batch_size"])
+    options = TrainingOptions.parse(training | small, name)
+    events = any(DATASETS[data].events for data in read_recipe(name).data)
     channels, shape = (2, (3, 2, 8, 8)) if events else (3, (3, 8, 8))
     seed_everything(0, 0)
     model = create_model(
@@ -96,9 +160,10 @@ def test_every_recipe_takes_a_step(name):
     trainer = Trainer(
         *(model, step, rates, normalise, make_mixup(options, 10), options.mixup_off_epoch),
         erase=make_erasing(options, CPU),
+        erasing_first=options.erasing_first,
     )
-    images = torch.randint(0, 256, (9, *shape), dtype=torch.uint8)
-    loader = Loader(Images(images, torch.arange(9)), options.batch_size, CPU)
+    images = torch.randint(0, 256, (2 * batch + 1, *shape), dtype=torch.uint8)
+    loader = Loader(Images(images, torch.arange(len(images)) % 10), options.batch_size, CPU)
     augment = Augmentation(options, (0.5,) * channels, CPU)
     # Behind the warm-up, whose first rate may be 0.
     epoch = math.ceil(options.warmup_epochs) + 1

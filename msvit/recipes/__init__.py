@@ -110,6 +110,9 @@ class TrainingOptions(Options):
     """Share of the images in which a rectangle is erased (Zhong et al. 2020)."""
     random_erasing_mode: Literal["const", "pixel"] = later("const")
     """With the mean colour, or with noise."""
+    erasing_first: bool = later(False)
+    """Each image before they are mixed, as where erasing is part of timm's transform; or else
+    behind it, as timm's loader does."""
     precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "auto"
     """``auto`` is the fastest known to train to the same accuracy on the device. ``tf32`` is
     fp32 with products rounded to 10 bits on GPUs that have them, and fp32 elsewhere."""
@@ -169,12 +172,13 @@ class TrainingOptions(Options):
             message = f"mixup_off_epoch ({off}) must be below all epochs ({epochs}), or never comes"
             found["mixup_off_epoch"] = message
         if not values["mixup"] and not values["cutmix"]:
-            for option in ("mixup_prob", "mixup_off_epoch"):
+            for option in ("mixup_prob", "mixup_off_epoch", "erasing_first"):
                 found[option] = "nothing is mixed (mixup and cutmix are 0)"
         if not values["mixup"] or not values["cutmix"]:
             found["mixup_switch_prob"] = "mixup and cutmix do not both happen"
         if values["random_erasing"] == 0:
             found["random_erasing_mode"] = "nothing is erased (random_erasing 0)"
+            found["erasing_first"] = "nothing is erased (random_erasing 0)"
         return found
 
     @field_validator("rand_augment")

@@ -127,6 +127,7 @@ def train_cell(
         mixup=make_mixup(options, cell.model["num_classes"]),
         mixup_off_epoch=options.mixup_off_epoch,
         erase=make_erasing(options, device),
+        erasing_first=options.erasing_first,
         turns=options.grad_accum_steps,
     )
     augment = Augmentation(options, splits.mean, device, parts=is_cropped)
