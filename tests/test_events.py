@@ -103,6 +103,15 @@ def test_a_frame_in_which_nothing_happens_is_empty():
     ("change", "said"),
     [
         ({"x": np.full(20, 8)}, "an event at x = 8, on 8 × 8 pixels"),
+        ({"y": np.full(20, -1)}, "an event at y = -1, on 8 × 8 pixels"),
+        ({"x": np.full(20, 2.5)}, r"an event at x = 2\.5, on 8 × 8 pixels"),
+        ({"y": np.full(20, np.nan)}, "an event at y = nan"),
+        ({"t": np.full(20, np.inf)}, "an event with t = inf"),
+        ({"p": np.full(20, -1)}, "an event with p = -1, expected 0 or 1"),
+        ({"p": np.full(20, 2)}, "an event with p = 2, expected 0 or 1"),
+        ({"x": np.zeros(19, int)}, r"one t, x, y and p an event .* x \(19,\)"),
+        ({"x": np.array(["a"] * 20)}, "x holds no numbers"),
+        ({"t": np.arange(20)[::-1].copy()}, "event 1 is before event 0: times are not in order"),
         ({"t": np.zeros(20, int)}, "within 0 µs, too short for 4 frames"),
         ({key: np.zeros(3, int) for key in "txyp"}, "3 events, too few for 4 frames"),
     ],
@@ -110,6 +119,17 @@ def test_a_frame_in_which_nothing_happens_is_empty():
 def test_recordings_that_make_no_frames_are_refused(change, said):
     with pytest.raises(ValueError, match=said):
         to_frames(some_events(20, 8) | change, 4, "time", 8)
+
+
+def test_impossible_events_name_their_file(tmp_path):
+    for name in CLASSES:
+        for i in range(3):
+            recorded = some_events(60, 128, i)
+            if (name, i) == ("cat", 1):
+                recorded["x"][7] = -3
+            write_npz(tmp_path / "events_np" / name / f"{i}.npz", recorded)
+    with pytest.raises(DataError, match=r"cat/1\.npz: an event at x = -3, on 128 × 128 pixels$"):
+        load("cifar10dvs", tmp_path, frames_number=2)
 
 
 def test_counts_are_bytes_and_sizes_are_cut_or_padded():
