@@ -35,6 +35,7 @@ from msvit.training.batches import Normalise, time_first, train_batches
 from msvit.training.loading import Loader
 from studies import baselines
 from tests.event_files import some_events, write_aedat2, write_aedat3, write_atis, write_npz
+from tests.image_sets import class_folders, pixels
 from tests.small import small_model
 
 CPU = torch.device("cpu")
@@ -326,11 +327,30 @@ def test_simulated_events_are_the_same_in_any_batch(monkeypatch):
     [
         ({"images": "nmnist"}, "images: no still images 'nmnist'"),
         ({"images": "cifar10", "image_size": 16}, "image_size: that of cifar10 is 32"),
+        ({"images": "imagenet"}, "images: no still images 'imagenet'"),
+        ({"image_classes": 3}, "image_classes: digits has as many classes as it has"),
     ],
 )
 def test_simulated_events_need_still_images(options, said):
     with pytest.raises(ConfigError, match=said):
         data_options("simulated_events", options, "test")
+
+
+def test_any_still_images_can_be_seen_by_the_camera(tmp_path, monkeypatch):
+    images = pixels(12, 16)
+    for split in ("train", "test"):
+        class_folders(tmp_path, images, np.arange(12) % 3, split)
+    chosen = {"images": "image_folder", "image_classes": 3, "image_size": 16, "frames_number": 2}
+    splits = load("simulated_events", tmp_path, **chosen)
+    assert splits.test.images.shape == (12, 2, 2, 16, 16)
+    assert splits.test.labels.bincount().tolist() == [4, 4, 4]
+    monkeypatch.setattr("msvit.data.image_files.MEMORY_BYTES", 0)
+    with pytest.raises(DataError, match="image_folder: too many images to be held in memory"):
+        load("simulated_events", tmp_path, **chosen)
+    stills = {name for name, options in DATASETS.items() if not options.events} - {"imagenet"}
+    for name in stills:
+        size = data_options("simulated_events", {"images": name}, "t").image_size
+        assert size == data_options(name, {}, "t").image_size
 
 
 def test_simulated_events_are_called_so_wherever_numbers_are_shown():
