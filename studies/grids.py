@@ -162,12 +162,15 @@ def _notes_on_recipes(
         if recipe is None:
             continue
         model = cell.model["name"]
-        note = read_recipe(recipe).note(model, zoo()[model]["architecture"], cell.data["name"])
+        made = read_recipe(recipe)
+        note = made.note(model, zoo()[model]["architecture"], cell.data["name"])
+        start = cell.training.get("start_from")
+        further = made.further_notes(cell.model.get("timesteps", 1), start)
         left_out = left_out_of_recipe(configuration.raw)
         parts = (
             f"recipe {recipe}: {option} is left out: {why}" for option, why in left_out.items()
         )
-        for sentence in (note, *parts):
+        for sentence in (note, *further, *parts):
             if sentence is not None and sentence not in said:
                 said.add(sentence)
                 yield sentence

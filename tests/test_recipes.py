@@ -28,6 +28,7 @@ from studies.grids import load_study
 from studies.run import main
 
 CPU = torch.device("cpu")
+MINE = {"about": "mine", "training": {}}
 PAPERS = ("msvit", "qkformer", "spikformer", "spikingformer", "sdt", "metaspikeformer")
 PAPERS += ("spikingresformer", "maxformer")
 
@@ -214,6 +215,17 @@ def test_what_is_left_out_of_a_recipe_is_said():
     assert "rand_augment is left out: it is for images" in notes
 
 
+def test_other_time_steps_and_weights_that_lack_are_said():
+    overrides = ["training.recipe=metaspikeformer-imagenet-t4", "model.timesteps=2"]
+    notes = load_study("scales", overrides).notes
+    name = "recipe metaspikeformer-imagenet-t4"
+    assert f"{name} is made for 4 time steps; here are 2" in notes
+    assert f"{name} goes on from trained weights; training.start_from names none" in notes
+    overrides = [overrides[0], "model.timesteps=4", "training.start_from=0123456789ab"]
+    told = [note for note in load_study("scales", overrides).notes if note.startswith(name)]
+    assert not [note for note in told if "time steps" in note or "weights" in note]
+
+
 def test_recipes_are_listed_with_their_source(capsys):
     assert main(["--list"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -228,6 +240,14 @@ def test_recipes_are_listed_with_their_source(capsys):
         ({"training": {"epochs": 3}}, "keys about, source, for, training"),
         ({"about": "mine", "training": {}, "fro": {}}, "keys about, source, for, training"),
         ({"about": "mine", "training": {"epoch": 3}}, "did you mean 'epochs'"),
+        ({"about": 3, "training": {}}, "about: a text is needed"),
+        ({"about": "mine", "training": [1]}, "training: a mapping of options"),
+        (MINE | {"for": ["msvit"]}, "for: a mapping is needed"),
+        (MINE | {"for": {"model": ["msvit"]}}, r"for\.model: unknown key; did you mean 'models'"),
+        (MINE | {"for": {"models": "msvit"}}, r"for\.models: a list of names is needed"),
+        (MINE | {"for": {"models": ["msvitt"]}}, r"for\.models: no 'msvitt'; did you mean 'msvit'"),
+        (MINE | {"for": {"data": ["cifar"]}}, r"for\.data: no 'cifar'; did you mean 'cifar10'"),
+        (MINE | {"for": {"timesteps": "4"}}, r"for\.timesteps: a whole number"),
     ],
 )
 def test_a_recipe_that_cannot_be_used_names_its_file(content, said, tmp_path, monkeypatch):

@@ -7,8 +7,9 @@ A recipe is a YAML file in this folder:
 ``source``
     Paper, repository and files that its values are from.
 ``for``
-    ``models`` (registry entries or architectures) and ``data`` that it was made for. Another use
-    is said, not forbidden.
+    ``models`` (registry entries or architectures) and ``data`` that it was made for, their
+    ``timesteps``, and ``start_from: true`` where it goes on from trained weights. Another use is
+    said, not forbidden.
 ``training``
     A mapping of :class:`TrainingOptions`.
 
@@ -25,6 +26,8 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from msvit.data import DATASETS
+from msvit.models import zoo
 from msvit.options import ConfigError, Options, later, unknown
 from msvit.recipes.rand_augment import RandAugmentSettings
 from msvit.yaml_files import read_yaml
@@ -246,6 +249,18 @@ class Recipe:
     data: tuple[str, ...]
     """Data sets that it is for; empty: any."""
     training: Mapping[str, Any]
+    timesteps: int | None = None
+    """Of the model, or frames of a sample of events; None: any."""
+    start_from: bool = False
+    """Whether it goes on from trained weights."""
+
+    def further_notes(self, timesteps: int, start_from: str | None) -> Iterator[str]:
+        """Sentences where a cell of so many time steps is not begun as it was made for."""
+        if self.timesteps not in (None, timesteps):
+            meant = f"{self.timesteps} time step" + ("s" if self.timesteps != 1 else "")
+            yield f"recipe {self.name} is made for {meant}; here are {timesteps}"
+        if self.start_from and start_from is None:
+            yield f"recipe {self.name} goes on from trained weights; training.start_from names none"
 
     def note(self, model: str, architecture: str, data: str) -> str | None:
         """A sentence where it is used with another model or data set than it was made for."""
@@ -283,6 +298,7 @@ def read_recipe(name: str) -> Recipe:
 
 
 _KEYS = ("about", "source", "for", "training")
+_FOR = ("models", "data", "timesteps", "start_from")
 
 
 @cache  # every cell of a study asks
@@ -291,8 +307,14 @@ def _read(path: Path) -> Recipe:
     if not isinstance(content, dict) or set(content) - {"source", "for"} != {"about", "training"}:
         needed = f"the keys {', '.join(_KEYS)}, of which source and for may be left out"
         raise ConfigError(str(path), "", f"a recipe has {needed}")
+    for key in ("about", "source"):
+        if not isinstance(content.get(key, ""), str):
+            raise ConfigError(str(path), key, f"a text is needed (got {content[key]!r})", ": ")
+    if not isinstance(content["training"], dict):
+        message = f"a mapping of options is needed (got {content['training']!r})"
+        raise ConfigError(str(path), "training", message, ": ")
     TrainingOptions.parse(content["training"], f"{path}: training")
-    meant = content.get("for", {})
+    meant = _checked_for(content.get("for", {}), f"{path}: for")
     return Recipe(
         name=path.stem,
         about=" ".join(content["about"].split()),
@@ -300,4 +322,27 @@ def _read(path: Path) -> Recipe:
         models=tuple(meant.get("models", ())),
         data=tuple(meant.get("data", ())),
         training=content["training"],
+        timesteps=meant.get("timesteps"),
+        start_from=meant.get("start_from", False),
     )
+
+
+def _checked_for(meant: Any, where: str) -> dict[str, Any]:
+    """What stands below ``for``, whose models and data sets are there."""
+    if not isinstance(meant, dict):
+        raise ConfigError(where, "", f"a mapping is needed (got {meant!r})")
+    architectures = {entry["architecture"] for entry in zoo().values()}
+    known = {"models": {*zoo(), *architectures}, "data": set(DATASETS)}
+    for key, value in meant.items():
+        if key not in _FOR:
+            raise ConfigError(where, str(key), unknown(key, _FOR, "unknown key"))
+        if key in known:
+            if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+                raise ConfigError(where, key, f"a list of names is needed (got {value!r})")
+            for name in value:
+                if name not in known[key]:
+                    raise ConfigError(where, key, unknown(name, known[key], f"no {name!r}"))
+        elif type(value) is not (bool if key == "start_from" else int):
+            needed = "true or false" if key == "start_from" else "a whole number"
+            raise ConfigError(where, key, f"{needed} is needed (got {value!r})")
+    return meant
