@@ -195,6 +195,15 @@ def test_a_broken_archive_is_named(batches):
         assert len(str(caught.value).splitlines()) == 1
 
 
+def test_annotations_that_lack_are_named(tmp_path):
+    for folder in ("train/n01/images", "val/images"):
+        (tmp_path / folder).mkdir(parents=True)
+    with pytest.raises(DataError, match=r"val/val_annotations\.txt: not there"):
+        options("tiny_imagenet").check(tmp_path)
+    with pytest.raises(DataError, match=r"train-\*\.parquet"):
+        options("tiny_imagenet").check(tmp_path / "train")
+
+
 def test_one_missing_batch_is_named_and_nothing_downloaded(batches, monkeypatch):
     monkeypatch.setattr(cifar_batches, "_download", lambda kind, target: pytest.fail("downloaded"))
     (batches / "cifar-10-batches-py/data_batch_4").unlink()

@@ -231,6 +231,25 @@ def test_broken_recordings_are_named(nmnist):
         data_options("nmnist", {}, "test").check(nmnist)
 
 
+def test_parts_of_event_sets_are_named(tmp_path):
+    for name in CLASSES[:-1]:
+        for i in range(2):
+            write_npz(tmp_path / "events_np" / name / f"{i}.npz", some_events(9, 128))
+    options = data_options("cifar10dvs", {}, "test")
+    with pytest.raises(DataError, match=r"events_np: it has no folder truck; .* not all there"):
+        options.check(tmp_path)
+    write_npz(tmp_path / "events_np/truck/0.npz", some_events(9, 128))
+    with pytest.raises(DataError, match=r"airplane: 2 \.npz files; at least 3"):
+        options.check(tmp_path)
+
+    dvs128 = DATASETS["dvs128"]
+    assert dvs128.unlike_published({"train": [1176], "test": [288]}) is None
+    said = dvs128.unlike_published({"train": [20, 30], "test": [288]})
+    assert "50 train and 288 test trials were found" in said
+    stills = data_options("simulated_events", {"images": "cifar10"}, "test")
+    assert "not the published cifar10" in stills.unlike_published({"train": [9] * 10, "test": [1]})
+
+
 def test_cifar10dvs_is_read_and_divided_as_published(tmp_path):
     for label, name in enumerate(CLASSES):
         for i in range(12):

@@ -270,6 +270,7 @@ def test_a_recipe_that_cannot_be_used_names_its_file(content, said, tmp_path, mo
         ({"mixup": 0.5, "mixup_switch_prob": 0.3}, "mixup_switch_prob: mixup and cutmix"),
         ({"random_erasing_mode": "pixel"}, "random_erasing_mode: nothing is erased"),
         ({"crop_ratio": [1.0, 1.0]}, "crop_ratio: images are not cropped"),
+        ({"crop_scale": 0.5}, r"crop_scale: from and to are needed .* \[0\.5, 1\.0\]"),
         ({"crop_scale": [0.5, 1.5]}, "crop_scale ends at 1"),
         ({"crop_scale": [0.5, 0.1]}, "the smaller one first"),
         ({"cooldown_epochs": 2, "schedule": "constant"}, "cooldown_epochs: a constant"),

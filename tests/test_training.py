@@ -668,6 +668,12 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole(soft):
         torch.testing.assert_close(parts[2][name], grad, atol=1e-6, rtol=1e-4, msg=name)
 
 
+def test_fewer_images_than_parts_of_a_batch_are_refused_in_words(tmp_path):
+    cell = tiny_cell(batch_size=256, grad_accum_steps=256)
+    with pytest.raises(ConfigError, match=r"a batch of 130 images cannot be had in 256 parts"):
+        train_cell(cell, tmp_path)
+
+
 def test_averaged_weights_are_timms_and_are_what_is_kept(tmp_path):
     torch.manual_seed(0)
     sizes = {"dim": 8, "heads": 2, "depths": (1,), "image_size": 8, "timesteps": 1}

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -111,6 +112,11 @@ class SimulatedEventsOptions(EventOptions):
 
     def counts(self, data_dir: Path | None) -> dict[str, list[int]] | None:
         return self._stills.counts(data_dir)
+
+    def unlike_published(  # type: ignore[override]  # which images they are is an option
+        self, counts: Mapping[str, Sequence[int]]
+    ) -> str | None:
+        return self._stills.unlike_published(counts)
 
     def left_out(self, data_dir: Path | None) -> str | None:
         return self._stills.left_out(data_dir)

@@ -139,13 +139,15 @@ class TrainingOptions(Options):
         return self.mixup > 0 or self.cutmix > 0
 
     def uneven(self, workers: int, images: int | None = None) -> str:
-        """Why ``workers`` cannot share every batch evenly, empty where they can.
+        """Why ``workers`` (or one) cannot share every batch evenly, empty where they can.
 
         A batch is the recipe's, or all ``images`` of a smaller training set. Mixed ones are shared
         in pairs, and one that is accumulated part by part (:func:`msvit.workers.own`).
         """
         size = min(self.batch_size, images or self.batch_size)
         size -= size % 2 if self.mixes else 0
+        if size < self.grad_accum_steps:
+            return f"a batch of {size} images cannot be had in {self.grad_accum_steps} parts"
         if workers == 1 or size % (workers * self.grad_accum_steps * (2 if self.mixes else 1)) == 0:
             return ""
         how = ", in pairs as mixed images are" if self.mixes else ""
@@ -200,6 +202,10 @@ class TrainingOptions(Options):
     def _explained(cls, error: Mapping[str, Any]) -> str:
         if error["type"] == "extra_forbidden":
             return unknown_option(str(error["loc"][-1]), cls.model_fields)
+        given = error["input"]
+        if error["loc"] in (("crop_scale",), ("crop_ratio",)) and isinstance(given, int | float):
+            end = "1.0" if error["loc"] == ("crop_scale",) else f"{given}"
+            return f"from and to are needed (got {given}); write it as [{given}, {end}]"
         return super()._explained(error)
 
     @model_validator(mode="after")
