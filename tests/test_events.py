@@ -242,6 +242,15 @@ def test_parts_of_event_sets_are_named(tmp_path):
     with pytest.raises(DataError, match=r"airplane: 2 \.npz files; at least 3"):
         options.check(tmp_path)
 
+    for i in (1, 2):
+        write_npz(tmp_path / f"events_np/truck/{i}.npz", some_events(9, 128))
+    for name in CLASSES[:-1]:
+        write_npz(tmp_path / "events_np" / name / "2.npz", some_events(9, 128))
+    assert options.left_out(tmp_path) is None
+    (tmp_path / "events_np/cat/notes.txt").touch()
+    said = f"{tmp_path / 'events_np'}: no recordings, and not read: cat/notes.txt"
+    assert options.left_out(tmp_path) == said
+
     dvs128 = DATASETS["dvs128"]
     assert dvs128.unlike_published({"train": [1176], "test": [288]}) is None
     said = dvs128.unlike_published({"train": [20, 30], "test": [288]})

@@ -124,7 +124,7 @@ def _as_recorded(root: Path) -> Recordings:
         for label, number in enumerate(counts[split]):
             if not number:
                 raise DataError(f"{root / name}: no trial of class {label + 1} in its files")
-    return Recordings(root, files, lambda file: _read(file, trials[file]), counts)
+    return Recordings(root, files, lambda file: _read(file, trials[file]), counts, False)
 
 
 def _text(file: Path) -> str:

@@ -25,6 +25,7 @@ from pydantic import Field
 
 from msvit.allotment import usable_cpus
 from msvit.data.caches import cache_places, kept, replace_file
+from msvit.data.files import some
 from msvit.data.fingerprint import Fingerprint, fingerprint
 from msvit.data.options import DataOptions
 from msvit.data.progress import progress
@@ -78,6 +79,22 @@ class Recordings:
     files: Mapping[str, Sequence[Path]]  # split → files, in order
     read: Callable[[Path], list[tuple[int, Events]]]
     counts: Mapping[str, Sequence[int]]  # split → samples of each class
+    by_class: bool = True
+    """Whether files lie in folders of their class, in which there should be no others."""
+
+    def foreign(self) -> list[str]:
+        """What else lies there, by its name in ``root``."""
+        from msvit.data.folders import entries
+
+        if not self.by_class:
+            return []
+        own = {file for files in self.files.values() for file in files}
+        return [
+            str(Path(entry.path).relative_to(self.root))
+            for folder in sorted({file.parent for file in own})
+            for entry in entries(folder)
+            if Path(entry.path) not in own
+        ]
 
 
 class RecordedOptions(EventOptions):
@@ -121,6 +138,15 @@ class RecordedOptions(EventOptions):
             return None
         counts = self.recordings(data_dir).counts
         return {split: list(classes) for split, classes in counts.items()}
+
+    def left_out(self, data_dir: Path | None) -> str | None:
+        if data_dir is None:
+            return None
+        found = self.recordings(data_dir)
+        from msvit.data.folders import told
+
+        left = told(found.root, found.foreign)
+        return f"{found.root}: no recordings, and not read: {some(left, 3)}" if left else None
 
     def fingerprint(self, data_dir: Path | None) -> Fingerprint | None:
         return None if data_dir is None else self._frames(data_dir)[2]
