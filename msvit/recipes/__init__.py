@@ -173,7 +173,8 @@ class TrainingOptions(Options):
             found["lr_base_size"] = "lr is for this batch_size as it is"
         if values["crop_scale"] is None:
             found["crop_ratio"] = "images are not cropped (no crop_scale)"
-        if (off := values["mixup_off_epoch"]) >= (epochs := trained_epochs(values)):
+        epochs = values["epochs"] + values["cooldown_epochs"]
+        if (off := values["mixup_off_epoch"]) >= epochs:
             message = f"mixup_off_epoch ({off}) must be below all epochs ({epochs}), or never comes"
             found["mixup_off_epoch"] = message
         if not values["mixup"] and not values["cutmix"]:
