@@ -21,7 +21,7 @@ from msvit.data.events import EventOptions
 from msvit.data.options import DataOptions
 from msvit.models import model_options, options_without_effect, zoo
 from msvit.models.options import ModelOptions
-from msvit.options import ConfigError, unknown
+from msvit.options import ConfigError, Problem, unknown
 from msvit.recipes import TrainingOptions, list_recipes, load_recipe
 
 SCHEMA = 1
@@ -66,7 +66,8 @@ def resolve_cell(raw: Mapping[str, Any], where: str) -> Cell:
     """Check ``raw`` (``model``, ``data``, ``training``, ``seed``) and fill in every default.
 
     ``model`` and ``data`` need a ``name``; ``training`` may hold ``recipe: NAME``, whose
-    settings apply where the mapping has none of its own. The model's ``num_classes``,
+    settings apply where the mapping has none of its own and these data and epochs give them a
+    meaning (:func:`left_out_of_recipe`). The model's ``num_classes``,
     ``in_channels`` and ``image_size`` come from the data set unless they are given; of events,
     which come in frames, also its ``timesteps``.
 
@@ -93,14 +94,26 @@ def _resolved(raw: Mapping[str, Any], recipe: Mapping[str, Any]) -> Cell:
     model_values = {**_from_data(data), **model_values}
     model = model_options(model_name, model_values, "model")
     _check_fit(model, data)
-    training = _training(section_of(raw, "training", ""), recipe)
-    _check_augmentation(training, data)
+    training = _training(section_of(raw, "training", ""), recipe, data)
     return Cell(
         model={"name": model_name, **model.model_dump(mode="json", exclude={"name"})},
         data={"name": data_name, **data.model_dump(mode="json", exclude={"name"})},
         training=training,
         seed=_seed(raw.get("seed", 0)),
     )
+
+
+def left_out_of_recipe(raw: Mapping[str, Any]) -> dict[str, str]:
+    """Options that the recipe of ``raw``, which can be resolved, sets in vain there, and why."""
+    values = section_of(raw, "training", "")
+    recipe = _recipe(raw, "")
+    data = data_options(*_named(raw, "data"), "data")
+    usual = TrainingOptions.model_fields
+    return {
+        option: why
+        for option, why in _in_vain(values, recipe, data).items()
+        if recipe[option] != usual[option].get_default()
+    }
 
 
 def option_names(section: str, name: Any, where: str) -> list[str]:
@@ -183,17 +196,18 @@ def _check_tested(model: ModelOptions, size: int) -> None:
         raise ConfigError("data", key, why) from None
 
 
-def _check_augmentation(training: Mapping[str, Any], data: DataOptions) -> None:
-    """What is for events is not for images, and the other way round."""
+def _not_for(data: DataOptions, training: Mapping[str, Any]) -> dict[str, str]:
+    """What of ``training`` is for images and not for events, or the other way round, and why."""
+    found = {}
     if not data.events and training.get("event_augmentation", "none") != "none":
-        message = f"it is for events, and {data.name} has images"
-        raise ConfigError("training", "event_augmentation", message)
-    if "rand_augment" in training and (data.events or data.in_channels not in (1, 3)):
+        found["event_augmentation"] = f"it is for events, and {data.name} has images"
+    if training.get("rand_augment") is not None and (data.events or data.in_channels not in (1, 3)):
         message = f"it is for images, grey or in three colours, and {data.name} has events"
-        raise ConfigError("training", "rand_augment", message)
-    if "crop_pct" in training and not getattr(data, "streams", False):
+        found["rand_augment"] = message
+    if training.get("crop_pct") is not None and not data.cut_out:
         message = f"it is for images that are cut out as they are read; {data.name} has them whole"
-        raise ConfigError("training", "crop_pct", message)
+        found["crop_pct"] = message
+    return found
 
 
 def _recipe(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -207,12 +221,35 @@ def _recipe(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
     return load_recipe(name)
 
 
-def _training(values: dict[str, Any], recipe: Mapping[str, Any]) -> dict[str, Any]:
-    values.pop("recipe", None)
-    # What a recipe says, but means nothing beside what is set here, does not make another cell.
-    vain = TrainingOptions.without_effect({**recipe, **values})
+def _training(
+    values: dict[str, Any], recipe: Mapping[str, Any], data: DataOptions
+) -> dict[str, Any]:
+    vain = _in_vain(values, recipe, data)
     inherited = {key: value for key, value in recipe.items() if key not in vain}
-    return TrainingOptions.parse({**inherited, **values}, "training").model_dump(mode="json")
+    values.pop("recipe", None)
+    problems = [Problem("training", key, why) for key, why in _not_for(data, values).items()]
+    try:
+        parsed = TrainingOptions.parse({**inherited, **values}, "training")
+    except ConfigError as error:
+        problems += error.problems
+    if problems:
+        raise ConfigError.of(problems)
+    return parsed.model_dump(mode="json")
+
+
+def _in_vain(
+    values: Mapping[str, Any], recipe: Mapping[str, Any], data: DataOptions
+) -> dict[str, str]:
+    """What a recipe says but has no meaning with these data, or beside the ``values`` set here.
+
+    It does not make another cell. What is itself set here is not inherited, and not among them.
+    """
+    inherited = {key: value for key, value in recipe.items() if key not in values}
+    unfit = _not_for(data, inherited)
+    rest = {key: value for key, value in inherited.items() if key not in unfit}
+    own = {key: value for key, value in values.items() if key != "recipe"}
+    vain = TrainingOptions.without_effect({**rest, **own})
+    return {**unfit, **{key: why for key, why in vain.items() if key in rest}}
 
 
 def _seed(seed: Any) -> int:

@@ -36,7 +36,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-from msvit.cells import SECTIONS, Cell, option_names, resolve_cell, section_of
+from msvit.cells import (
+    SECTIONS,
+    Cell,
+    left_out_of_recipe,
+    option_names,
+    resolve_cell,
+    section_of,
+)
 from msvit.models import zoo
 from msvit.options import ConfigError
 from msvit.recipes import read_recipe, unknown_option
@@ -148,17 +155,25 @@ def load_study(grid: str, overrides: Sequence[str] = (), seeds: int | None = Non
 def _notes_on_recipes(
     configurations: Sequence[_Configuration], cells: Sequence[Cell]
 ) -> Iterator[str]:
-    """Where a recipe is used with another model or data set than it was made for."""
+    """Where a recipe is used otherwise than it was made for, and what is then left out of it."""
     said = set()
     for configuration, cell in zip(configurations, cells, strict=True):
         recipe = configuration.raw["training"].get("recipe")
         if recipe is None:
             continue
         model = cell.model["name"]
-        note = read_recipe(recipe).note(model, zoo()[model]["architecture"], cell.data["name"])
-        if note is not None and note not in said:
-            said.add(note)
-            yield note
+        made = read_recipe(recipe)
+        note = made.note(model, zoo()[model]["architecture"], cell.data["name"])
+        start = cell.training.get("start_from")
+        further = made.further_notes(cell.model.get("timesteps", 1), start)
+        left_out = left_out_of_recipe(configuration.raw)
+        parts = (
+            f"recipe {recipe}: {option} is left out: {why}" for option, why in left_out.items()
+        )
+        for sentence in (note, *further, *parts):
+            if sentence is not None and sentence not in said:
+                said.add(sentence)
+                yield sentence
 
 
 def _name(grid: str, overrides: Sequence[str]) -> str:

@@ -12,13 +12,17 @@ from timm.data.auto_augment import NAME_TO_OP, rand_augment_transform
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torchvision.transforms import functional
 
-from msvit.data.splits import Images
+from msvit.data.encoded import Encoded
+from msvit.data.splits import Images, Streamed
+from msvit.data.views import Centre
 from msvit.options import ConfigError
 from msvit.recipes import TrainingOptions
 from msvit.recipes.rand_augment import OPERATIONS, RandAugmentSettings
 from msvit.training.augmentation import Augmentation, rand_augment
 from msvit.training.augmentation.crops import RandomCrops, resized_parts
+from msvit.training.augmentation.moves import mirror_and_shift
 from msvit.training.augmentation.rand_augment import RandAugment
+from msvit.training.cell import as_scored
 from msvit.training.loop import Trainer
 from msvit.training.optimization import make_erasing, make_mixup
 from msvit.training.randomness import random_state, restore_random_state, seed_everything
@@ -228,7 +232,54 @@ def preparing(**training):
         mixup=make_mixup(options, 10),
         mixup_off_epoch=options.mixup_off_epoch,
         erase=make_erasing(options, CPU),
+        erasing_first=options.erasing_first,
     )
+
+
+def test_images_are_erased_behind_the_mix_or_each_before_it():
+    white = Images(torch.full((4, 1, 8, 8), 255, dtype=torch.uint8), torch.arange(4))
+    shades = {}
+    for first in (False, True):
+        seed_everything(0, 1)
+        trainer = preparing(mixup=1.0, random_erasing=1.0, erasing_first=first)
+        shades[first] = trainer.prepared(white)[0].unique()
+    assert shades[False].tolist() == [0.0, 1.0]
+    assert any(0.01 < shade < 0.99 for shade in shades[True].tolist()), "half of it is a partner's"
+
+
+def test_half_of_the_images_are_mirrored_and_so_many_erased_and_mixed_as_asked_for():
+    pairs = torch.tensor([0, 1], dtype=torch.uint8).expand(1000, 1, 1, 2)
+    mirrored = mirror_and_shift(pairs, True, 0, seed_everything(0, 1))[:, 0, 0, 0]
+    assert 0.45 < mirrored.float().mean() < 0.55
+
+    white = Images(torch.full((400, 1, 8, 8), 255, dtype=torch.uint8), torch.arange(400) % 10)
+    erased, _ = preparing(random_erasing=0.25).prepared(white)
+    assert 0.18 < (erased == 0).flatten(1).any(1).float().mean() < 0.32
+
+    trainer = preparing(mixup=1.0, mixup_prob=0.3, label_smoothing=0.0)
+    targets = [trainer.prepared(white[:2])[1] for _ in range(300)]
+    mixed = sum(bool((target.max(1).values < 1).any()) for target in targets)
+    assert 0.2 < mixed / 300 < 0.4
+
+
+def test_as_much_of_a_test_image_is_shown_as_the_recipe_says(tmp_path):
+    """Its middle, from a file or from memory: the rest, which is white, is not seen."""
+    image = np.full((32, 32, 3), 255, np.uint8)
+    image[8:24, 8:24] = 0
+    Image.fromarray(image).save(tmp_path / "a.png")
+    streamed = Streamed(Encoded.of_files(tmp_path, ["a.png"]), torch.tensor([0]), Centre(32))
+    in_memory = Images(torch.from_numpy(image).permute(2, 0, 1)[None], torch.tensor([0]))
+    for samples in (streamed, in_memory):
+        for share, brightest in ((None, 255), (1.0, 255), (0.5, 40)):
+            scored = as_scored(samples, TrainingOptions(crop_pct=share))
+            shown = np.empty((1, 3, 32, 32), np.uint8)
+            if isinstance(scored, Streamed):
+                scored.decode(np.zeros(1, int), shown)
+            else:
+                shown = scored.images.numpy()
+            inside = shown[..., 4:-4, 4:-4] if share == 0.5 else shown
+            assert inside.max() <= brightest
+            assert (inside.max() == 255) == (brightest == 255)
 
 
 def test_all_frames_of_a_sample_are_cut_and_erased_alike():

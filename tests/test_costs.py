@@ -17,6 +17,7 @@ from msvit.metrics import measure
 from msvit.metrics.__main__ import main
 from msvit.metrics.assumed import assume, assumed_operations
 from msvit.metrics.costs import energy_by_row
+from msvit.metrics.sources import network_of
 from msvit.records.energy import ENERGY_MODELS, sop_spikformer
 from msvit.records.energy_constants import use_constants
 from msvit.records.store import cell_folder, read_record, write_record
@@ -194,6 +195,15 @@ def test_an_assumed_rate_is_that_of_all_spikes():
             assert row["acs"] == 0.25 * row["dense_macs"]
     assert [r["layer"] for r in rows if r["input"] == "analog"] == ["embeddings.0.units.0"]
     assert rows[0]["macs"] > 0
+
+
+def test_events_are_spikes_and_images_of_two_channels_are_not():
+    model = small_model("spikformer", image_size=16, in_channels=2)
+    for events in (False, True):
+        first = next(r for r in assumed_operations(model, 0.25, events) if r["kind"] == "conv")
+        assert first["input"] == ("spikes" if events else "analog")
+    assert network_of("qkformer_dvs128", None).events
+    assert not network_of("qkformer", None).events
 
 
 def test_a_published_energy_gives_back_the_rate_that_made_it():

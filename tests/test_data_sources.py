@@ -21,6 +21,7 @@ from msvit.data import (
     DATASETS,
     cifar_batches,
     data_options,
+    fashion_mnist,
     image_files,
     load_splits,
     notes_on_data,
@@ -187,9 +188,41 @@ def test_a_broken_batch_is_named(batches, content, said, capsys):
 def test_a_broken_archive_is_named(batches):
     shutil.rmtree(batches / "cifar-10-batches-py")
     archive = batches / "cifar-10-python.tar.gz"
-    archive.write_bytes(b"\x1f\x8b\x08 and no more")
-    with pytest.raises(DataError, match=f"{archive}: cannot be unpacked"):
-        options("cifar10").check(batches)
+    for content in (b"\x1f\x8b\x08 and no more", b"nothing that is packed" * 99):
+        archive.write_bytes(content)
+        with pytest.raises(DataError, match=f"{archive}: cannot be unpacked") as caught:
+            options("cifar10").check(batches)
+        assert len(str(caught.value).splitlines()) == 1
+
+
+def test_annotations_that_lack_are_named(tmp_path):
+    for folder in ("train/n01/images", "val/images"):
+        (tmp_path / folder).mkdir(parents=True)
+    with pytest.raises(DataError, match=r"val/val_annotations\.txt: not there"):
+        options("tiny_imagenet").check(tmp_path)
+    with pytest.raises(DataError, match=r"train-\*\.parquet"):
+        options("tiny_imagenet").check(tmp_path / "train")
+
+
+def test_one_missing_batch_is_named_and_nothing_downloaded(batches, monkeypatch):
+    monkeypatch.setattr(cifar_batches, "_download", lambda kind, target: pytest.fail("downloaded"))
+    (batches / "cifar-10-batches-py/data_batch_4").unlink()
+    for look in (options("cifar10").check, options("cifar10").source):
+        with pytest.raises(DataError, match=r"batches-py: it has no data_batch_4 of CIFAR-10$"):
+            look(batches)
+
+
+def test_a_set_that_no_network_brings_is_missed_in_one_line(tmp_path, monkeypatch):
+    def no_network(*where):
+        raise OSError("error downloading:\nTried one place\nTried another")
+
+    monkeypatch.setattr(cifar_batches, "_download", no_network)
+    monkeypatch.setattr(fashion_mnist, "_download", no_network)
+    monkeypatch.setattr(fashion_mnist, "DEBIAN_FOLDER", tmp_path / "none")
+    for name in ("cifar100", "fashion_mnist"):
+        with pytest.raises(DataError, match=r"could not download it .*Tried another") as caught:
+            options(name).check(tmp_path / "data")
+        assert len(str(caught.value).splitlines()) == 1
 
 
 # Folders of one's own

@@ -35,6 +35,7 @@ from msvit.training.batches import Normalise, time_first, train_batches
 from msvit.training.loading import Loader
 from studies import baselines
 from tests.event_files import some_events, write_aedat2, write_aedat3, write_atis, write_npz
+from tests.image_sets import class_folders, pixels
 from tests.small import small_model
 
 CPU = torch.device("cpu")
@@ -103,6 +104,15 @@ def test_a_frame_in_which_nothing_happens_is_empty():
     ("change", "said"),
     [
         ({"x": np.full(20, 8)}, "an event at x = 8, on 8 × 8 pixels"),
+        ({"y": np.full(20, -1)}, "an event at y = -1, on 8 × 8 pixels"),
+        ({"x": np.full(20, 2.5)}, r"an event at x = 2\.5, on 8 × 8 pixels"),
+        ({"y": np.full(20, np.nan)}, "an event at y = nan"),
+        ({"t": np.full(20, np.inf)}, "an event with t = inf"),
+        ({"p": np.full(20, -1)}, "an event with p = -1, expected 0 or 1"),
+        ({"p": np.full(20, 2)}, "an event with p = 2, expected 0 or 1"),
+        ({"x": np.zeros(19, int)}, r"one t, x, y and p an event .* x \(19,\)"),
+        ({"x": np.array(["a"] * 20)}, "x holds no numbers"),
+        ({"t": np.arange(20)[::-1].copy()}, "event 1 is before event 0: times are not in order"),
         ({"t": np.zeros(20, int)}, "within 0 µs, too short for 4 frames"),
         ({key: np.zeros(3, int) for key in "txyp"}, "3 events, too few for 4 frames"),
     ],
@@ -110,6 +120,17 @@ def test_a_frame_in_which_nothing_happens_is_empty():
 def test_recordings_that_make_no_frames_are_refused(change, said):
     with pytest.raises(ValueError, match=said):
         to_frames(some_events(20, 8) | change, 4, "time", 8)
+
+
+def test_impossible_events_name_their_file(tmp_path):
+    for name in CLASSES:
+        for i in range(3):
+            recorded = some_events(60, 128, i)
+            if (name, i) == ("cat", 1):
+                recorded["x"][7] = -3
+            write_npz(tmp_path / "events_np" / name / f"{i}.npz", recorded)
+    with pytest.raises(DataError, match=r"cat/1\.npz: an event at x = -3, on 128 × 128 pixels$"):
+        load("cifar10dvs", tmp_path, frames_number=2)
 
 
 def test_counts_are_bytes_and_sizes_are_cut_or_padded():
@@ -210,6 +231,34 @@ def test_broken_recordings_are_named(nmnist):
         data_options("nmnist", {}, "test").check(nmnist)
 
 
+def test_parts_of_event_sets_are_named(tmp_path):
+    for name in CLASSES[:-1]:
+        for i in range(2):
+            write_npz(tmp_path / "events_np" / name / f"{i}.npz", some_events(9, 128))
+    options = data_options("cifar10dvs", {}, "test")
+    with pytest.raises(DataError, match=r"events_np: it has no folder truck; .* not all there"):
+        options.check(tmp_path)
+    write_npz(tmp_path / "events_np/truck/0.npz", some_events(9, 128))
+    with pytest.raises(DataError, match=r"airplane: 2 \.npz files; at least 3"):
+        options.check(tmp_path)
+
+    for i in (1, 2):
+        write_npz(tmp_path / f"events_np/truck/{i}.npz", some_events(9, 128))
+    for name in CLASSES[:-1]:
+        write_npz(tmp_path / "events_np" / name / "2.npz", some_events(9, 128))
+    assert options.left_out(tmp_path) is None
+    (tmp_path / "events_np/cat/notes.txt").touch()
+    said = f"{tmp_path / 'events_np'}: no recordings, and not read: cat/notes.txt"
+    assert options.left_out(tmp_path) == said
+
+    dvs128 = DATASETS["dvs128"]
+    assert dvs128.unlike_published({"train": [1176], "test": [288]}) is None
+    said = dvs128.unlike_published({"train": [20, 30], "test": [288]})
+    assert "50 train and 288 test trials were found" in said
+    stills = data_options("simulated_events", {"images": "cifar10"}, "test")
+    assert "not the published cifar10" in stills.unlike_published({"train": [9] * 10, "test": [1]})
+
+
 def test_cifar10dvs_is_read_and_divided_as_published(tmp_path):
     for label, name in enumerate(CLASSES):
         for i in range(12):
@@ -306,11 +355,30 @@ def test_simulated_events_are_the_same_in_any_batch(monkeypatch):
     [
         ({"images": "nmnist"}, "images: no still images 'nmnist'"),
         ({"images": "cifar10", "image_size": 16}, "image_size: that of cifar10 is 32"),
+        ({"images": "imagenet"}, "images: no still images 'imagenet'"),
+        ({"image_classes": 3}, "image_classes: digits has as many classes as it has"),
     ],
 )
 def test_simulated_events_need_still_images(options, said):
     with pytest.raises(ConfigError, match=said):
         data_options("simulated_events", options, "test")
+
+
+def test_any_still_images_can_be_seen_by_the_camera(tmp_path, monkeypatch):
+    images = pixels(12, 16)
+    for split in ("train", "test"):
+        class_folders(tmp_path, images, np.arange(12) % 3, split)
+    chosen = {"images": "image_folder", "image_classes": 3, "image_size": 16, "frames_number": 2}
+    splits = load("simulated_events", tmp_path, **chosen)
+    assert splits.test.images.shape == (12, 2, 2, 16, 16)
+    assert splits.test.labels.bincount().tolist() == [4, 4, 4]
+    monkeypatch.setattr("msvit.data.image_files.MEMORY_BYTES", 0)
+    with pytest.raises(DataError, match="image_folder: too many images to be held in memory"):
+        load("simulated_events", tmp_path, **chosen)
+    stills = {name for name, options in DATASETS.items() if not options.events} - {"imagenet"}
+    for name in stills:
+        size = data_options("simulated_events", {"images": name}, "t").image_size
+        assert size == data_options(name, {}, "t").image_size
 
 
 def test_simulated_events_are_called_so_wherever_numbers_are_shown():

@@ -205,7 +205,13 @@ needs_bf16 = pytest.mark.skipif(not processor.multiplies_bf16(), reason="would t
 @pytest.mark.parametrize("precision", ["bf16", pytest.param("fp16", marks=pytest.mark.slow)])
 def test_resume_is_exact_with_every_source_of_randomness(tmp_path, precision):
     cell = tiny_cell(
-        precision=precision, mixup=0.5, clip_grad=1.0, hflip=True, loss="tet", optimizer="lamb"
+        precision=precision,
+        mixup=0.5,
+        clip_grad=1.0,
+        hflip=True,
+        loss="tet",
+        optimizer="lamb",
+        ema_decay=0.9,
     )
     whole = train_cell(cell, tmp_path / "whole")
     with pytest.raises(Stopped):
@@ -662,6 +668,12 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole(soft):
         torch.testing.assert_close(parts[2][name], grad, atol=1e-6, rtol=1e-4, msg=name)
 
 
+def test_fewer_images_than_parts_of_a_batch_are_refused_in_words(tmp_path):
+    cell = tiny_cell(batch_size=256, grad_accum_steps=256)
+    with pytest.raises(ConfigError, match=r"a batch of 130 images cannot be had in 256 parts"):
+        train_cell(cell, tmp_path)
+
+
 def test_averaged_weights_are_timms_and_are_what_is_kept(tmp_path):
     torch.manual_seed(0)
     sizes = {"dim": 8, "heads": 2, "depths": (1,), "image_size": 8, "timesteps": 1}
@@ -738,8 +750,12 @@ def test_a_cell_starts_from_the_weights_of_another(tmp_path, caplog):
     shutil.copy(folder / "weights.safetensors", tmp_path / "some.safetensors")
     load_start(create_model(**first.model), "some.safetensors", tmp_path)
     other = create_model(**{**first.model, "dim": 32})
-    with pytest.raises(CheckpointError, match=r"training\.start_from some\.safetensors"):
+    with pytest.raises(CheckpointError) as caught:
         load_start(other, "some.safetensors", tmp_path)
+    (line,) = str(caught.value).splitlines()
+    file = tmp_path / "some.safetensors"
+    assert line.startswith(f"training.start_from some.safetensors: {file} does not fit ")
+    assert "mismatched" in line
 
 
 def test_a_missing_start_is_said_before_anything_runs(tmp_path, capsys):
@@ -759,6 +775,21 @@ def test_biases_norms_and_neurons_do_not_decay():
     for name, parameter in model.named_parameters():
         is_weight = name.endswith(("conv.weight", "linear.weight", "query.weight"))
         assert (id(parameter) in decaying) == is_weight, name
+
+
+def test_trust_ratios_of_lamb_end_at_one_where_asked():
+    """A step of large weights, which LAMB makes longer, is then Adam's."""
+    moved = {}
+    for clip in (False, True):
+        model = torch.nn.Linear(4, 4, bias=False)
+        torch.nn.init.constant_(model.weight, 3.0)
+        options = TrainingOptions(optimizer="lamb", trust_clip=clip, lr=0.01, weight_decay=1e-6)
+        optimizer = make_optimizer(model, options)
+        model.weight.grad = torch.full((4, 4), 0.1)
+        optimizer.step()
+        moved[clip] = float((3.0 - model.weight).detach().mean())
+    assert moved[True] == pytest.approx(0.01, rel=1e-3)
+    assert moved[False] == pytest.approx(0.03, rel=1e-3)
 
 
 def test_losses_are_those_of_the_papers():
@@ -841,7 +872,7 @@ print(torch.get_num_threads(), peak_memory_gb(torch.device("cpu")) - before)
     assert 0.39 < float(peak) < 0.5  # gigabytes
 
 
-def test_training_sees_no_test_or_validation_image(tmp_path, monkeypatch):
+def test_each_set_of_images_serves_its_own_end(tmp_path, monkeypatch):
     seen = []
     train_batches = cell_module.train_batches
 
@@ -849,13 +880,24 @@ def test_training_sees_no_test_or_validation_image(tmp_path, monkeypatch):
         seen.append(loader.samples)
         return train_batches(loader, *rest, **more)
 
+    scored, eval_batches = [], cell_module.eval_batches
+
+    def watch_scores(loader):
+        scored.append(loader.samples)
+        return eval_batches(loader)
+
     monkeypatch.setattr(cell_module, "train_batches", watch)
-    cell = tiny_cell(epochs=1)
+    monkeypatch.setattr(cell_module, "eval_batches", watch_scores)
+    cell = tiny_cell(epochs=1, ema_decay=0.5)
     train_cell(cell, tmp_path)
     splits = load_splits(
         data_options("digits", {"image_size": 8, "train_per_class": 13}, "test"), None
     )
     assert torch.equal(seen[0].images, splits.train.images)
+    *selecting, last = scored
+    assert len(selecting) == 2, "averaged and raw weights"
+    assert all(torch.equal(some.images, splits.validation.images) for some in selecting)
+    assert torch.equal(last.images, splits.test.images)
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from msvit.data.dvs_files import PREPARED, binned, read_events
 from msvit.data.events import Events, RecordedOptions, Recordings
+from msvit.data.files import some
 from msvit.data.folders_of_events import class_files
 from msvit.options import DataError
 
@@ -91,11 +92,15 @@ def _find(data_dir: Path | None) -> Path:
         raise DataError(
             f"CIFAR10-DVS needs --data-dir: a folder cifar10dvs in it with {wanted}, from {SOURCE}"
         )
+    begun = ""
     for root in (data_dir, *(data_dir / n for n in ("cifar10dvs", "cifar10-dvs", "CIFAR10DVS"))):
         for folder in (root / PREPARED, root / "extract", root):  # the first two: spikingjelly's
-            if all((folder / name).is_dir() for name in CLASSES):
+            lacking = [name for name in CLASSES if not (folder / name).is_dir()]
+            if not lacking:
                 return folder
+            if len(lacking) < len(CLASSES):
+                begun = begun or f"{folder}: it has no folder {some(lacking)}; "
     raise DataError(
-        f"CIFAR10-DVS is not there: fetch {wanted}, from {SOURCE} into "
-        f"{data_dir / 'cifar10dvs'} (or spikingjelly's {PREPARED}/<class>/*.npz)"
+        f"{begun}CIFAR10-DVS is not {'all ' if begun else ''}there: fetch {wanted}, from {SOURCE} "
+        f"into {data_dir / 'cifar10dvs'} (or spikingjelly's {PREPARED}/<class>/*.npz)"
     )

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from msvit.data.files import cache_folder, locked
+from msvit.data.files import cache_folder, locked, one_line
 from msvit.options import DataError
 
 if TYPE_CHECKING:
@@ -78,18 +78,21 @@ class BatchFiles:
         """Unpacked or downloaded now.
 
         Raises:
-            DataError: where that cannot be.
+            DataError: where that cannot be, and where some of the files are there.
         """
         archive = _archive(kind, data_dir)
+        if not archive:
+            _check_none_is_there(kind, data_dir)
         folder = _unpacked(kind, archive) if archive else _downloaded(kind, data_dir)
         return cls(kind, folder)
 
     @classmethod
     def will_be(cls, kind: Batches, data_dir: Path | None) -> str:
-        """What :meth:`fetch` would do."""
+        """What :meth:`fetch` would do, which it says as that does where it cannot."""
         archive = _archive(kind, data_dir)
         if archive:
             return f"to be unpacked from {archive}"
+        _check_none_is_there(kind, data_dir)
         return f"to be downloaded to {_places(data_dir)[0]}"
 
     @property
@@ -147,6 +150,15 @@ def _complete(kind: Batches, folder: Path) -> bool:
     return all((folder / name).is_file() for names in kind.files.values() for name in names)
 
 
+def _check_none_is_there(kind: Batches, data_dir: Path | None) -> None:
+    """Who has some of the files wants the others: to be told, not to have all downloaded."""
+    names = [name for part in kind.files.values() for name in part]
+    for folder in (data_dir / kind.folder, data_dir) if data_dir else ():
+        lacking = [name for name in names if not (folder / name).is_file()]
+        if len(lacking) < len(names):
+            raise DataError(f"{folder}: it has no {', '.join(lacking)} of {kind.title}")
+
+
 def _unpacked(kind: Batches, archive: Path) -> Path:
     """The folder of batches that ``archive`` holds, beside it or in the user's cache."""
     problem: Exception | None = None
@@ -158,14 +170,15 @@ def _unpacked(kind: Batches, archive: Path) -> Path:
                     with tarfile.open(archive) as packed:
                         packed.extractall(place, filter="data")
         except (tarfile.TarError, EOFError, zlib.error) as error:
-            raise DataError(f"{archive}: cannot be unpacked ({error})") from error
+            raise DataError(f"{archive}: cannot be unpacked ({one_line(error)})") from error
         except OSError as error:
             problem = error
             continue
         if not _complete(kind, place / kind.folder):
             raise DataError(f"{archive}: it has no {kind.folder} with all batches")
         return place / kind.folder
-    raise DataError(f"{archive}: cannot be unpacked ({problem})")
+    assert problem is not None, "neither place could be written"
+    raise DataError(f"{archive}: cannot be unpacked ({one_line(problem)})")
 
 
 def _downloaded(kind: Batches, data_dir: Path | None) -> Path:
@@ -180,7 +193,7 @@ def _downloaded(kind: Batches, data_dir: Path | None) -> Path:
         raise DataError(
             f"{kind.title} is not there: {place} is neither {kind.archive} nor the folder "
             f"{kind.folder}, nor are there folders train/<class> and test/<class> of .png or .jpg "
-            f"files, and torchvision could not download it to {target} ({error})"
+            f"files, and torchvision could not download it to {target} ({one_line(error)})"
         ) from error
     return target / kind.folder
 
@@ -202,8 +215,7 @@ def _batch(file: Path, kind: Batches) -> tuple[np.ndarray, np.ndarray]:
     except KeyError as error:
         raise DataError(f"{file}: it has no {error}, as a batch of {kind.title} has") from error
     except Exception as error:  # pickle raises whatever it likes
-        reason = " ".join(str(error).split())
-        raise DataError(f"{file}: no batch of {kind.title} ({reason})") from error
+        raise DataError(f"{file}: no batch of {kind.title} ({one_line(error)})") from error
     if rows.dtype != np.uint8 or rows.ndim != 2 or rows.shape[1] != 3072:
         raise DataError(f"{file}: {rows.dtype} of {rows.shape}, expected uint8 of (N, 3072)")
     if labels.shape != (len(rows),):

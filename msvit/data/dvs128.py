@@ -27,6 +27,7 @@ SOURCE = "https://ibm.ent.box.com/s/3hiq58ww1pbbjrinh367ykfdf60xsfm8/folder/5016
 
 _CLASSES = 11
 _LISTS = {"train": "trials_to_train.txt", "test": "trials_to_test.txt"}
+_TRIALS = {"train": 1176, "test": 288}  # that its lists and tables name, as spikingjelly counts
 _VALIDATION = 0.05
 
 Trial = tuple[int, int, int]
@@ -51,6 +52,16 @@ class Dvs128Options(RecordedOptions):
     @property
     def scale(self) -> float:
         return (self.sensor / self.image_size) ** 2  # squares are added up, the mean is wanted
+
+    @classmethod
+    def unlike_published(cls, counts: Mapping[str, Sequence[int]]) -> str | None:
+        found = {split: sum(counts.get(split, [])) for split in _TRIALS}
+        if found == _TRIALS:
+            return None
+        return (
+            f"not the published dvs128: {found['train']:,} train and {found['test']:,} test trials "
+            f"were found, and it has {_TRIALS['train']:,} and {_TRIALS['test']:,}"
+        )
 
     def recordings(self, data_dir: Path | None) -> Recordings:
         root = _find(data_dir)
@@ -113,7 +124,7 @@ def _as_recorded(root: Path) -> Recordings:
         for label, number in enumerate(counts[split]):
             if not number:
                 raise DataError(f"{root / name}: no trial of class {label + 1} in its files")
-    return Recordings(root, files, lambda file: _read(file, trials[file]), counts)
+    return Recordings(root, files, lambda file: _read(file, trials[file]), counts, False)
 
 
 def _text(file: Path) -> str:

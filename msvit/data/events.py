@@ -25,6 +25,7 @@ from pydantic import Field
 
 from msvit.allotment import usable_cpus
 from msvit.data.caches import cache_places, kept, replace_file
+from msvit.data.files import some
 from msvit.data.fingerprint import Fingerprint, fingerprint
 from msvit.data.options import DataOptions
 from msvit.data.progress import progress
@@ -78,6 +79,22 @@ class Recordings:
     files: Mapping[str, Sequence[Path]]  # split → files, in order
     read: Callable[[Path], list[tuple[int, Events]]]
     counts: Mapping[str, Sequence[int]]  # split → samples of each class
+    by_class: bool = True
+    """Whether files lie in folders of their class, in which there should be no others."""
+
+    def foreign(self) -> list[str]:
+        """What else lies there, by its name in ``root``."""
+        from msvit.data.folders import entries
+
+        if not self.by_class:
+            return []
+        own = {file for files in self.files.values() for file in files}
+        return [
+            str(Path(entry.path).relative_to(self.root))
+            for folder in sorted({file.parent for file in own})
+            for entry in entries(folder)
+            if Path(entry.path) not in own
+        ]
 
 
 class RecordedOptions(EventOptions):
@@ -121,6 +138,15 @@ class RecordedOptions(EventOptions):
             return None
         counts = self.recordings(data_dir).counts
         return {split: list(classes) for split, classes in counts.items()}
+
+    def left_out(self, data_dir: Path | None) -> str | None:
+        if data_dir is None:
+            return None
+        found = self.recordings(data_dir)
+        from msvit.data.folders import told
+
+        left = told(found.root, found.foreign)
+        return f"{found.root}: no recordings, and not read: {some(left, 3)}" if left else None
 
     def fingerprint(self, data_dir: Path | None) -> Fingerprint | None:
         return None if data_dir is None else self._frames(data_dir)[2]
@@ -167,21 +193,20 @@ def to_frames(events: Events, number: int, split_by: str, sensor: int) -> np.nda
     """Counts of ``events`` in ``number`` frames, int ``[number, 2, sensor, sensor]``.
 
     Raises:
-        ValueError: for events outside of the sensor, and where there are too few of them.
+        ValueError: for what are no events on the sensor, and where there are too few of them.
     """
     import numpy as np
     from spikingjelly.datasets import utils
 
-    time = np.asarray(events["t"]).astype(np.int64)
+    events = _checked(events, sensor)
+    time = events["t"]
     if len(time) < number:
         raise ValueError(f"{len(time)} events, too few for {number} frames")
-    for axis in ("x", "y"):
-        if (highest := int(np.max(events[axis]))) >= sensor:
-            raise ValueError(f"an event at {axis} = {highest}, on {sensor} × {sensor} pixels")
+    if split_by == "time" and (back := np.flatnonzero(np.diff(time) < 0)).size:
+        raise ValueError(f"event {back[0] + 1} is before event {back[0]}: times are not in order")
     if split_by == "time" and time[-1] - time[0] < number:
         raise ValueError(f"events within {time[-1] - time[0]} µs, too short for {number} frames")
     if split_by == "number":
-        events = {**events, "t": time}
         counts = utils.integrate_events_by_fixed_frames_number(
             events, split_by, number, sensor, sensor
         )
@@ -190,12 +215,38 @@ def to_frames(events: Events, number: int, split_by: str, sensor: int) -> np.nda
     step = (time[-1] - time[0]) // number
     edges = np.searchsorted(time, time[0] + step * np.arange(1, number))
     bounds = zip([0, *edges], [*edges, len(time)], strict=True)
-    x, y, p = (np.asarray(events[key]) for key in "xyp")
+    x, y, p = (events[key] for key in "xyp")
     frames = [
         utils.integrate_events_segment_to_frame(x, y, p, sensor, sensor, first, last)
         for first, last in bounds
     ]
     return np.stack(frames).astype(np.int64)
+
+
+def _checked(events: Events, sensor: int) -> dict[str, np.ndarray]:
+    """``events`` as whole numbers, int64; raises a ValueError for what cannot be events."""
+    import numpy as np
+
+    arrays = {key: np.asarray(events[key]) for key in "txyp"}
+    shapes = {key: values.shape for key, values in arrays.items()}
+    if len(set(shapes.values())) > 1 or len(shapes["t"]) != 1:
+        found = ", ".join(f"{key} {shape}" for key, shape in shapes.items())
+        raise ValueError(f"one t, x, y and p an event are needed, and their shapes are {found}")
+    ends = {"x": sensor, "y": sensor, "p": 2}
+    for key, values in arrays.items():
+        if values.dtype.kind not in "buif":
+            raise ValueError(f"{key} holds no numbers ({values.dtype})")
+        good = np.isfinite(values)
+        if key in ends:
+            good &= (values >= 0) & (values < ends[key]) & (values == np.floor(values))
+        if not good.all():
+            wrong = values[~good][0].item()
+            raise ValueError(
+                f"an event at {key} = {wrong}, on {sensor} × {sensor} pixels"
+                if key in "xy"
+                else f"an event with {key} = {wrong}" + (", expected 0 or 1" if key == "p" else "")
+            )
+    return {key: values.astype(np.int64) for key, values in arrays.items()}
 
 
 def as_bytes(counts: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from msvit.data.files import cache_folder, locked
+from msvit.data.files import cache_folder, locked, one_line
 from msvit.data.fingerprint import Fingerprint, fingerprint
 from msvit.data.options import DataOptions
 from msvit.options import DataError
@@ -116,7 +116,7 @@ def _find(data_dir: Path | None) -> Path:
         raise DataError(
             f"Fashion-MNIST is not there: looked for {_FILES['train'][0]}.gz and three more "
             f"{place}, in {DEBIAN_FOLDER} (Debian package dataset-fashion-mnist), "
-            f"and torchvision could not download it to {target} ({error})"
+            f"and torchvision could not download it to {target} ({one_line(error)})"
         ) from error
 
 

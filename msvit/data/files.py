@@ -32,6 +32,11 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
+def one_line(error: BaseException) -> str:
+    """What others say of an ``error`` in several lines."""
+    return " ".join(str(error).split())
+
+
 def shown(path: Path | str | bytes) -> str:
     """A path that can be printed: bytes that are not UTF-8 as ``\\xe9``."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")

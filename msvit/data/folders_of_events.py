@@ -27,7 +27,8 @@ def class_files(
             raise DataError(f"{place}: cannot be read ({error.strerror})") from error
         if len(files) < fewest:
             raise DataError(
-                f"{place}: {len(files) or 'no'} {' or '.join(suffixes)} file"
+                f"{place}: {len(files) or 'no'} {' or '.join(suffixes)} "
+                + ("file" if len(files) < 2 else "files")
                 + (f"; at least {fewest} are needed" if fewest > 1 else "")
             )
         found[name] = files

@@ -25,6 +25,7 @@ class ImageFolderOptions(ImageFileOptions):
     name: ClassVar[str] = "image_folder"
     mean: ClassVar[None] = None  # measured once, and kept
     std: ClassVar[None] = None
+    cut_out: ClassVar[bool] = True
 
     num_classes: int = Field(10, ge=2, le=65_536)  # type: ignore[misc]  # a constant elsewhere
     image_size: int = Field(32, ge=8, le=1024)

@@ -36,6 +36,7 @@ class ImageNetOptions(ImageFileOptions):
     std: ClassVar[tuple[float, ...]] = (0.229, 0.224, 0.225)
     held_out: ClassVar[float] = 0.02  # 14 of each class: 14,000 are enough to select an epoch on
     streams: ClassVar[bool] = True
+    cut_out: ClassVar[bool] = True
 
     image_size: int = Field(224, ge=32, le=512)
     test_image_size: int | None = Field(None, ge=32, le=512)

@@ -44,6 +44,9 @@ class DataOptions(Options):
     events: ClassVar[bool] = False
     """Whether samples are frames of events ``[T, C, H, W]``, one a time step, not images."""
 
+    cut_out: ClassVar[bool] = False
+    """Whether what is shown of an image is the middle of a larger one of any size."""
+
     remark: ClassVar[str | None] = None
     """A sentence that belongs beside every number that was measured on these data."""
 

@@ -11,29 +11,21 @@ from __future__ import annotations
 
 import math
 import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from msvit.data.cifar import Cifar10Options, Cifar100Options
-from msvit.data.digits import DigitsOptions
 from msvit.data.events import COUNTS, EventOptions
-from msvit.data.fashion_mnist import FashionMnistOptions
 from msvit.data.fingerprint import Fingerprint
 from msvit.data.options import DataOptions
-from msvit.options import unknown
+from msvit.options import DataError, later, unknown
 
 if TYPE_CHECKING:
     import torch
 
     from msvit.data.splits import Images, Samples, Splits
-
-STILLS: dict[str, type[DataOptions]] = {
-    options.name: options
-    for options in (DigitsOptions, FashionMnistOptions, Cifar10Options, Cifar100Options)
-}
-"""Still images that fit into memory."""
 
 _DARK = 0.1
 """Added to intensities in [0, 1]: what a pixel sees of nothing, so that logarithms exist."""
@@ -43,10 +35,22 @@ _GREY = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R BT.601)
 _CHUNK = 256  # images at a time; what comes out does not depend on it
 
 
+def still_images() -> dict[str, type[DataOptions]]:
+    """Data sets before which the camera can move: of images, which may fit into memory."""
+    from msvit.data import DATASETS  # the registry, of which this is a part
+
+    return {
+        name: options
+        for name, options in DATASETS.items()
+        if not options.events and getattr(options, "streams", None) is not True
+    }
+
+
 class SimulatedEventsOptions(EventOptions):
     """The images of data set ``images``, divided as there, before a camera that moves.
 
-    ``image_size`` is theirs, where they have the option. ``threshold`` is the change of
+    ``image_size`` is theirs, where they have the option, and ``image_classes`` the number of their
+    classes, where they do not say it themselves. ``threshold`` is the change of
     log intensity that fires a pixel, ``amplitude`` the distance in pixels of the triangle's corners
     from its centre. ``frames_number`` frames take equal times.
     """
@@ -60,6 +64,7 @@ class SimulatedEventsOptions(EventOptions):
     )
 
     images: str = "digits"
+    image_classes: int | None = later(None, ge=2, le=65_536)
     image_size: int = Field(16, ge=8, le=1024)
     threshold: float = Field(0.2, gt=0, le=10)
     amplitude: float = Field(2.0, gt=0, le=32)
@@ -67,17 +72,23 @@ class SimulatedEventsOptions(EventOptions):
     @model_validator(mode="before")
     @classmethod
     def _size_of_stills(cls, values: Any) -> Any:
-        """Images without the option have one size."""
-        known = STILLS.get(values.get("images", "digits")) if isinstance(values, dict) else None
-        if known is None or "image_size" in known.model_fields or "image_size" in values:
+        """Images without the option have one size; others one that is usual."""
+        name = values.get("images", "digits") if isinstance(values, dict) else None
+        known = still_images().get(name) if isinstance(name, str) else None
+        if known is None or "image_size" in values:
             return values
-        return {**values, "image_size": known.image_size}  # type: ignore[attr-defined]
+        field = known.model_fields.get("image_size")
+        usual = field.get_default() if field else known.image_size  # type: ignore[attr-defined]
+        return {**values, "image_size": usual}
 
     @model_validator(mode="after")
     def _stills_take_it(self) -> Self:
-        if self.images not in STILLS:
-            message = unknown(self.images, STILLS, f"no still images {self.images!r}")
+        stills = still_images()
+        if self.images not in stills:
+            message = unknown(self.images, stills, f"no still images {self.images!r}")
             raise ValueError(f"images: {message}")
+        if self.image_classes is not None and "num_classes" not in stills[self.images].model_fields:
+            raise ValueError(f"image_classes: {self.images} has as many classes as it has")
         size = self._stills.image_size  # type: ignore[attr-defined]
         if self.image_size != size:
             raise ValueError(f"image_size: that of {self.images} is {size}")
@@ -85,8 +96,10 @@ class SimulatedEventsOptions(EventOptions):
 
     @property
     def _stills(self) -> DataOptions:
-        kind = STILLS[self.images]
+        kind = still_images()[self.images]
         options = {"train_per_class": self.train_per_class, "image_size": self.image_size}
+        if self.image_classes is not None:
+            options["num_classes"] = self.image_classes
         own = {key: value for key, value in options.items() if key in kind.model_fields}
         return kind.parse(own, "data")
 
@@ -99,6 +112,11 @@ class SimulatedEventsOptions(EventOptions):
 
     def counts(self, data_dir: Path | None) -> dict[str, list[int]] | None:
         return self._stills.counts(data_dir)
+
+    def unlike_published(  # type: ignore[override]  # which images they are is an option
+        self, counts: Mapping[str, Sequence[int]]
+    ) -> str | None:
+        return self._stills.unlike_published(counts)
 
     def left_out(self, data_dir: Path | None) -> str | None:
         return self._stills.left_out(data_dir)
@@ -125,7 +143,8 @@ class SimulatedEventsOptions(EventOptions):
 
         from msvit.data.splits import Images
 
-        assert isinstance(images, Images), "still images are in memory"
+        if not isinstance(images, Images):
+            raise DataError(f"{self.images}: too many images to be held in memory for a camera")
         frames = torch.empty(
             (len(images), self.frames_number, 2, *images.images.shape[-2:]), dtype=torch.uint8
         )

@@ -46,20 +46,32 @@ class TinyImageNetOptions(ImageFileOptions):
         for root in places:
             if (root / _ANNOTATIONS).is_file():
                 return AnnotatedImages(root, self.num_classes)
-            if (root / "train").is_dir() and (root / "val").is_dir():
+            if _has_class_folders(root):
                 return ClassFolders(root, ("train", "val"), self.num_classes)
+            if _are_loose(root):
+                raise DataError(f"{root / _ANNOTATIONS}: not there, and says what val/images are")
             if (found := ParquetFiles.find(root, self.num_classes)) is not None:
                 return found
         where = f"{places[0]} has none, nor has {names[1]} in it" if places else "it is not given"
         raise DataError(
             "tiny_imagenet needs --data-dir: the folder tiny-imagenet-200 as its archive unpacks, "
-            f"or one with folders {{train,val}}/<class>; {where}"
+            f"or one with folders {{train,val}}/<class>, or with train-*.parquet; {where}"
         )
 
     def view(self) -> View:
         from msvit.data.views import Whole
 
         return Whole(self.image_size)
+
+
+def _has_class_folders(root: Path) -> bool:
+    """And not the one folder of the archive's layout, without the annotations."""
+    return (root / "train").is_dir() and (root / "val").is_dir() and not _are_loose(root)
+
+
+def _are_loose(root: Path) -> bool:
+    """Whether ``val/images`` is no class among others."""
+    return (root / "val" / "images").is_dir() and not (root / "train" / "images").is_dir()
 
 
 @dataclass(frozen=True)

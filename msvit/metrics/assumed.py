@@ -16,28 +16,28 @@ from msvit.neuron_kinds import ActivationName
 from msvit.records.schema import Operations
 
 
-def some_input(model: Model) -> Tensor:
-    """One image ``[1, C, H, W]`` of noise, or events ``[T, 1, 2, H, W]`` of spikes."""
+def some_input(model: Model, events: bool = False) -> Tensor:
+    """One image ``[1, C, H, W]`` of noise, or events ``[T, 1, C, H, W]`` of spikes."""
     options = model.options
     shape: tuple[int, ...] = (1, options.in_channels, options.image_size, options.image_size)
     generator = torch.Generator().manual_seed(0)
-    if options.in_channels == 2:
+    if events:
         return (torch.rand((options.timesteps, *shape), generator=generator) < 0.1).float()
     return torch.randn(shape, generator=generator)
 
 
-def assumed_operations(model: Model, rate: float) -> list[Operations]:
+def assumed_operations(model: Model, rate: float, events: bool = False) -> list[Operations]:
     """The rows of ``model`` if ``rate`` of all inputs that are no analog values were spikes.
 
     One forward pass of noise, through norms that make neurons fire, tells shapes, and which inputs
-    are analog. Whole numbers behind a shortcut are spikes here.
+    are analog: images are, and ``events`` are not. Whole numbers behind a shortcut are spikes here.
     """
     lively = copy.deepcopy(model)
     generator = torch.Generator().manual_seed(0)
     for module in lively.modules():
         if isinstance(module, BatchNorm):
             nn.init.uniform_(module.bias, 0.0, 2.5, generator=generator)
-    return assume(measure(lively, [some_input(model)]).operations, rate)
+    return assume(measure(lively, [some_input(model, events)]).operations, rate)
 
 
 def assume(operations: Sequence[Operations], rate: float) -> list[Operations]:

@@ -39,7 +39,7 @@ def measured_costs(
         how = f"{network.what}, measured on {images.what}"
     else:
         share = USUAL_RATE if rate is None else rate
-        operations = assumed_operations(network.model, share)
+        operations = assumed_operations(network.model, share, network.events)
         how = (
             f"{network.what}. Rates are assumed, not measured: {share:g} spikes per value and time "
             "step everywhere; --data or --images measures them"

@@ -12,13 +12,13 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from msvit.checkpoints import load_official
-from msvit.data import data_options, load_splits
+from msvit.data import DATASETS, data_options, load_splits
 from msvit.models import create_model, zoo
 from msvit.models.base import Model
 from msvit.options import ConfigError, DataError, unknown
 from msvit.training.batches import Normalise, time_first
 from msvit.training.loading import Loader
-from msvit.training.trained import Prepare, load_trained
+from msvit.training.trained import Prepare, PrepareEvents, load_trained
 
 _BATCH = 16
 _SUFFIXES = {".jpg", ".jpeg", ".png"}
@@ -33,6 +33,8 @@ class Network:
     model: Model
     what: str
     prepare: Prepare | None = None
+    events: bool = False
+    """Whether it is for frames of events."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +55,12 @@ def network_of(name: str, weights: Path | None) -> Network:
     if name in zoo():
         torch.manual_seed(0)
         model = create_model(name).eval()
+        data = DATASETS.get(name.rpartition("_")[2])  # entries that are for one end in its name
+        events = data is not None and data.events
         if weights is None:
-            return Network(model, f"{name} with random weights")
+            return Network(model, f"{name} with random weights", events=events)
         load_official(model, weights)
-        return Network(model, f"{name} with the weights of {weights}")
+        return Network(model, f"{name} with the weights of {weights}", events=events)
     if not Path(name).exists():
         raise ConfigError(name, "", unknown(name, zoo(), "no such file, and no model of the zoo"))
     if weights is not None:
@@ -64,7 +68,12 @@ def network_of(name: str, weights: Path | None) -> Network:
     trained = load_trained(name)
     assert isinstance(trained, Model)
     prepare = trained.prepare
-    return Network(trained, f"the cell of {name}", prepare if callable(prepare) else None)
+    return Network(
+        trained,
+        f"the cell of {name}",
+        prepare if callable(prepare) else None,
+        events=isinstance(prepare, PrepareEvents),
+    )
 
 
 def images_of(

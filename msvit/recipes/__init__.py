@@ -7,8 +7,9 @@ A recipe is a YAML file in this folder:
 ``source``
     Paper, repository and files that its values are from.
 ``for``
-    ``models`` (registry entries or architectures) and ``data`` that it was made for. Another use
-    is said, not forbidden.
+    ``models`` (registry entries or architectures) and ``data`` that it was made for, their
+    ``timesteps``, and ``start_from: true`` where it goes on from trained weights. Another use is
+    said, not forbidden.
 ``training``
     A mapping of :class:`TrainingOptions`.
 
@@ -17,7 +18,7 @@ Importing this needs no torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -25,6 +26,8 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from msvit.data import DATASETS
+from msvit.models import zoo
 from msvit.options import ConfigError, Options, later, unknown
 from msvit.recipes.rand_augment import RandAugmentSettings
 from msvit.yaml_files import read_yaml
@@ -53,6 +56,8 @@ class TrainingOptions(Options):
     images, and the result depends on the number of workers, which the record tells."""
     optimizer: Literal["adamw", "adam", "sgd", "lamb"] = "adamw"
     """By timm's names; ``sgd`` has Nesterov momentum 0.9."""
+    trust_clip: bool = later(False)
+    """No weight's step is longer than Adam's would be: LAMB's trust ratios end at 1."""
     lr: float = Field(1e-3, gt=0, le=10)
     lr_base_size: int | None = later(None, ge=1, le=65_536)
     """Batch size that ``lr`` is meant for: the rate is ``lr · batch_size / lr_base_size``.
@@ -84,7 +89,7 @@ class TrainingOptions(Options):
     """Width through height of these parts, from and to."""
     crop_pct: float | None = later(None, gt=0, le=1)
     """Share of the shorter side that is shown of validation and test images, their middle; what the
-    data set says where it is not given."""
+    data set says where it is not given. Those in memory are enlarged from their final size."""
     hflip: bool = False
     """Mirror every second training image, chosen at random."""
     shift: int = Field(0, ge=0, le=16)
@@ -108,6 +113,9 @@ class TrainingOptions(Options):
     """Share of the images in which a rectangle is erased (Zhong et al. 2020)."""
     random_erasing_mode: Literal["const", "pixel"] = later("const")
     """With the mean colour, or with noise."""
+    erasing_first: bool = later(False)
+    """Each image before they are mixed, as where erasing is part of timm's transform; or else
+    behind it, as timm's loader does."""
     precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "auto"
     """``auto`` is the fastest known to train to the same accuracy on the device. ``tf32`` is
     fp32 with products rounded to 10 bits on GPUs that have them, and fp32 elsewhere."""
@@ -131,13 +139,15 @@ class TrainingOptions(Options):
         return self.mixup > 0 or self.cutmix > 0
 
     def uneven(self, workers: int, images: int | None = None) -> str:
-        """Why ``workers`` cannot share every batch evenly, empty where they can.
+        """Why ``workers`` (or one) cannot share every batch evenly, empty where they can.
 
         A batch is the recipe's, or all ``images`` of a smaller training set. Mixed ones are shared
         in pairs, and one that is accumulated part by part (:func:`msvit.workers.own`).
         """
         size = min(self.batch_size, images or self.batch_size)
         size -= size % 2 if self.mixes else 0
+        if size < self.grad_accum_steps:
+            return f"a batch of {size} images cannot be had in {self.grad_accum_steps} parts"
         if workers == 1 or size % (workers * self.grad_accum_steps * (2 if self.mixes else 1)) == 0:
             return ""
         how = ", in pairs as mixed images are" if self.mixes else ""
@@ -148,6 +158,8 @@ class TrainingOptions(Options):
     @classmethod
     def idle(cls, values: Mapping[str, Any]) -> dict[str, str]:
         found = {}
+        if values["optimizer"] != "lamb":
+            found["trust_clip"] = "only lamb has trust ratios"
         if values["schedule"] == "constant":
             found["min_lr"] = "a constant schedule stays at lr"
             found["cooldown_epochs"] = "a constant schedule has no end; epochs says how long it is"
@@ -161,13 +173,18 @@ class TrainingOptions(Options):
             found["lr_base_size"] = "lr is for this batch_size as it is"
         if values["crop_scale"] is None:
             found["crop_ratio"] = "images are not cropped (no crop_scale)"
+        epochs = values["epochs"] + values["cooldown_epochs"]
+        if (off := values["mixup_off_epoch"]) >= epochs:
+            message = f"mixup_off_epoch ({off}) must be below all epochs ({epochs}), or never comes"
+            found["mixup_off_epoch"] = message
         if not values["mixup"] and not values["cutmix"]:
-            for option in ("mixup_prob", "mixup_off_epoch"):
+            for option in ("mixup_prob", "mixup_off_epoch", "erasing_first"):
                 found[option] = "nothing is mixed (mixup and cutmix are 0)"
         if not values["mixup"] or not values["cutmix"]:
             found["mixup_switch_prob"] = "mixup and cutmix do not both happen"
         if values["random_erasing"] == 0:
             found["random_erasing_mode"] = "nothing is erased (random_erasing 0)"
+            found["erasing_first"] = "nothing is erased (random_erasing 0)"
         return found
 
     @field_validator("rand_augment")
@@ -186,32 +203,33 @@ class TrainingOptions(Options):
     def _explained(cls, error: Mapping[str, Any]) -> str:
         if error["type"] == "extra_forbidden":
             return unknown_option(str(error["loc"][-1]), cls.model_fields)
+        given = error["input"]
+        if error["loc"] in (("crop_scale",), ("crop_ratio",)) and isinstance(given, int | float):
+            end = "1.0" if error["loc"] == ("crop_scale",) else f"{given}"
+            return f"from and to are needed (got {given}); write it as [{given}, {end}]"
         return super()._explained(error)
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
+        if problems := list(self._contradictions()):
+            raise ValueError("; ".join(problems))
+        return self
+
+    def _contradictions(self) -> Iterator[str]:
         if self.warmup_epochs >= self.epochs:
-            raise ValueError(
-                f"warmup_epochs ({self.warmup_epochs:g}) must be below epochs ({self.epochs})"
-            )
+            yield f"warmup_epochs ({self.warmup_epochs:g}) must be below epochs ({self.epochs})"
         if self.schedule == "cosine" and self.min_lr > self.peak_lr:
-            raise ValueError(f"min_lr ({self.min_lr:g}) must not be above lr ({self.peak_lr:g})")
+            yield f"min_lr ({self.min_lr:g}) must not be above lr ({self.peak_lr:g})"
         if self.mixes and self.batch_size % 2:
             name = "mixup" if self.mixup else "cutmix"
-            raise ValueError(f"{name} needs an even batch_size (got {self.batch_size})")
+            yield f"{name} needs an even batch_size (got {self.batch_size})"
         if self.batch_size % self.grad_accum_steps:
-            raise ValueError(
+            yield (
                 f"batch_size ({self.batch_size}) must be a multiple of grad_accum_steps "
                 f"({self.grad_accum_steps})"
             )
         if self.crop_scale is not None and self.crop_scale[1] > 1:
-            raise ValueError(f"crop_scale ends at 1, the whole image (got {self.crop_scale[1]:g})")
-        if self.mixup_off_epoch >= self.all_epochs:
-            raise ValueError(
-                f"mixup_off_epoch ({self.mixup_off_epoch}) must be below all epochs "
-                f"({self.all_epochs})"
-            )
-        return self
+            yield f"crop_scale ends at 1, the whole image (got {self.crop_scale[1]:g})"
 
 
 def trained_epochs(training: Mapping[str, Any]) -> int:
@@ -238,6 +256,18 @@ class Recipe:
     data: tuple[str, ...]
     """Data sets that it is for; empty: any."""
     training: Mapping[str, Any]
+    timesteps: int | None = None
+    """Of the model, or frames of a sample of events; None: any."""
+    start_from: bool = False
+    """Whether it goes on from trained weights."""
+
+    def further_notes(self, timesteps: int, start_from: str | None) -> Iterator[str]:
+        """Sentences where a cell of so many time steps is not begun as it was made for."""
+        if self.timesteps not in (None, timesteps):
+            meant = f"{self.timesteps} time step" + ("s" if self.timesteps != 1 else "")
+            yield f"recipe {self.name} is made for {meant}; here are {timesteps}"
+        if self.start_from and start_from is None:
+            yield f"recipe {self.name} goes on from trained weights; training.start_from names none"
 
     def note(self, model: str, architecture: str, data: str) -> str | None:
         """A sentence where it is used with another model or data set than it was made for."""
@@ -275,6 +305,7 @@ def read_recipe(name: str) -> Recipe:
 
 
 _KEYS = ("about", "source", "for", "training")
+_FOR = ("models", "data", "timesteps", "start_from")
 
 
 @cache  # every cell of a study asks
@@ -283,8 +314,14 @@ def _read(path: Path) -> Recipe:
     if not isinstance(content, dict) or set(content) - {"source", "for"} != {"about", "training"}:
         needed = f"the keys {', '.join(_KEYS)}, of which source and for may be left out"
         raise ConfigError(str(path), "", f"a recipe has {needed}")
+    for key in ("about", "source"):
+        if not isinstance(content.get(key, ""), str):
+            raise ConfigError(str(path), key, f"a text is needed (got {content[key]!r})", ": ")
+    if not isinstance(content["training"], dict):
+        message = f"a mapping of options is needed (got {content['training']!r})"
+        raise ConfigError(str(path), "training", message, ": ")
     TrainingOptions.parse(content["training"], f"{path}: training")
-    meant = content.get("for", {})
+    meant = _checked_for(content.get("for", {}), f"{path}: for")
     return Recipe(
         name=path.stem,
         about=" ".join(content["about"].split()),
@@ -292,4 +329,27 @@ def _read(path: Path) -> Recipe:
         models=tuple(meant.get("models", ())),
         data=tuple(meant.get("data", ())),
         training=content["training"],
+        timesteps=meant.get("timesteps"),
+        start_from=meant.get("start_from", False),
     )
+
+
+def _checked_for(meant: Any, where: str) -> dict[str, Any]:
+    """What stands below ``for``, whose models and data sets are there."""
+    if not isinstance(meant, dict):
+        raise ConfigError(where, "", f"a mapping is needed (got {meant!r})")
+    architectures = {entry["architecture"] for entry in zoo().values()}
+    known = {"models": {*zoo(), *architectures}, "data": set(DATASETS)}
+    for key, value in meant.items():
+        if key not in _FOR:
+            raise ConfigError(where, str(key), unknown(key, _FOR, "unknown key"))
+        if key in known:
+            if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+                raise ConfigError(where, key, f"a list of names is needed (got {value!r})")
+            for name in value:
+                if name not in known[key]:
+                    raise ConfigError(where, key, unknown(name, known[key], f"no {name!r}"))
+        elif type(value) is not (bool if key == "start_from" else int):
+            needed = "true or false" if key == "start_from" else "a whole number"
+            raise ConfigError(where, key, f"{needed} is needed (got {value!r})")
+    return meant

@@ -18,7 +18,7 @@ from msvit.cells import SCHEMA, Cell
 from msvit.data import data_options, load_splits
 from msvit.data.crops import RandomPart
 from msvit.data.fingerprint import Fingerprint, describe_images
-from msvit.data.splits import Samples, Splits, Streamed
+from msvit.data.splits import Images, Samples, Splits, Streamed
 from msvit.data.views import Centre
 from msvit.layers.shared_statistics import share_statistics
 from msvit.metrics import Meter
@@ -35,6 +35,7 @@ from msvit.runtime import (
     training_device,
 )
 from msvit.training.augmentation import Augmentation
+from msvit.training.augmentation.crops import middle
 from msvit.training.batches import Normalise, eval_batches, steps_per_epoch, train_batches
 from msvit.training.checkpoint import load_checkpoint
 from msvit.training.environment import describe_environment, device_name
@@ -92,7 +93,7 @@ def train_cell(
     if problem := options.uneven(workers.count(), len(train_set)):
         raise ConfigError("training", "batch_size", problem)
     train = Loader(train_set, options.batch_size // workers.count(), device)
-    held_out = _as_scored(splits.validation, options)
+    held_out = as_scored(splits.validation, options)
     validation = Loader(held_out, options.eval_batch_size, device)
     state = None
     if workers.is_first():
@@ -126,6 +127,7 @@ def train_cell(
         mixup=make_mixup(options, cell.model["num_classes"]),
         mixup_off_epoch=options.mixup_off_epoch,
         erase=make_erasing(options, device),
+        erasing_first=options.erasing_first,
         turns=options.grad_accum_steps,
     )
     augment = Augmentation(options, splits.mean, device, parts=is_cropped)
@@ -211,7 +213,7 @@ def train_cell(
     chosen = progress.selected["epoch"]
     check_state(model, f"the weights of epoch {chosen}", "no result can be measured with them")
     with Meter(model) as meter:
-        test = Loader(_as_scored(splits.test, options), options.eval_batch_size, device)
+        test = Loader(as_scored(splits.test, options), options.eval_batch_size, device)
         scores = Scores(model, normalise, precision)
         test_loss, test_accuracy = evaluate(eval_batches(test), scores)
     if not math.isfinite(test_loss):
@@ -264,11 +266,14 @@ def _as_cropped(samples: Samples, options: TrainingOptions) -> tuple[Samples, bo
     return samples.seen(view), True
 
 
-def _as_scored(samples: Samples, options: TrainingOptions) -> Samples:
+def as_scored(samples: Samples, options: TrainingOptions) -> Samples:
     """Validation or test images, cut out as the recipe says."""
-    if options.crop_pct is None or not isinstance(samples, Streamed):
+    if options.crop_pct is None:
         return samples
-    return samples.seen(Centre(samples.shape[-1], options.crop_pct))
+    if isinstance(samples, Streamed):
+        return samples.seen(Centre(samples.shape[-1], options.crop_pct))
+    assert isinstance(samples, Images), "samples are in memory or streamed"
+    return Images(middle(samples.images, options.crop_pct), samples.labels)
 
 
 def _check_same_images(known: Fingerprint | None, found: Fingerprint | None, path: Path) -> None:

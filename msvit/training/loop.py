@@ -55,6 +55,8 @@ class Trainer:
     mixup_off_epoch: int = 0
     """Epochs after which nothing is mixed; 0: always."""
     erase: RandomErasing | None = None
+    erasing_first: bool = False
+    """Each image before they are mixed, and not behind it."""
     turns: int = 1
     """In which the model is given a batch, as of :func:`msvit.workers.own`."""
     step_seconds: float = math.inf
@@ -129,9 +131,11 @@ class Trainer:
             return images, target
         images = self.normalise(images)
         planes = images.flatten(1, -3)  # [B, C, H, W]; of events [B, T·C, H, W], all frames alike
+        if self.erase is not None and self.erasing_first:
+            planes = self._erased(planes, self.erase)
         if self.mixup is not None:
             planes, target = self.mixup(planes, target)
-        if self.erase is not None:
+        if self.erase is not None and not self.erasing_first:
             planes = self._erased(planes, self.erase)
         return planes.view(images.shape), target
 

@@ -83,6 +83,8 @@ def make_optimizer(
         extra = {"fused": True}  # the one that takes its rate from a tensor there
         if options.optimizer in _ADAM:
             extra["capturable"] = True
+    if options.trust_clip:
+        extra["trust_clip"] = True
     groups = timm.optim.param_groups_weight_decay(
         model, options.weight_decay, no_weight_decay_list=no_decay(model)
     )

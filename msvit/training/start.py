@@ -9,7 +9,6 @@ from torch import nn
 
 from msvit.checkpoints import CheckpointError, load_official
 from msvit.records.store import start_file
-from msvit.state_dicts import read_checkpoint
 
 _log = logging.getLogger("msvit")
 
@@ -24,12 +23,13 @@ def load_start(model: nn.Module, start_from: str, results: Path) -> None:
         DataError: where there is no such cell or file.
         CheckpointError: where it cannot be read, or is of another model.
     """
-    content = read_checkpoint(start_file(results, start_from))
+    file = start_file(results, start_from)
     try:
-        load_official(model, content)
+        load_official(model, file)
     except CheckpointError as error:
         try:
-            load_official(model, content, head=False)
+            load_official(model, file, head=False)
         except CheckpointError:
-            raise CheckpointError(f"training.start_from {start_from}: {error}") from None
+            reason = " ".join(str(error).splitlines())
+            raise CheckpointError(f"training.start_from {start_from}: {reason}") from None
         _log.info("%s has other classes: the classifier begins anew", start_from)

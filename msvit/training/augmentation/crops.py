@@ -15,6 +15,8 @@ from torch import Tensor
 from msvit import workers
 from msvit.runtime import to_device
 
+_TOGETHER = 256  # images of a whole split that are resized at a time
+
 Box = tuple[int, int, int, int]
 """Top, left, height and width, in pixels."""
 
@@ -39,6 +41,16 @@ class RandomCrops:
     def draw(self, image: Tensor) -> Box:
         """For one image."""
         return RandomResizedCropAndInterpolation.get_params(image, self._scale, self._ratio)
+
+
+def middle(images: Tensor, share: float) -> Tensor:
+    """The middle of ``images`` ``[N, C, H, W]``, ``share`` of each side, resized to all of it."""
+    sides = images.shape[-2:]
+    high, wide = (max(1, round(share * side)) for side in sides)
+    box = ((sides[0] - high) // 2, (sides[1] - wide) // 2, high, wide)
+    if not len(images):
+        return images
+    return torch.cat([resized_parts(some, [box] * len(some)) for some in images.split(_TOGETHER)])
 
 
 def resized_parts(images: Tensor, boxes: Sequence[Box]) -> Tensor:
