@@ -263,7 +263,8 @@ def _seeds_needed(future: Outlook) -> str:
     rounds = [d for d in _ROUND_POINTS if d < 100 * future.visible][:3] or [_ROUND_POINTS[-1]]
     needed = [(points, future.seeds_for(points / 100)) for points in rounds]
     told = [
-        f"{points:g} point{'s' * (points != 1)}: {f'about {seeds} seeds' if seeds else f'more than {MOST_SEEDS}'}"
+        f"{points:g} point{'s' * (points != 1)}: "
+        f"{f'about {seeds} seeds' if seeds else f'more than {MOST_SEEDS}'}"
         for points, seeds in needed
     ]
     return f"It would take, for {', '.join(told)}."
