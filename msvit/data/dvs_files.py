@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from msvit.data.events import Events
+from msvit.data.files import one_line
 from msvit.options import DataError
 
 if TYPE_CHECKING:
@@ -31,8 +32,7 @@ def read_events(file: Path) -> Events:
         # Not public there, but the one that turns the picture as the published networks saw it.
         return in_signed(cifar10_dvs._load_origin_data(file))
     except Exception as error:  # of zip, of numpy, of spikingjelly
-        reason = " ".join(str(error).split())
-        raise DataError(f"{file}: no recording that can be read ({reason})") from error
+        raise DataError(f"{file}: no recording that can be read ({one_line(error)})") from error
 
 
 def in_signed(events: dict[str, Any]) -> dict[str, np.ndarray]:

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from msvit.data.decoding import red_green_blue
-from msvit.data.files import shown
+from msvit.data.files import one_line, shown
 from msvit.data.views import View
 from msvit.options import DataError
 
@@ -115,8 +115,7 @@ class Encoded:
         except DataError as error:
             raise DataError(f"{self.name(index)}: {error}") from None
         except Exception as error:  # decoders raise whatever they like
-            reason = " ".join(str(error).split())
-            raise DataError(f"{self.name(index)}: cannot be decoded ({reason})") from error
+            raise DataError(f"{self.name(index)}: cannot be decoded ({one_line(error)})") from error
 
     def _last_bytes(self, index: int) -> bytes:
         path = self.root / os.fsdecode(self.files[index])

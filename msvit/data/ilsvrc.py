@@ -20,6 +20,7 @@ import numpy as np
 from msvit.data.caches import cache_places, kept, replace_file
 from msvit.data.catalogue import Catalogue
 from msvit.data.encoded import Encoded
+from msvit.data.files import one_line
 from msvit.data.progress import progress
 from msvit.options import DataError
 
@@ -159,8 +160,7 @@ class IlsvrcArchives:
         except KeyError as error:
             raise DataError(f"{path}: it has no {error}") from error
         except Exception as error:  # readers raise whatever they like
-            reason = " ".join(str(error).split())
-            raise DataError(f"{path}: cannot be read ({reason})") from error
+            raise DataError(f"{path}: cannot be read ({one_line(error)})") from error
 
     def _make(self, place: Path) -> Catalogue:
         catalogue = self._walk()

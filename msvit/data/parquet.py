@@ -19,6 +19,7 @@ import numpy as np
 from msvit.data.caches import cache_places, kept
 from msvit.data.catalogue import Catalogue
 from msvit.data.encoded import Encoded
+from msvit.data.files import one_line
 from msvit.data.progress import progress
 from msvit.options import DataError
 
@@ -150,8 +151,7 @@ def _opened(file: Path) -> Any:
     try:
         return ParquetFile(file)
     except (ArrowException, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise DataError(f"{file}: cannot be read ({reason})") from error
+        raise DataError(f"{file}: cannot be read ({one_line(error)})") from error
 
 
 def _column(file: Path, opened: Any, names: tuple[str, ...], what: str) -> str:
@@ -196,5 +196,4 @@ def _contents(file: Path) -> Iterator[bytes]:
                 yield content.as_py()
                 row += 1
     except (ArrowException, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise DataError(f"{file}, behind row {row}: cannot be read ({reason})") from error
+        raise DataError(f"{file}, behind row {row}: cannot be read ({one_line(error)})") from error
