@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from msvit.data import data_options
+from msvit.data import options_of
 from msvit.data.fingerprint import Fingerprint, describe_images
 from msvit.options import DataError
 from msvit.records.schema import RecordError
@@ -39,8 +39,7 @@ def check_images(finished: Iterable[Trained], data_dir: Path | None) -> None:
             continue
         key = json.dumps(cell.data, sort_keys=True)
         if key not in known:
-            options = {option: value for option, value in cell.data.items() if option != "name"}
-            known[key] = data_options(cell.data["name"], options, "data").fingerprint(data_dir)
+            known[key] = options_of(cell.data).fingerprint(data_dir)
         now = known[key]
         if now is not None and now != cell.images:
             place = f"--data-dir {data_dir}" if data_dir else "without --data-dir"

@@ -60,6 +60,16 @@ def data_options(name: str, options: Mapping[str, Any], where: str) -> DataOptio
     return DATASETS[name].parse(options, where)
 
 
+def options_of(section: Mapping[str, Any]) -> DataOptions:
+    """Options of a cell's ``data`` section, which has ``name`` among them.
+
+    Raises:
+        ConfigError: for an unknown data set or option, or an impossible value.
+    """
+    options = {key: value for key, value in section.items() if key != "name"}
+    return data_options(section["name"], options, "data")
+
+
 def check_data(data: Iterable[Mapping[str, Any]], data_dir: Path | None) -> None:
     """Whether the images of cells are there: their ``data`` sections, ``name`` among the options.
 
@@ -114,8 +124,7 @@ def _each(data: Iterable[Mapping[str, Any]]) -> Iterator[DataOptions]:
     for section in data:
         if section not in seen:
             seen.append(section)
-            options = {key: value for key, value in section.items() if key != "name"}
-            yield data_options(section["name"], options, "data")
+            yield options_of(section)
 
 
 def load_splits(options: DataOptions, data_dir: Path | None = None) -> Splits:

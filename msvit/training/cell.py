@@ -15,10 +15,10 @@ from timm.utils import ModelEmaV3
 
 from msvit import kernels, workers
 from msvit.cells import SCHEMA, Cell
-from msvit.data import data_options, load_splits
+from msvit.data import load_splits, options_of
 from msvit.data.crops import RandomPart
 from msvit.data.fingerprint import Fingerprint, describe_images
-from msvit.data.splits import Images, Samples, Splits, Streamed
+from msvit.data.splits import Images, Samples, Streamed
 from msvit.data.views import Centre
 from msvit.layers.shared_statistics import share_statistics
 from msvit.metrics import Meter
@@ -88,7 +88,7 @@ def train_cell(
     keep_to_share(device)
     _be_deterministic(device)
     options = TrainingOptions.parse(cell.training, "training")
-    splits = _load_data(cell, data_dir)
+    splits = load_splits(options_of(cell.data), data_dir)
     train_set, is_cropped = _as_cropped(splits.train, options)
     if problem := options.uneven(workers.count(), len(train_set)):
         raise ConfigError("training", "batch_size", problem)
@@ -251,11 +251,6 @@ def train_cell(
         **told_of_workers,
         "environment": environment,
     }
-
-
-def _load_data(cell: Cell, data_dir: Path | None) -> Splits:
-    options = {key: value for key, value in cell.data.items() if key != "name"}
-    return load_splits(data_options(cell.data["name"], options, "data"), data_dir)
 
 
 def _as_cropped(samples: Samples, options: TrainingOptions) -> tuple[Samples, bool]:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from msvit.cells import Cell, canonical_json, without_effect
 from msvit.checkpoints import CheckpointError
-from msvit.data import DATASETS, data_options, load_splits
+from msvit.data import DATASETS, load_splits, options_of
 from msvit.data.decoding import can_be_seen_through
 from msvit.models import create_model, zoo
 from msvit.records.store import WEIGHTS, cell_folder, read_record
@@ -260,8 +260,7 @@ def _measured(cell: Cell) -> Callable[[Any], Tensor]:
     """Earlier versions did not keep how images were normalised, but the data set tells."""
 
     def prepare(images: Any) -> Tensor:
-        options = {key: value for key, value in cell.data.items() if key != "name"}
-        splits = load_splits(data_options(cell.data["name"], options, "data"))
+        splits = load_splits(options_of(cell.data))
         return _prepare(cell, splits.mean, splits.std)(images)
 
     return prepare
