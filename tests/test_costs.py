@@ -13,6 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from analysis import published_energy
+from msvit.cells import resolve_cell
 from msvit.metrics import measure
 from msvit.metrics.__main__ import main
 from msvit.metrics.assumed import assume, assumed_operations
@@ -22,9 +23,10 @@ from msvit.records.energy import ENERGY_MODELS, sop_spikformer
 from msvit.records.energy_constants import use_constants
 from msvit.records.store import cell_folder, read_record, write_record
 from msvit.training import train_cell
-from msvit.training.remeasure import lacks_counts
+from msvit.training.remeasure import lacks_counts, remeasured
 from studies.remeasure import remeasure
 from studies.run import main as run
+from tests.image_sets import class_folders, pixels
 from tests.small import fire, small_input, small_model
 from tests.test_training import tiny_cell
 
@@ -81,6 +83,22 @@ def test_counting_again_adds_what_an_earlier_version_lacked(finished, results, c
     untouched = (cell_folder(results, CELL.id) / "record.json").stat().st_mtime_ns
     assert remeasure(OneCell, results, None) == 0
     assert (cell_folder(results, CELL.id) / "record.json").stat().st_mtime_ns == untouched
+
+
+def test_counting_again_sees_the_images_as_the_recipe_scores_them(tmp_path):
+    images = tmp_path / "images"
+    for split, count in (("train", 4), ("test", 2)):
+        labels = np.repeat(np.arange(2), count)
+        class_folders(images, pixels(len(labels), 16, count), labels, split)
+    spec = {
+        "model": {**CELL.model, "in_channels": 3, "num_classes": 2},
+        "data": {"name": "image_folder", "image_size": 8, "num_classes": 2},
+        "training": {"epochs": 1, "batch_size": 4, "precision": "fp32", "crop_pct": 0.5},
+    }
+    cell = resolve_cell(spec, "test")
+    results = tmp_path / "results"
+    record = train_cell(cell, cell_folder(results, cell.id), data_dir=images)
+    assert remeasured(results, as_an_earlier_version(record), images) == record
 
 
 def test_other_weights_and_missing_ones_leave_a_record_as_it_is(finished, results, capsys):

@@ -11,15 +11,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from msvit.cells import Cell
-from msvit.data import data_options, load_splits
+from msvit.data import load_splits, options_of
 from msvit.data.fingerprint import describe_images
 from msvit.metrics import Meter
 from msvit.options import DataError
 from msvit.precision import choose_precision
+from msvit.recipes import TrainingOptions
 from msvit.records.schema import Operations, Record, RecordError
 from msvit.records.store import cell_folder
 from msvit.runtime import prepare_process, training_device
 from msvit.training.batches import Normalise, eval_batches
+from msvit.training.cell import as_scored
 from msvit.training.loading import Loader
 from msvit.training.loop import evaluate
 from msvit.training.step import Scores
@@ -48,8 +50,7 @@ def remeasured(results: Path, record: Record, data_dir: Path | None = None) -> R
     model = load_trained(folder)
     prepare_process()
     device = training_device()
-    options = {key: value for key, value in cell.data.items() if key != "name"}
-    splits = load_splits(data_options(cell.data["name"], options, "data"), data_dir)
+    splits = load_splits(options_of(cell.data), data_dir)
     known = record.get("data")
     if known is not None and splits.fingerprint is not None and known != splits.fingerprint:
         raise DataError(
@@ -59,7 +60,8 @@ def remeasured(results: Path, record: Record, data_dir: Path | None = None) -> R
     precision = choose_precision(record["precision"].split()[0], device)
     model = model.to(device)
     scores = Scores(model, Normalise(splits.mean, splits.std, device), precision)
-    test = Loader(splits.test, cell.training["eval_batch_size"], device)
+    scored = TrainingOptions.parse(cell.training, "training")
+    test = Loader(as_scored(splits.test, scored), scored.eval_batch_size, device)
     with Meter(model) as meter:
         evaluate(eval_batches(test), scores)
     rows = _completed(record["operations"], meter.result().operations, str(folder))
