@@ -6,12 +6,16 @@ import hashlib
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from msvit.data.files import cache_folder, locked
 from msvit.options import DataError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 _log = logging.getLogger("msvit")
 
@@ -68,10 +72,38 @@ def replace_file(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
     Raises:
         OSError: where it cannot be written; what was there stays.
     """
-    handle, temporary = tempfile.mkstemp(dir=path.parent)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        write(file)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A new file that takes the place of ``path`` at the end of the block, unless that raises.
+
+    Raises:
+        OSError: where it cannot be written.
+    """
+    handle, name = tempfile.mkstemp(dir=path.parent, suffix=path.suffix)
+    os.close(handle)
+    temporary = Path(name)
     try:
-        with os.fdopen(handle, "wb") as file:
-            write(file)
+        yield temporary
         os.replace(temporary, path)
     finally:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
+
+
+def mapped_bytes(file: Path, shape: tuple[int, ...]) -> np.memmap:
+    """uint8 zeros of ``shape`` in memory that is the ``file``, written as NumPy's .npy.
+
+    Raises:
+        OSError: where the disk has no room for all of them.
+    """
+    import numpy as np
+
+    array = np.lib.format.open_memmap(file, "w+", np.uint8, shape)
+    with file.open("r+b") as opened:
+        # A page that finds no room on the disk when it is written would end the process.
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(opened.fileno(), 0, file.stat().st_size)
+    return array

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from msvit.allotment import usable_cpus
-from msvit.data.caches import cache_places, kept, replace_file
+from msvit.data.caches import cache_places, kept, mapped_bytes, replace_file, replacing
 from msvit.data.catalogue import Catalogue
 from msvit.data.fingerprint import Fingerprint, fingerprint
 from msvit.data.progress import progress
@@ -65,24 +63,14 @@ def _places(catalogue: Catalogue, view: View) -> list[Path]:
 
 
 def _decode_into(catalogue: Catalogue, view: View, place: Path) -> Decoded:
-    handle, name = tempfile.mkstemp(dir=place.parent, suffix=".npy")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        shape = (len(catalogue), 3, view.size, view.size)
-        images = np.lib.format.open_memmap(temporary, "w+", np.uint8, shape)
-        with temporary.open("r+b") as file:
-            # A page that finds no room on the disk when it is written would end the process.
-            os.posix_fallocate(file.fileno(), 0, temporary.stat().st_size)
+    with replacing(place.with_suffix(".npy")) as file:
+        images = mapped_bytes(file, (len(catalogue), 3, view.size, view.size))
         _decode(catalogue, view, images)
         images.flush()
         arrays, found = _divided(catalogue, images)
-        os.replace(temporary, place.with_suffix(".npy"))
-        content = json.dumps(found).encode()
-        replace_file(place.with_suffix(".json"), lambda file: file.write(content))
-        return arrays, found
-    finally:
-        temporary.unlink(missing_ok=True)
+    content = json.dumps(found).encode()
+    replace_file(place.with_suffix(".json"), lambda file: file.write(content))
+    return arrays, found
 
 
 def _decode(catalogue: Catalogue, view: View, images: np.ndarray) -> None:

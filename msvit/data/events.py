@@ -11,8 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
-import tempfile
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,7 +22,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 from pydantic import Field
 
 from msvit.allotment import usable_cpus
-from msvit.data.caches import cache_places, kept, replace_file
+from msvit.data.caches import cache_places, kept, mapped_bytes, replace_file, replacing
 from msvit.data.files import some
 from msvit.data.fingerprint import Fingerprint, fingerprint
 from msvit.data.options import DataOptions
@@ -334,28 +332,24 @@ def _make(
         except OSError as error:  # not of the cache
             raise DataError(f"{file}: cannot be read ({error.strerror})") from error
 
-    handle, name = tempfile.mkstemp(dir=place.parent, suffix=".npy")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        with progress(f"frames of {recordings.root}", samples, "samples") as tell:
-            for split, files in recordings.files.items():
-                for found, digest in in_order(work, files):
-                    for label, counts in found:
-                        if array is None:
-                            array = _room(temporary, (samples, *counts.shape))
-                        clipped += int((counts > 255).sum())
-                        array[at] = as_bytes(counts)
-                        at += 1
-                        labels[split].append(label)
-                        digests[split].append(digest)
-                    tell(len(found))
+    with (
+        replacing(place.with_suffix(".npy")) as kept_in,
+        progress(f"frames of {recordings.root}", samples, "samples") as tell,
+    ):
+        for split, files in recordings.files.items():
+            for found, digest in in_order(work, files):
+                for label, counts in found:
+                    if array is None:
+                        array = mapped_bytes(kept_in, (samples, *counts.shape))
+                    clipped += int((counts > 255).sum())
+                    array[at] = as_bytes(counts)
+                    at += 1
+                    labels[split].append(label)
+                    digests[split].append(digest)
+                tell(len(found))
         if array is None:
             raise DataError(f"{recordings.root}: no recordings")
         array.flush()
-        os.replace(temporary, place.with_suffix(".npy"))
-    finally:
-        temporary.unlink(missing_ok=True)
     if clipped:
         _log.warning("%s: %d counts above 255 are kept as 255", recordings.root, clipped)
     sets = {
@@ -364,17 +358,6 @@ def _make(
     }
     content = json.dumps({**fingerprint(sets), "labels": labels}).encode()
     replace_file(place.with_suffix(".json"), lambda file: file.write(content))
-
-
-def _room(file: Path, shape: tuple[int, ...]) -> np.memmap:
-    import numpy as np
-
-    array = np.lib.format.open_memmap(file, "w+", np.uint8, shape)
-    with file.open("r+b") as opened:
-        # A page that finds no room on the disk when it is written would end the process.
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(opened.fileno(), 0, file.stat().st_size)
-    return array
 
 
 def in_order(work: Callable[[_Item], _Result], items: Sequence[_Item]) -> Iterator[_Result]:
