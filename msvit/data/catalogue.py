@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -35,6 +35,19 @@ class Catalogue:
             split: np.bincount(labels, minlength=number).tolist()
             for split, (_, labels) in self.splits.items()
         }
+
+    def paths(self) -> Iterator[Path]:
+        """All files that hold images."""
+        for encoded, _ in self.splits.values():
+            yield from encoded.paths()
+
+    def pieces(self, most: int) -> list[tuple[int, tuple[int, int]]]:
+        """All images, at most so many at a time: how many, and (which split, the first of them)."""
+        return [
+            (min(most, len(encoded) - start), (split, start))
+            for split, (encoded, _) in enumerate(self.splits.values())
+            for start in range(0, len(encoded), most)
+        ]
 
     def fingerprint(self) -> Fingerprint:
         """Of images that are too many to be decoded for it: of their names and sizes as files.

@@ -7,12 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from msvit.allotment import usable_cpus
 from msvit.data.caches import cache_places, kept, replace_file
 from msvit.data.encoded import Encoded
-from msvit.data.progress import progress
 from msvit.data.views import View
-from msvit.data.workers import Workers, finish
+from msvit.data.workers import by_all_cores
 
 MOST_DECODED = 10_000
 """Images on disk that are measured, of more as many evenly spaced: to 0.001 of a deviation."""
@@ -56,16 +54,14 @@ def _measured(encoded: Encoded, view: View) -> Statistics:
         part = encoded[start : start + _TOGETHER]
         return _sums(np.stack([part.pixels(index, view, ()) for index in range(len(part))]))
 
-    count = min(usable_cpus(), len(encoded) // (4 * _TOGETHER))
-    total = np.zeros((2, 3))
+    images = len(encoded)
+    starts = range(0, images, _TOGETHER)
+    pieces = [(min(_TOGETHER, images - start), (start,)) for start in starts]
     what = f"measuring mean and deviation of {encoded.root}"
-    with Workers(count, sums) as workers:
-        given = [workers.give(start) for start in range(0, len(encoded), _TOGETHER)]
-        with progress(what, len(encoded)) as tell:
-            for work in given:
-                total += finish(work)
-                tell(_TOGETHER)
-    return _statistics(total, len(encoded) * view.size**2)
+    total = np.zeros((2, 3))
+    for part in by_all_cores(what, sums, pieces, 4 * _TOGETHER):
+        total += part
+    return _statistics(total, images * view.size**2)
 
 
 def _sums(images: np.ndarray) -> np.ndarray:

@@ -13,13 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-from msvit.allotment import usable_cpus
 from msvit.data.caches import cache_places, kept, mapped_bytes, replace_file, replacing
 from msvit.data.catalogue import Catalogue
 from msvit.data.fingerprint import Fingerprint, fingerprint
-from msvit.data.progress import progress
 from msvit.data.views import View, Whole
-from msvit.data.workers import Workers, finish, shared_bytes
+from msvit.data.workers import by_all_cores, shared_bytes
 
 _TOGETHER = 128  # images that a process decodes at a time
 _WORTH_A_PROCESS = 500  # images; fewer are decoded sooner than a process has begun
@@ -56,10 +54,8 @@ def known_fingerprint(catalogue: Catalogue, view: View) -> Fingerprint | None:
 
 
 def _places(catalogue: Catalogue, view: View) -> list[Path]:
-    files = (path for encoded, _ in catalogue.splits.values() for path in encoded.paths())
-    return cache_places(
-        catalogue.root, files, "images", "" if isinstance(view, Whole) else repr(view)
-    )
+    more = "" if isinstance(view, Whole) else repr(view)
+    return cache_places(catalogue.root, catalogue.paths(), "images", more)
 
 
 def _decode_into(catalogue: Catalogue, view: View, place: Path) -> Decoded:
@@ -77,25 +73,16 @@ def _decode(catalogue: Catalogue, view: View, images: np.ndarray) -> None:
     """Fill ``images`` with all of the catalogue, split behind split."""
     parts = [encoded for encoded, _ in catalogue.splits.values()]
 
-    def decode(part: int, start: int, into: int) -> None:
+    places = list(_by_split(catalogue, images).values())
+
+    def decode(part: int, start: int) -> None:
         chosen = parts[part][start : start + _TOGETHER]
         for index in range(len(chosen)):
-            images[into + index] = chosen.pixels(index, view, ())
+            places[part][start + index] = chosen.pixels(index, view, ())
 
-    total = len(catalogue)
-    count = min(usable_cpus(), total // _WORTH_A_PROCESS)
-    with Workers(count, decode) as workers:
-        given, into = [], 0
-        for part, encoded in enumerate(parts):
-            for start in range(0, len(encoded), _TOGETHER):
-                number = min(_TOGETHER, len(encoded) - start)
-                given.append((workers.give(part, start, into), number))
-                into += number
-        # Behind the fork, which must not come while the bar's own thread writes.
-        with progress(f"decoding {catalogue.root}", total) as tell:
-            for work, number in given:
-                finish(work)
-                tell(number)
+    what = f"decoding {catalogue.root}"
+    for _ in by_all_cores(what, decode, catalogue.pieces(_TOGETHER), _WORTH_A_PROCESS):
+        pass
 
 
 def _divided(catalogue: Catalogue, images: np.ndarray) -> Decoded:

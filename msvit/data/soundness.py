@@ -7,11 +7,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from msvit.allotment import usable_cpus
 from msvit.data.caches import cache_places, kept
 from msvit.data.catalogue import Catalogue
-from msvit.data.progress import progress
-from msvit.data.workers import Workers, finish
+from msvit.data.workers import by_all_cores
 
 _TOGETHER = 512
 _WORTH_A_PROCESS = 2000  # images
@@ -32,8 +30,7 @@ def check_images_of(catalogue: Catalogue) -> None:
         place.with_suffix(".ok").touch()
         return True
 
-    paths = (path for encoded, _ in catalogue.splits.values() for path in encoded.paths())
-    if kept(cache_places(catalogue.root, paths, "sound"), known, make) is None:
+    if kept(cache_places(catalogue.root, catalogue.paths(), "sound"), known, make) is None:
         _look(catalogue)
 
 
@@ -45,14 +42,6 @@ def _look(catalogue: Catalogue) -> None:
         for index in range(len(chosen)):
             chosen.check(index)
 
-    total = len(catalogue)
-    with Workers(min(usable_cpus(), total // _WORTH_A_PROCESS), look) as workers:
-        given = [
-            workers.give(part, start)
-            for part, encoded in enumerate(parts)
-            for start in range(0, len(encoded), _TOGETHER)
-        ]
-        with progress(f"looking through {catalogue.root}", total) as tell:
-            for work in given:
-                finish(work)
-                tell(_TOGETHER)
+    what = f"looking through {catalogue.root}"
+    for _ in by_all_cores(what, look, catalogue.pieces(_TOGETHER), _WORTH_A_PROCESS):
+        pass

@@ -14,15 +14,22 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from math import prod
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 
+from msvit.allotment import usable_cpus
+from msvit.data.progress import progress
 from msvit.options import DataError
+
+Result = TypeVar("Result")
+
+Piece = tuple[int, tuple[Any, ...]]
+"""How many images a piece of work is for, and its arguments, which are small."""
 
 _LOOK_SECONDS = 0.5  # between looks of a worker at whether its parent still lives
 
@@ -83,6 +90,26 @@ def finish(work: Future[Any]) -> Any:
         raise DataError(
             "a process that decodes images was ended from outside, perhaps for want of memory"
         ) from error
+
+
+def by_all_cores(
+    what: str, work: Callable[..., Result], pieces: Sequence[Piece], worth_a_process: int
+) -> Iterator[Result]:
+    """``work(*arguments)`` of each of ``pieces``, in their order; ``what`` it is, is said.
+
+    There is a process for each core, but no more than one for ``worth_a_process`` images.
+
+    Raises:
+        DataError: where a process has died; and whatever the work has raised.
+    """
+    total = sum(images for images, _ in pieces)
+    with Workers(min(usable_cpus(), total // worth_a_process), work) as workers:
+        given = [(images, workers.give(*arguments)) for images, arguments in pieces]
+        # Behind the fork, which must not come while the bar's own thread writes.
+        with progress(what, total) as tell:
+            for images, done in given:
+                yield finish(done)
+                tell(images)
 
 
 _work: Callable[..., Any] | None = None  # of a worker's process
