@@ -9,8 +9,8 @@ import numpy as np
 
 from msvit.data.caches import cache_places, kept, replace_file
 from msvit.data.encoded import Encoded
+from msvit.data.processes import by_all_cores
 from msvit.data.views import View
-from msvit.data.workers import by_all_cores
 
 MOST_DECODED = 10_000
 """Images on disk that are measured, of more as many evenly spaced: to 0.001 of a deviation."""

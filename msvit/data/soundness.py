@@ -9,7 +9,7 @@ from pathlib import Path
 
 from msvit.data.caches import cache_places, kept
 from msvit.data.catalogue import Catalogue
-from msvit.data.workers import by_all_cores
+from msvit.data.processes import by_all_cores
 
 _TOGETHER = 512
 _WORTH_A_PROCESS = 2000  # images

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from msvit.allotment import cpus_beside_gpu
+from msvit.data.processes import Processes, finish, shared_bytes
 from msvit.data.splits import Images, Samples, Streamed
-from msvit.data.workers import Workers, finish, shared_bytes
 from msvit.runtime import to_device
 
 RESIDENT_BYTES = 2e9
@@ -128,7 +128,7 @@ class Loader:
         def decode(slot: int, start: int, indices: np.ndarray) -> None:
             samples.decode(indices, slots[slot, start : start + len(indices)], seed)
 
-        with Workers(self._workers, decode) as workers:
+        with Processes(self._workers, decode) as workers:
 
             def begin(batch: int) -> list[Future[Any]]:
                 indices, slot = batches[batch], batch % len(slots)

@@ -39,7 +39,7 @@ def shared_bytes(shape: tuple[int, ...]) -> np.ndarray:
     return np.frombuffer(mmap.mmap(-1, max(1, prod(shape))), np.uint8, prod(shape)).reshape(shape)
 
 
-class Workers:
+class Processes:
     """``count`` processes that call ``work``; as a context, they end with it.
 
     They also end when this process ends in any way, and leave Ctrl-C to it. With ``count`` 0, and
@@ -103,7 +103,7 @@ def by_all_cores(
         DataError: where a process has died; and whatever the work has raised.
     """
     total = sum(images for images, _ in pieces)
-    with Workers(min(usable_cpus(), total // worth_a_process), work) as workers:
+    with Processes(min(usable_cpus(), total // worth_a_process), work) as workers:
         given = [(images, workers.give(*arguments)) for images, arguments in pieces]
         # Behind the fork, which must not come while the bar's own thread writes.
         with progress(what, total) as tell:
