@@ -10,18 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from msvit.data.dvs_files import PREPARED, binned, read_events
+from msvit.data.dvs_files import PREPARED, read_events
 from msvit.data.events import Events, RecordedOptions, Recordings
 from msvit.data.files import some
 from msvit.data.folders_of_events import class_files
 from msvit.options import DataError
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from msvit.data.splits import Images
 
 SOURCE = "https://figshare.com/articles/dataset/CIFAR10-DVS_New/4724671"
 
@@ -31,7 +26,6 @@ CLASSES = (
 )
 
 _TRAINED_ON = 0.9
-_VALIDATION = 0.05
 
 
 class Cifar10DvsOptions(RecordedOptions):
@@ -43,6 +37,7 @@ class Cifar10DvsOptions(RecordedOptions):
 
     name: ClassVar[str] = "cifar10dvs"
     num_classes: ClassVar[int] = 10
+    classes: ClassVar[Sequence[str]] = CLASSES
     sensor: ClassVar[int] = 128
     mean: ClassVar[tuple[float, ...]] = (0.0, 0.0)
     std: ClassVar[None] = None  # such that counts enter the network
@@ -50,10 +45,6 @@ class Cifar10DvsOptions(RecordedOptions):
     published: ClassVar[Mapping[str, int | Sequence[int]]] = {"train": 900, "test": 100}
 
     image_size: Literal[128, 64, 32] = 128
-
-    @property
-    def scale(self) -> float:
-        return (self.sensor / self.image_size) ** 2  # squares are added up, the mean is wanted
 
     def recordings(self, data_dir: Path | None) -> Recordings:
         root = _find(data_dir)
@@ -70,15 +61,6 @@ class Cifar10DvsOptions(RecordedOptions):
             counts["train"].append(first)
             counts["test"].append(len(files) - first)
         return Recordings(root, {"train": train, "test": test}, _read, counts)
-
-    def fitted(self, frames: np.ndarray) -> np.ndarray:
-        return binned(frames, self.image_size)
-
-    def divided(self, samples: Mapping[str, Images]) -> tuple[Images, Images, Images]:
-        from msvit.data.splits import split_train
-
-        found = split_train(samples["train"], _VALIDATION, self.train_per_class, CLASSES)
-        return *found, samples["test"]
 
 
 def _read(file: Path) -> list[tuple[int, Events]]:

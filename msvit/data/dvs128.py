@@ -9,26 +9,20 @@ from __future__ import annotations
 import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from msvit.data.dvs_files import PREPARED, binned, in_signed, read_events
+from msvit.data.dvs_files import PREPARED, in_signed, read_events
 from msvit.data.events import Events, RecordedOptions, Recordings
-from msvit.data.folders_of_events import class_files
+from msvit.data.folders_of_events import recordings_in
 from msvit.options import DataError
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from msvit.data.splits import Images
 
 SOURCE = "https://ibm.ent.box.com/s/3hiq58ww1pbbjrinh367ykfdf60xsfm8/folder/50167556794"
 
 _CLASSES = 11
 _LISTS = {"train": "trials_to_train.txt", "test": "trials_to_test.txt"}
 _TRIALS = {"train": 1176, "test": 288}  # that its lists and tables name, as spikingjelly counts
-_VALIDATION = 0.05
 
 Trial = tuple[int, int, int]
 """Class from 0, first microsecond, and the one after the last."""
@@ -49,10 +43,6 @@ class Dvs128Options(RecordedOptions):
     frames_number: int = Field(16, ge=1, le=1024)
     image_size: Literal[128, 64, 32] = 128
 
-    @property
-    def scale(self) -> float:
-        return (self.sensor / self.image_size) ** 2  # squares are added up, the mean is wanted
-
     @classmethod
     def unlike_published(cls, counts: Mapping[str, Sequence[int]]) -> str | None:
         found = {split: sum(counts.get(split, [])) for split in _TRIALS}
@@ -66,15 +56,6 @@ class Dvs128Options(RecordedOptions):
     def recordings(self, data_dir: Path | None) -> Recordings:
         root = _find(data_dir)
         return _prepared(root) if root.name == PREPARED else _as_recorded(root)
-
-    def fitted(self, frames: np.ndarray) -> np.ndarray:
-        return binned(frames, self.image_size)
-
-    def divided(self, samples: Mapping[str, Images]) -> tuple[Images, Images, Images]:
-        from msvit.data.splits import split_train
-
-        found = split_train(samples["train"], _VALIDATION, self.train_per_class)
-        return *found, samples["test"]
 
 
 def _find(data_dir: Path | None) -> Path:
@@ -98,14 +79,11 @@ def _find(data_dir: Path | None) -> Path:
 def _prepared(root: Path) -> Recordings:
     """As spikingjelly has divided it into trials."""
     names = [str(label) for label in range(_CLASSES)]
-    classes = {split: class_files(root / split, names, (".npz",)) for split in _LISTS}
-    files = {split: [f for found in c.values() for f in found] for split, c in classes.items()}
-    counts = {split: [len(found) for found in c.values()] for split, c in classes.items()}
 
     def read(file: Path) -> list[tuple[int, Events]]:
         return [(int(file.parent.name), read_events(file))]
 
-    return Recordings(root, files, read, counts)
+    return recordings_in(root, {split: split for split in _LISTS}, names, ".npz", read)
 
 
 def _as_recorded(root: Path) -> Recordings:

@@ -40,10 +40,3 @@ def in_signed(events: dict[str, Any]) -> dict[str, np.ndarray]:
     import numpy as np
 
     return {key: np.asarray(values).astype(np.int64) for key, values in events.items()}
-
-
-def binned(frames: np.ndarray, size: int) -> np.ndarray:
-    """Counts of squares of pixels, ``[..., H, H]`` → ``[..., size, size]``."""
-    factor = frames.shape[-1] // size
-    shape = (*frames.shape[:-2], size, factor, size, factor)
-    return frames.reshape(shape).sum((-3, -1))

@@ -32,12 +32,14 @@ from msvit.options import DataError
 if TYPE_CHECKING:
     import numpy as np
 
-    from msvit.data.splits import Images, Splits
+    from msvit.data.splits import Splits
 
 _log = logging.getLogger("msvit")
 
 COUNTS = 1 / 255
 """The ``std`` with which bytes become counts again: a pixel in [0, 1] stands for 0 to 255."""
+
+_VALIDATION = 0.05  # of the recordings to train on; the published code holds out none
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -105,6 +107,9 @@ class RecordedOptions(EventOptions):
     sensor: ClassVar[int]
     """Pixels per side of the camera."""
 
+    classes: ClassVar[Sequence[str] | None] = None
+    """What errors call them; None: by their numbers."""
+
     split_by: Literal["number", "time"] = "number"
 
     @abstractmethod
@@ -115,18 +120,15 @@ class RecordedOptions(EventOptions):
             DataError: where files are missing; the message says which, and where they are from.
         """
 
-    @abstractmethod
-    def divided(self, samples: Mapping[str, Images]) -> tuple[Images, Images, Images]:
-        """``(train, validation, test)`` of all samples by split of the files."""
-
     def fitted(self, frames: np.ndarray) -> np.ndarray:
-        """Frames ``[..., sensor, sensor]`` as ``image_size`` asks for them."""
-        return frames
+        """Frames ``[..., sensor, sensor]`` as ``image_size`` asks for them: squares added up."""
+        return binned(frames, self.image_size)  # type: ignore[attr-defined]  # of every data set
 
     @property
     def scale(self) -> float:
-        """What counts in the frames are divided by before a network sees them."""
-        return 1.0
+        """What counts in the frames are divided by before a network sees them, for means."""
+        size: int = self.image_size  # type: ignore[attr-defined]  # of every data set
+        return (self.sensor / size) ** 2
 
     def check(self, data_dir: Path | None) -> None:
         self.recordings(data_dir)
@@ -158,16 +160,16 @@ class RecordedOptions(EventOptions):
     def load(self, data_dir: Path | None) -> Splits:
         import torch
 
-        from msvit.data.splits import Images, Splits
+        from msvit.data.splits import Images, Splits, split_train
 
         frames, labels, found = self._frames(data_dir)
         samples = {
             split: Images(torch.from_numpy(frames[split]), torch.from_numpy(labels[split]))
             for split in frames
         }
-        train, validation, test = self.divided(samples)
+        parts = split_train(samples["train"], _VALIDATION, self.train_per_class, self.classes)
         std = COUNTS * self.scale
-        return Splits(train, validation, test, (0.0, 0.0), (std, std), found)
+        return Splits(*parts, samples["test"], (0.0, 0.0), (std, std), found)
 
     def _frames(self, data_dir: Path | None) -> Frames:
         recordings = self.recordings(data_dir)
@@ -265,6 +267,13 @@ def resized(frames: np.ndarray, size: int) -> np.ndarray:
     before = missing // 2
     around = (before, missing - before)
     return np.pad(frames, [(0, 0)] * (frames.ndim - 2) + [around, around])
+
+
+def binned(frames: np.ndarray, size: int) -> np.ndarray:
+    """Counts of squares of pixels, ``[..., H, H]`` → ``[..., size, size]``."""
+    factor = frames.shape[-1] // size
+    shape = (*frames.shape[:-2], size, factor, size, factor)
+    return frames.reshape(shape).sum((-3, -1))
 
 
 def frames_of(

@@ -2,10 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from msvit.data.events import Events, Recordings
 from msvit.options import DataError
+
+
+def recordings_in(
+    root: Path,
+    folders: Mapping[str, str],
+    classes: Sequence[str],
+    suffix: str,
+    read: Callable[[Path], list[tuple[int, Events]]],
+) -> Recordings:
+    """Those of each split, which has a folder (split → its name) with folders of ``classes``.
+
+    Raises:
+        DataError: as :func:`class_files`.
+    """
+    found = {s: class_files(root / name, classes, (suffix,)) for s, name in folders.items()}
+    files = {split: [f for own in c.values() for f in own] for split, c in found.items()}
+    counts = {split: [len(own) for own in c.values()] for split, c in found.items()}
+    return Recordings(root, files, read, counts)
 
 
 def class_files(

@@ -13,19 +13,16 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 
 from msvit.data.events import Events, RecordedOptions, Recordings, resized
-from msvit.data.folders_of_events import class_files
+from msvit.data.folders_of_events import recordings_in
 from msvit.options import DataError
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from msvit.data.splits import Images
-
 SOURCE = "https://www.garrickorchard.com/datasets/n-mnist"
 
 _CLASSES = [str(digit) for digit in range(10)]
 _FOLDERS = {"train": "Train", "test": "Test"}
-_VALIDATION = 0.05
 _EVENT_BYTES = 5
 
 
@@ -50,23 +47,14 @@ class NmnistOptions(RecordedOptions):
     image_size: int = Field(32, ge=8, le=128)
 
     def recordings(self, data_dir: Path | None) -> Recordings:
-        root = _find(data_dir)
-        classes = {
-            split: class_files(root / folder, _CLASSES, (".bin",))
-            for split, folder in _FOLDERS.items()
-        }
-        files = {split: [f for found in c.values() for f in found] for split, c in classes.items()}
-        counts = {split: [len(found) for found in c.values()] for split, c in classes.items()}
-        return Recordings(root, files, read_recording, counts)
+        return recordings_in(_find(data_dir), _FOLDERS, _CLASSES, ".bin", read_recording)
 
     def fitted(self, frames: np.ndarray) -> np.ndarray:
         return resized(frames, self.image_size)
 
-    def divided(self, samples: Mapping[str, Images]) -> tuple[Images, Images, Images]:
-        from msvit.data.splits import split_train
-
-        train, validation = split_train(samples["train"], _VALIDATION, self.train_per_class)
-        return train, validation, samples["test"]
+    @property
+    def scale(self) -> float:
+        return 1.0
 
 
 def read_recording(file: Path) -> list[tuple[int, Events]]:
