@@ -245,7 +245,7 @@ def test_spikformer_takes_another_attention_and_keeps_the_rest():
     published = small_model("spikformer").double()
     options = published.options
     other = Spikformer(options, lambda dim, neuron: TokenAttention(dim, options.heads, neuron))
-    images = small_input(other, 2)
+    images = small_input(published, 2)
     other.double()(images).square().sum().backward()
     attentions = [block.attention for block in other.blocks]
     assert len(attentions) == options.depth

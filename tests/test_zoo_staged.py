@@ -306,7 +306,12 @@ def test_every_layer_is_measured(name):
     fire(model)
     result = measure(model, [small_input(model, 2, torch.float32)])
     assert 0 < result.firing_rate < 1
-    assert all(row["dense_macs"] > 0 for row in result.operations)
+    products = [row for row in result.operations if row["kind"] != "neuron"]
+    assert all(row["dense_macs"] > 0 for row in products)
+    neurons = [row for row in result.operations if row["kind"] == "neuron"]
+    assert all(row["updates"] > 0 for row in neurons)
+    assert products
+    assert neurons
     assert result.energy_mj["sop_spikformer"] > 0
 
 
