@@ -167,13 +167,7 @@ class FiringMonitor:
         updates = per_step * steps
         each = update_of(neurons.spec, steps)
         return {
-            "layer": path,
-            "kind": "neuron",
-            "input": "current",
-            "dense_macs": 0.0,
-            "input_rate": None,
-            "macs": 0.0,
-            "acs": 0.0,
+            **_without_products(path),
             "steps": steps,
             "neuron": neurons.spec.kind,
             "updates": updates,
@@ -206,9 +200,8 @@ class FiringMonitor:
         return spikes / chances if chances else 0.0
 
 
-def _output_row(path: str, activations: _Activations, images: int) -> Operations:
-    """Outputs alone: there is no potential to update."""
-    row: Operations = {
+def _without_products(path: str) -> Operations:
+    return {
         "layer": path,
         "kind": "neuron",
         "input": "current",
@@ -216,6 +209,13 @@ def _output_row(path: str, activations: _Activations, images: int) -> Operations
         "input_rate": None,
         "macs": 0.0,
         "acs": 0.0,
+    }
+
+
+def _output_row(path: str, activations: _Activations, images: int) -> Operations:
+    """Outputs alone: there is no potential to update."""
+    row: Operations = {
+        **_without_products(path),
         "steps": 1,
         "neuron": activations.spec.kind,
         "updates": 0.0,
