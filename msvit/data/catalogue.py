@@ -24,6 +24,17 @@ class Catalogue:
     splits: Mapping[str, tuple[Encoded, np.ndarray]]
     classes: Sequence[str]
 
+    @classmethod
+    def of_files(cls, root: Path, found: Mapping[str, Mapping[str, Sequence[str]]]) -> Catalogue:
+        """Of files below ``root``: split → class → their names, the same classes in each split."""
+        splits = {}
+        for split, classes in found.items():
+            names = [name for files in classes.values() for name in files]
+            counts = [len(files) for files in classes.values()]
+            labels = np.repeat(np.arange(len(counts)), counts)
+            splits[split] = (Encoded.of_files(root, names), labels)
+        return cls(root, splits, list(next(iter(found.values()))))
+
     def __len__(self) -> int:
         """Images of all splits."""
         return sum(len(encoded) for encoded, _ in self.splits.values())

@@ -11,10 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
-
 from msvit.data.catalogue import Catalogue
-from msvit.data.encoded import Encoded
 from msvit.data.files import shown, some
 from msvit.options import DataError
 
@@ -62,14 +59,11 @@ class ClassFolders:
         )
 
     def catalogue(self) -> Catalogue:
-        listing = self.listed()
-        splits = {}
-        for split, classes in listing.items():
-            names = [f"{split}/{name}/{file}" for name in classes for file in classes[name]]
-            counts = [len(files) for files in classes.values()]
-            labels = np.repeat(np.arange(len(counts)), counts)
-            splits[split] = (Encoded.of_files(self.root, names), labels)
-        return Catalogue(self.root, splits, list(listing[self.splits[0]]))
+        files = {
+            split: {name: [f"{split}/{name}/{file}" for file in own] for name, own in found.items()}
+            for split, found in self.listed().items()
+        }
+        return Catalogue.of_files(self.root, files)
 
     def listed(self) -> Listing:
         """The image files of each split by class; nothing is opened.

@@ -96,18 +96,9 @@ class AnnotatedImages:
         return None
 
     def catalogue(self) -> Catalogue:
-        import numpy as np
-
         from msvit.data.catalogue import Catalogue
-        from msvit.data.encoded import Encoded
 
-        splits = {}
-        for split, classes in self._listed().items():
-            names = [name for files in classes.values() for name in files]
-            counts = [len(files) for files in classes.values()]
-            labels = np.repeat(np.arange(len(counts)), counts)
-            splits[split] = (Encoded.of_files(self.root, names), labels)
-        return Catalogue(self.root, splits, self._classes())
+        return Catalogue.of_files(self.root, self._listed())
 
     def _classes(self) -> list[str]:
         classes = sorted((self.root / _CLASSES).read_text().split())
