@@ -177,7 +177,7 @@ def _check_fit(model: ModelOptions, data: DataOptions) -> None:
             if key == "timesteps":
                 message += "; set data.frames_number instead, and leave timesteps out"
             raise ConfigError("model", key, message)
-    if (tested := data.tested_size()) != _from_data(data)["image_size"]:
+    if (tested := data.tested_size()) != given["image_size"]:
         _check_tested(model, tested)
     if model.num_classes < data.num_classes:
         message = f"the data set has {data.num_classes} classes (got {model.num_classes})"

@@ -138,14 +138,21 @@ class TrainingOptions(Options):
         """Whether images of a batch are mixed, so that their classes are."""
         return self.mixup > 0 or self.cutmix > 0
 
+    def batch_of(self, images: int) -> int:
+        """Images in a batch: the recipe's, or all ``images`` of a smaller training set.
+
+        Those that are mixed are an even number, as they are paired.
+        """
+        size = min(self.batch_size, images)
+        return size - size % 2 if self.mixes else size
+
     def uneven(self, workers: int, images: int | None = None) -> str:
         """Why ``workers`` (or one) cannot share every batch evenly, empty where they can.
 
-        A batch is the recipe's, or all ``images`` of a smaller training set. Mixed ones are shared
-        in pairs, and one that is accumulated part by part (:func:`msvit.workers.own`).
+        Mixed ones are shared in pairs, and one that is accumulated part by part
+        (:func:`msvit.workers.own`).
         """
-        size = min(self.batch_size, images or self.batch_size)
-        size -= size % 2 if self.mixes else 0
+        size = self.batch_of(images or self.batch_size)
         if size < self.grad_accum_steps:
             return f"a batch of {size} images cannot be had in {self.grad_accum_steps} parts"
         if workers == 1 or size % (workers * self.grad_accum_steps * (2 if self.mixes else 1)) == 0:

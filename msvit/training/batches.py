@@ -57,8 +57,7 @@ def train_batches(
     drawn in this call, the rest as the batches are taken. ``seed`` is of this epoch, for streamed
     images. Of several workers each takes its part of every batch.
     """
-    size = min(options.batch_size, len(loader))
-    size -= size % 2 if options.mixes else 0  # the images of a batch are paired
+    size = options.batch_of(len(loader))
     order = torch.randperm(len(loader), generator=random)
     used = order[first * size : steps_per_epoch(len(loader), options) * size]
     used = workers.own(used.view(-1, size), 1, options.grad_accum_steps).flatten()

@@ -228,7 +228,7 @@ def train_cell(
     told_of_workers = (
         {"workers": workers.describe(progress.crews)} if max(progress.crews) > 1 else {}
     )
-    images_trained = progress.epoch * steps * min(options.batch_size, len(splits.train))
+    images_trained = progress.epoch * steps * options.batch_of(len(splits.train))
     return {
         "schema": SCHEMA,
         "id": cell.id,
