@@ -30,8 +30,8 @@ from analysis.collect import StudyResults, collect
 from analysis.drawn import Drawn
 from analysis.formats import FORMATS, console, terminal, write_table
 from analysis.page import PAGE
-from analysis.study_tables import TABLES, check_baseline, study_tables
-from analysis.view import USUAL, View
+from analysis.study_tables import TABLES, check_baseline
+from analysis.view import View
 from msvit.commands import DEFAULT_RESULTS, Parser, command
 from msvit.options import ConfigError, unknown
 from msvit.printing import print_error
@@ -72,12 +72,7 @@ WRITERS: dict[str, Callable[[Drawn, Path], None]] = {
 ALL = (*FORMATS, *WRITERS)
 
 
-def write_report(
-    study: StudyResults,
-    view: View = USUAL,
-    formats: Collection[str] = ALL,
-    out: Path | None = None,
-) -> Path:
+def write_report(drawn: Drawn, formats: Collection[str] = ALL, out: Path | None = None) -> Path:
     """Write the tables, ``frames/``, ``figures/`` and page of a study, or those of ``formats``.
 
     Returns:
@@ -86,11 +81,6 @@ def write_report(
     Raises:
         RecordError: if the folder cannot be written, or the baseline is no configuration.
     """
-    return write_drawn(Drawn(study, view), formats, out)
-
-
-def write_drawn(drawn: Drawn, formats: Collection[str] = ALL, out: Path | None = None) -> Path:
-    """:func:`write_report` of what may have been drawn already."""
     folder = drawn.study.folder if out is None else out
     tables = drawn.tables
     try:
@@ -103,8 +93,7 @@ def write_drawn(drawn: Drawn, formats: Collection[str] = ALL, out: Path | None =
         if out is None:
             _remove_old(folder, TABLES.keys() - tables)
     except OSError as error:
-        where = error.filename or folder
-        raise RecordError(f"{where}: cannot be written ({error.strerror})") from None
+        raise unwritable(Path(error.filename or folder), error) from None
     return folder
 
 
@@ -115,19 +104,18 @@ def _remove_old(folder: Path, stems: Iterable[str]) -> None:
             (folder / f"{stem}{end}").unlink(missing_ok=True)
 
 
-def print_summary(study: StudyResults, view: View = USUAL, out: Path | None = None) -> None:
+def print_summary(drawn: Drawn, out: Path | None = None) -> None:
     """Print the main tables of a study, its failed and missing cells, and where its files are."""
-    shown = console()
-    drawn = study_tables(study, view)
+    shown, study, tables = console(), drawn.study, drawn.tables
     for name in PRINTED:
-        if name in drawn:
-            shown.print(terminal(drawn[name]))
-            for note in drawn[name].notes:
+        if name in tables:
+            shown.print(terminal(tables[name]))
+            for note in tables[name].notes:
                 shown.print(note)
     for line in (*study.warnings, *_unfinished_lines(study)):
         shown.print(line, soft_wrap=True)
     folder = study.folder if out is None else out
-    files = [path.name for stem in drawn for path in sorted(folder.glob(f"{stem}.*"))]
+    files = [path.name for stem in tables for path in sorted(folder.glob(f"{stem}.*"))]
     files += [f"{name}/" for name in ("frames", "figures") if (folder / name).is_dir()]
     files += [PAGE] if (page := folder / PAGE).is_file() else []
     shown.print(f"\n{folder}: {', '.join(files) or 'nothing written yet'}", soft_wrap=True)
@@ -179,8 +167,8 @@ def _several(
     for each in drawn:
         folder = None if out is None else out / each.study.name
         if rest:
-            write_drawn(each, rest, folder)
-        print_summary(each.study, each.view, folder)
+            write_report(each, rest, folder)
+        print_summary(each, folder)
     for search in searches:
         if rest:
             write_search_report(search, view.energy)
@@ -240,8 +228,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         spaces = list(dict.fromkeys(options.space))
         studies = [collect(options.results, name) for name in grids]
         if len(studies) == 1 and not spaces:
-            write_report(studies[0], view, formats, options.out)
-            print_summary(studies[0], view, options.out)
+            drawn = Drawn(studies[0], view)
+            write_report(drawn, formats, options.out)
+            print_summary(drawn, options.out)
         else:
             _several(studies, spaces, options.results, view, formats, options.out)
     except (ConfigError, RecordError) as error:

@@ -32,6 +32,7 @@ from msvit.printing import print_error
 from msvit.records.energy_choice import USUAL, EnergyChoice, add_energy, energy_choice
 from msvit.records.measures import all_measures
 from msvit.records.schema import RecordError
+from msvit.records.store import unwritable
 
 
 def write_search_report(search: Search, energy: EnergyChoice = USUAL) -> Path:
@@ -57,8 +58,7 @@ def write_search_report(search: Search, energy: EnergyChoice = USUAL) -> Path:
         write_figures(figures, search.folder / "figures")
         write_page([search_part(search, figures, energy)], search.folder)
     except OSError as error:
-        where = error.filename or search.folder
-        raise RecordError(f"{where}: cannot be written ({error.strerror})") from None
+        raise unwritable(Path(error.filename or search.folder), error) from None
     return search.folder
 
 

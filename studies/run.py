@@ -159,14 +159,15 @@ def _check_same(study: Study, results: Path) -> None:
 def _report(study: Study, records: Records[Observations], view: View) -> int:
     """Tables, figures and the summary; the exit code tells whether all cells are done."""
     from analysis.collect import collect
+    from analysis.drawn import Drawn
     from analysis.report import ALL, print_summary, write_report
 
     states = states_of(study, records)
-    found = collect(records.results, study.name, records)
+    drawn = Drawn(collect(records.results, study.name, records), view)
     # Before there is a number, only the page has something to tell: why there is none.
-    write_report(found, view, ALL if "done" in states.values() else ("html",))
+    write_report(drawn, ALL if "done" in states.values() else ("html",))
     print()
-    print_summary(found, view)
+    print_summary(drawn)
     again = {
         "failed": "failed; --retry-failed runs them again",
         "hindered": "failed by their surroundings; the same command runs them again",

@@ -20,6 +20,7 @@ from scipy import stats
 
 from analysis.collect import cell_columns, collect
 from analysis.comparisons import compare_with_best, paired_differences, tell_apart
+from analysis.drawn import Drawn
 from analysis.figures import accuracy_energy, accuracy_over_axis, pareto_front, save_figures
 from analysis.formats import latex, latex_text, markdown
 from analysis.heatmaps import firing_maps
@@ -777,7 +778,7 @@ def test_saved_figures_are_images_and_old_ones_go_away(partial, tmp_path):
 
 
 def test_the_summary_names_failed_and_missing_cells(partial, capsys):
-    print_summary(partial.study())
+    print_summary(Drawn(partial.study()))
     out = capsys.readouterr().out
     failed = re.findall(r"failed: msvit scales=1,3,5 seed (\d): Tr.*\(log: (.*)\)", out)
     assert [seed for seed, _ in failed] == ["0", "1", "2"]

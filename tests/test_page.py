@@ -84,7 +84,7 @@ def test_the_answer_is_what_the_statistics_say(drawn):
 def test_without_a_result_nothing_is_said_and_the_page_tells_why(tmp_path, one_figure):
     results = Results(tmp_path)
     results.add("msvit", make_cell({"name": "msvit"}, 0), "out of luck")
-    folder = write_report(results.study(), formats=("html",))
+    folder = write_report(Drawn(results.study()), formats=("html",))
     text = (folder / "report.html").read_text(encoding="utf-8")
     assert "Nothing can be said yet: no cell is finished." in text
     assert "TrainingDiverged: out of luck" in text

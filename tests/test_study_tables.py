@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from analysis.drawn import Drawn
 from analysis.figures import FIGURES, difference_forest, over_axis
 from analysis.formats import latex, markdown, narrowed, write_table
 from analysis.frames import write_frames
@@ -272,8 +273,8 @@ def test_a_report_writes_what_is_asked_for_where_it_is_asked_for(scales, tmp_pat
 
 def test_tables_of_an_earlier_baseline_do_not_stay(scales):
     tables = [name for name in ALL if name not in ("figures", "parquet")]
-    folder = write_report(scales.study(), View("qkformer"), tables)
+    folder = write_report(Drawn(scales.study(), View("qkformer")), tables)
     assert (folder / "differences.md").exists()
-    write_report(scales.study(), formats=tables)
+    write_report(Drawn(scales.study()), tables)
     assert not list(folder.glob("differences*"))
     assert (folder / "table.md").exists()
