@@ -101,6 +101,8 @@ def _work(
         seconds.append(time.perf_counter() - began)
     if rank == 0:
         told.put(median(seconds[_WARM_UP:]))
+    if count > 1:
+        distributed.destroy_process_group()  # or gloo's threads may be alive when the process ends
 
 
 def _spread(found: list[float]) -> str:
