@@ -25,6 +25,7 @@ from msvit.cells import Cell
 from msvit.records.schema import RecordError
 from msvit.records.store import cell_folder
 from studies.cluster import has_room
+from studies.progress import first_line
 from studies.resources import Resources
 from studies.worker import LostPeers, Train, failure_of, output_to, reachable, run_cell
 
@@ -173,7 +174,7 @@ def _ending(error: Any, cell: Cell, attempt: int) -> dict[str, Any]:
         if isinstance(found, RecordError):
             raise found
     if not own:
-        reasons = {f"worker {r}: {_first_line(e)}" for r, e in error.worker_failures.items()}
+        reasons = {f"worker {r}: {_said(e)}" for r, e in error.worker_failures.items()}
         raise LostPeers("; ".join(sorted(reasons)))
     rank, first = next(iter(own.items()))
     message = f"worker {rank}: {first}"
@@ -185,9 +186,9 @@ def _is_loss(error: BaseException) -> bool:
     return isinstance(error, LostPeers) or type(error).__module__.split(".")[0] == "ray"
 
 
-def _first_line(error: BaseException) -> str:
+def _said(error: BaseException) -> str:
     cause = getattr(error, "health_check_failure", error)
-    return next(iter(str(cause).strip().splitlines()), type(cause).__name__)
+    return first_line(str(cause)) or type(cause).__name__
 
 
 def _work(task: Mapping[str, Any]) -> dict[str, Any] | None:

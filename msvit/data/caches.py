@@ -5,13 +5,11 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import tempfile
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from msvit.data.files import cache_folder, locked
+from msvit.files import cache_folder, locked
 from msvit.options import DataError
 
 if TYPE_CHECKING:
@@ -64,33 +62,6 @@ def kept(
         except OSError as error:
             _log.info("%s cannot be used (%s)", place.parent, error)
     return None
-
-
-def replace_file(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
-    """Have ``write`` fill a new file that then takes the place of ``path``.
-
-    Raises:
-        OSError: where it cannot be written; what was there stays.
-    """
-    with replacing(path) as temporary, temporary.open("wb") as file:
-        write(file)
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A new file that takes the place of ``path`` at the end of the block, unless that raises.
-
-    Raises:
-        OSError: where it cannot be written.
-    """
-    handle, name = tempfile.mkstemp(dir=path.parent, suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def mapped_bytes(file: Path, shape: tuple[int, ...]) -> np.memmap:

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from msvit.data.caches import cache_places, kept, replace_file
+from msvit.data.caches import cache_places, kept
 from msvit.data.encoded import Encoded
 from msvit.data.processes import by_all_cores
 from msvit.data.views import View
+from msvit.files import replace_file
 
 MOST_DECODED = 10_000
 """Images on disk that are measured, of more as many evenly spaced: to 0.001 of a deviation."""

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from msvit.data.files import cache_folder, locked, one_line
+from msvit.data.files import one_line
+from msvit.files import cache_folder, locked
 from msvit.options import DataError
 
 if TYPE_CHECKING:

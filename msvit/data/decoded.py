@@ -13,11 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
-from msvit.data.caches import cache_places, kept, mapped_bytes, replace_file, replacing
+from msvit.data.caches import cache_places, kept, mapped_bytes
 from msvit.data.catalogue import Catalogue
 from msvit.data.fingerprint import Fingerprint, fingerprint
 from msvit.data.processes import by_all_cores, shared_bytes
 from msvit.data.views import View, Whole
+from msvit.files import replace_file, replacing
 
 _TOGETHER = 128  # images that a process decodes at a time
 _WORTH_A_PROCESS = 500  # images; fewer are decoded sooner than a process has begun

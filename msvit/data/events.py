@@ -22,11 +22,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 from pydantic import Field
 
 from msvit.allotment import usable_cpus
-from msvit.data.caches import cache_places, kept, mapped_bytes, replace_file, replacing
+from msvit.data.caches import cache_places, kept, mapped_bytes
 from msvit.data.files import some
 from msvit.data.fingerprint import Fingerprint, fingerprint
 from msvit.data.options import DataOptions
 from msvit.data.progress import progress
+from msvit.files import replace_file, replacing
 from msvit.options import DataError
 
 if TYPE_CHECKING:

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from msvit.data.files import cache_folder, locked, one_line
+from msvit.data.files import one_line
 from msvit.data.fingerprint import Fingerprint, fingerprint
 from msvit.data.options import DataOptions
+from msvit.files import cache_folder, locked
 from msvit.options import DataError
 
 if TYPE_CHECKING:

@@ -17,11 +17,12 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from msvit.data.caches import cache_places, kept, replace_file
+from msvit.data.caches import cache_places, kept
 from msvit.data.catalogue import Catalogue
 from msvit.data.encoded import Encoded
 from msvit.data.files import one_line
 from msvit.data.progress import progress
+from msvit.files import replace_file
 from msvit.options import DataError
 
 _TRAIN = "ILSVRC2012_img_train.tar"

@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from msvit.data.catalogue import Catalogue
 from msvit.data.encoded import Encoded
 from msvit.data.files import one_line
 from msvit.data.progress import progress
+from msvit.files import replace_file
 from msvit.options import DataError
 
 _SPLITS = {"train": ("train",), "val": ("validation", "valid", "val"), "test": ("test",)}
@@ -108,21 +109,23 @@ class ParquetFiles:
         needed = sum(file.stat().st_size for file in files)
         if shutil.disk_usage(place.parent).free < 1.05 * needed:
             raise OSError(f"{needed / 1e9:.1f} GB are needed")
-        temporary, lengths, called = place.with_suffix(".new"), [], []
-        rows = sum(_opened(file).metadata.num_rows for file in files)
-        try:
-            with temporary.open("wb") as out, progress(f"unpacking {self.root}", rows) as tell:
+        lengths: list[int] = []
+        called: list[bytes] = []
+
+        def write(out: BinaryIO) -> None:
+            rows = sum(_opened(file).metadata.num_rows for file in files)
+            with progress(f"unpacking {self.root}", rows) as tell:
                 for file in files:
                     for number, content in enumerate(_contents(file)):
                         out.write(content)
                         lengths.append(len(content))
                         called.append(os.fsencode(f"{file.name}, row {number}"))
                         tell(1)
-            os.replace(temporary, place.with_suffix(".images"))
-        finally:
-            temporary.unlink(missing_ok=True)
-        with place.with_suffix(".npz").open("wb") as out:
-            np.savez(out, length=np.array(lengths, np.int64), called=np.array(called))
+
+        replace_file(place.with_suffix(".images"), write)
+        length, names = np.array(lengths, np.int64), np.array(called)
+        index = place.with_suffix(".npz")
+        replace_file(index, lambda out: np.savez(out, length=length, called=names))
         found = self._read(place)
         assert found is not None
         return found

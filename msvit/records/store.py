@@ -17,9 +17,7 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import re
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -27,6 +25,7 @@ from typing import Any, Generic, TypeVar
 from pydantic import TypeAdapter
 from pydantic_core import from_json
 
+from msvit.files import replace_file
 from msvit.options import DataError
 from msvit.records.schema import (
     FAILURE,
@@ -253,18 +252,8 @@ def write_json(path: Path, value: Any) -> None:
         RecordError: where the file cannot be written (rights, disk full, a file in the way).
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # In the same folder: a rename is atomic only within one file system.
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-        try:
-            with temporary.open("x", encoding="utf-8") as file:
-                json.dump(value, file, allow_nan=False)
-                file.write("\n")
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        content = f"{json.dumps(value, allow_nan=False)}\n".encode()
+        replace_file(path, lambda file: file.write(content))
     except OSError as error:
         raise unwritable(path, error) from None
 

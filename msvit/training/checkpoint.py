@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import zipfile
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
+
+from msvit.files import replace_file
 
 _log = logging.getLogger("msvit")
 
@@ -21,24 +23,6 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
         OSError: if the folder cannot be written.
     """
     replace_file(path, lambda file: torch.save(state, file))
-
-
-def replace_file(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Replace ``path`` by what ``write`` writes: at any moment it is what it was or complete.
-
-    Raises:
-        OSError: if the folder cannot be written.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def load_checkpoint(path: Path, cell: str, keys: Collection[str]) -> dict[str, Any] | None:

@@ -24,11 +24,11 @@ from msvit.cells import Cell, canonical_json, without_effect
 from msvit.checkpoints import CheckpointError
 from msvit.data import DATASETS, load_splits, options_of
 from msvit.data.decoding import can_be_seen_through
+from msvit.files import replace_file
 from msvit.models import create_model, zoo
 from msvit.records.store import WEIGHTS, cell_folder, read_record
 from msvit.state_dicts import read_checkpoint
 from msvit.training.batches import Normalise, time_first
-from msvit.training.checkpoint import replace_file
 from msvit.training.health import TrainingDiverged, check_state
 
 _CPU = torch.device("cpu")

@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 
 from msvit import processor
+from msvit.files import cache_folder
 from msvit.neuron_kinds import SURROGATES
 
 logger = logging.getLogger(__name__)
@@ -103,7 +104,7 @@ def warn_once(message: str) -> None:
 def _load(program: str, source: str, name: str, flags: tuple[str, ...]) -> ctypes.CDLL:
     name = f"{name}-{_key(program, flags)}.so"
     try:
-        folder = _cache_folder()
+        folder = cache_folder()
     except RuntimeError as error:  # nobody's home
         logger.info("no folder to keep compiled kernels in (%s)", error)
         return _compiled_aside(program, source, name, flags)
@@ -128,12 +129,6 @@ def _compiled_aside(program: str, source: str, name: str, flags: tuple[str, ...]
     # A loaded library outlives its file.
     with tempfile.TemporaryDirectory() as scratch:
         return ctypes.CDLL(str(_compile(program, source, flags, Path(scratch) / name)))
-
-
-def _cache_folder() -> Path:
-    if own := os.environ.get("MSVIT_CACHE"):
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "msvit"
 
 
 def _compile(program: str, source: str, flags: tuple[str, ...], target: Path) -> Path:
