@@ -23,16 +23,16 @@ from msvit.records.energy import (
     exact_synops,
     lemaire,
     memory_aware,
-    neurobench,
     quantised_twin,
     sdt,
     sj_simple,
     sop_spikformer,
     spikingformer_code,
-    twin,
 )
 from msvit.records.energy_constants import CONSTANTS, SHIPPED, use_constants
 from msvit.records.measures import all_measures
+from msvit.records.neurobench import neurobench
+from msvit.records.twin import twin
 from tests.small import fire, small_input, small_model
 
 
@@ -234,6 +234,41 @@ def test_products_of_two_spikes_count_where_both_are():
     assert sj_simple(operations) == pytest.approx(0.9e-9 * report.counts["synop"])
 
 
+def test_a_mean_of_spikes_is_multiplied_by_neurobench():
+    head = row(kind="linear", averaged=16, steps=4, dense_macs=40.0, synapses=640.0, mean_macs=37.0)
+    found = neurobench([head, row()])
+    assert (found["effective_macs"], found["effective_acs"]) == (37, 20)
+    assert found["dense"] == 40 + 100
+    of_one_pixel = row(kind="linear", averaged=1, mean_macs=20.0)
+    assert neurobench([of_one_pixel])["effective_acs"] == 20
+    of_earlier_version = {k: v for k, v in head.items() if k != "mean_macs"}
+    found = neurobench([of_earlier_version, row()])
+    assert "effective_macs" not in found, "which it does not tell"
+    assert found["effective_acs"] == 20
+    analog = {**of_earlier_version, "input": "analog", "input_peak": None}
+    assert neurobench([analog])["effective_macs"] == 20
+
+
+@pytest.mark.parametrize(
+    ("kind", "peak", "which"),
+    [
+        ("spikes", 1.0, "acs"),
+        ("integer", 1.0, "acs"),  # -1, 0 and 1
+        ("integer", 2.0, "macs"),
+        ("levels", 1.0, "acs"),
+        ("levels", 7.0, "macs"),
+        ("analog", None, "macs"),
+    ],
+)
+def test_neurobench_accumulates_minus_one_zero_and_one(kind, peak, which):
+    layer = row(input=kind, input_peak=peak)
+    product = row(kind="product", input=kind, input_peak=peak, joint_synops=5.0)
+    found = neurobench([layer, product])
+    other = {"acs": "macs", "macs": "acs"}[which]
+    assert (found[f"effective_{which}"], found[f"effective_{other}"]) == (20, 0)
+    assert (found[f"product_{which}"], found[f"product_{other}"]) == (5, 0)
+
+
 @pytest.mark.slow
 def test_neurobench_by_its_definitions():
     operations, plain, x = both()
@@ -281,15 +316,81 @@ def test_traffic_is_charged_by_the_bit():
     assert memory_aware([row(), neurons()]) == pytest.approx(expected * 1e-9)
 
 
+def test_biases_are_read_and_other_additions_are_not():
+    # 30 additions, 16 of which are biases: 2 branches of 8 outputs, and means over neighbours.
+    shared = row(additions=30.0, bias_additions=16.0, synops=0.0, inputs=0.0)
+    assert memory_aware([shared]) == pytest.approx((0.9 * 30 + 1.5625 * 16 * 32) * 1e-9)
+    assert sj_simple([shared]) == pytest.approx(24.96 * 4 * 16 * 1e-9)
+    of_earlier_version = {k: v for k, v in shared.items() if k != "bias_additions"}
+    expected = (0.9 * 30 + 1.5625 * 8 * 32) * 1e-9
+    assert memory_aware([of_earlier_version]) == pytest.approx(expected)
+
+
+PAIR = {"synops": 0.0, "additions": 0.0, "weights": 0, "biases": 0, "inputs": 4.0, "votes": 0.0}
+PAIR |= {"other_input": "spikes", "other_inputs": 32.0, "other_active_inputs": 5.0}
+
+
+def test_masks_read_both_of_their_operands_and_the_votes():
+    mask = row(kind="mask", **PAIR)
+    assert memory_aware([mask]) == pytest.approx(0.3125 * (4 + 32) * 1e-9)
+    voted = {**mask, "votes": 64.0, "additions": 10.0}
+    assert memory_aware([voted]) == pytest.approx((0.9 * 10 + 0.3125 * (4 + 32 + 64)) * 1e-9)
+    whole = {**mask, "other_input": "integer", "votes": 64.0}
+    assert memory_aware([whole]) == pytest.approx(0.3125 * (4 + 32 * (32 + 64)) * 1e-9)
+    del mask["votes"]  # as an earlier version
+    assert memory_aware([mask]) == pytest.approx(0.3125 * (4 + 32) * 1e-9)
+
+
 @pytest.mark.parametrize(("steps", "bits"), [(1, 1), (2, 2), (3, 2), (4, 3), (7, 3), (8, 4)])
 def test_the_twin_has_as_many_levels(steps, bits):
     spiking = row(steps=steps, synapses=steps * 100.0, synops=40.0)
     found = twin([spiking])
-    assert (found.timesteps, found.bits) == (steps, bits)
-    assert (found.synapses, found.spikes) == (100, 0.4)
+    assert (found.timesteps, found.bits) == (steps, (bits, bits))
+    assert (found.synapses, found.spikes, found.ratio) == (100, 0.4, pytest.approx(bits))
     assert quantised_twin([spiking]) == pytest.approx(0.9e-9 * bits * 100)
-    low, high = found.break_even(ratio=5)
-    assert (low, high) == pytest.approx((5 * 0.4 / steps, 5 * 0.4))
+
+
+def test_values_above_one_have_more_levels():
+    sums = row(layer="sums", input="integer", steps=4, synapses=300.0, synops=90.0, input_peak=4.0)
+    binary = row(steps=4, synapses=100.0, synops=60.0)
+    found = twin([sums, binary])
+    assert found.bits == (3, 5), "levels 0 to 16, and 0 to 4"
+    assert found.synapses == 100
+    assert found.ratio == pytest.approx((75 * 5 + 25 * 3) / 100)
+    assert quantised_twin([sums, binary]) == pytest.approx(0.9e-9 * (75 * 5 + 25 * 3))
+    wide = row(input="integer", steps=4, input_peak=9.0)  # 37 levels: six accumulates are too many
+    assert quantised_twin([wide]) == pytest.approx(4.6e-9 * 25)
+
+
+def test_analog_layers_and_the_classifier_of_a_twin_are_macs():
+    first = row(input="analog", synapses=50.0, synops=None, input_peak=None)
+    head = row(kind="linear", steps=4, dense_macs=40.0, synapses=640.0, averaged=16)
+    inner = row(steps=4, synapses=80.0)
+    found = twin([first, head, inner, row(kind="mask", synapses=0.0, synops=0.0)])
+    assert (found.macs, found.synapses) == (50 + 10, 20)
+    assert quantised_twin([first, head, inner]) == pytest.approx((4.6 * 60 + 0.9 * 3 * 20) * 1e-9)
+
+
+def test_spikes_and_their_twin_cost_the_same_at_a_share_of_zeros():
+    # 4 steps of 100 synapses, 0.8 spikes a synapse, 24 of 120 values a step: T · rate = k (1 - γ)
+    found = twin([row(steps=4, synapses=400.0, synops=80.0, inputs=120.0, active_inputs=24.0)])
+    assert found.rate == pytest.approx(0.2)
+    assert found.zeros_at_break_even() == pytest.approx(1 - 0.8 / 3)
+    assert found.zeros_at_break_even(ratio=0.5) == pytest.approx(-0.6)
+    assert found.zeros() == pytest.approx((0.2, 0.8))
+    assert found.crossover() == pytest.approx(3 / 4)
+    assert found.crossover(zeros=0.6) == pytest.approx(0.3)
+    at = found.zeros_at_break_even()
+    assert found.crossover(zeros=at) == pytest.approx(found.rate)
+    busy = twin([row(steps=4, synapses=400.0, synops=400.0, inputs=50.0, active_inputs=50.0)])
+    assert busy.zeros() == (0, 0)
+
+
+def test_what_does_not_spike_has_no_twin():
+    analog = row(input="analog", synops=None, input_peak=None)
+    for operations in ([analog], [OLD], [analog, neurons(neuron="relu")]):
+        assert twin(operations) is None
+        assert quantised_twin(operations) is None
 
 
 def test_constants_are_data(tmp_path):
@@ -312,6 +413,8 @@ def test_constants_are_data(tmp_path):
         ("exact_synops: 1", "exact_synops", "names and values"),
         ("memory_aware: {precision: fp8}", "memory_aware.precision", "fp32"),
         ("lemaire: {sram_bytes: [0, 9, 8, 10]}", "lemaire.sram_bytes", "rising"),
+        ("lemaire: {sram_access: [0, 10, 9, 20]}", "lemaire.sram_access", "do not fall"),
+        ("lemaire: {sram_access: [0, 10, 20]}", "lemaire.sram_access", "a list of 4"),
     ],
 )
 def test_a_wrong_constant_is_named(tmp_path, text, key, said):

@@ -346,6 +346,37 @@ def test_shared_projections_have_a_mean_and_a_bias_for_every_scale():
     assert row["additions"] == 2 * 4 * (4 + 4 + (2 + 3 + 3 + 2))
 
 
+def test_biases_and_votes_are_told_from_other_additions():
+    attention = TokenAttention(
+        4, 2, NeuronSpec(tau=2.0), scales=(1, 3), projections="shared", attn_threshold=1.0
+    )
+    rows = rows_of(attention, ones(2, 1, 2, 2, 4))
+    query = rows["layer.branches.query"]
+    assert (query["bias_additions"], query["biases"]) == (2 * 4 * (4 + 4), 2 * 4)
+    assert rows["layer.mask"]["votes"] == 2 * 2 * (4 * 4), "of two branches"
+    key = rows["layer.branches.key"]
+    assert key["bias_additions"] == key["additions"] == key["outputs"] == 2 * 4 * 4
+    unbiased = row_of(Linear(3, 5, bias=False), ones(2, 1, 1, 1, 3))
+    assert unbiased["bias_additions"] == unbiased["additions"] == unbiased["biases"] == 0
+    joined = TokenAttention(4, 2, NeuronSpec(tau=2.0), scales=(1, 1, 3), attn_threshold=1.0)
+    assert rows_of(joined, ones(2, 1, 2, 2, 4))["layer.mask"]["votes"] == 2 * 3 * (4 * 4)
+
+
+def test_a_classifier_skips_zeros_of_spikes_weights_and_means():
+    classifier = Classifier(3, 4)
+    with torch.no_grad():
+        classifier.linear.weight.fill_(1.0)
+        classifier.linear.weight[0, 0] = classifier.linear.weight[:2, 1] = 0
+    x = torch.zeros(2, 1, 2, 2, 3)
+    x[0, 0, 0, :, 0] = 1  # two spikes of a channel with three weights
+    x[1, 0, 1, 1, 1] = 1  # one of a channel with two
+    row = row_of(classifier, x)
+    assert (row["zero_weights"], row["averaged"]) == (3, 4)
+    assert row["synops"] == 3 * 4
+    assert row["active_synops"] == 2 * 3 + 1 * 2
+    assert row["mean_macs"] == 3 + 2, "one mean each"
+
+
 def test_images_of_nothing_cost_the_biases_alone():
     model = tiny("spikformer")
     for module in model.modules():

@@ -20,7 +20,8 @@ from msvit.models import model_options
 from msvit.neuron_kinds import bits_of
 from msvit.neurons import Neuron, no_decay
 from msvit.options import ConfigError
-from msvit.records.energy import ENERGY_MODELS, quantised_twin, twin
+from msvit.records.energy import ENERGY_MODELS, quantised_twin
+from msvit.records.twin import twin
 from tests.oracles_operations import convolution, fully_connected, of_products
 from tests.results_folder import Results, make_cell, make_record
 from tests.small import fire, small_input, small_model
