@@ -21,6 +21,7 @@ from msvit.metrics.costs import energy_by_row
 from msvit.metrics.sources import network_of
 from msvit.records.energy import ENERGY_MODELS, sop_spikformer
 from msvit.records.energy_constants import use_constants
+from msvit.records.schema import Operations, lacking
 from msvit.records.store import cell_folder, read_record, write_record
 from msvit.training import train_cell
 from msvit.training.remeasure import lacks_counts, remeasured
@@ -85,7 +86,7 @@ def test_counting_again_adds_what_an_earlier_version_lacked(finished, results, c
     assert (cell_folder(results, CELL.id) / "record.json").stat().st_mtime_ns == untouched
 
 
-def test_counting_again_sees_the_images_as_the_recipe_scores_them(tmp_path):
+def test_images_are_counted_as_the_recipe_scores_them(tmp_path):
     images = tmp_path / "images"
     for split, count in (("train", 4), ("test", 2)):
         labels = np.repeat(np.arange(2), count)
@@ -99,6 +100,36 @@ def test_counting_again_sees_the_images_as_the_recipe_scores_them(tmp_path):
     results = tmp_path / "results"
     record = train_cell(cell, cell_folder(results, cell.id), data_dir=images)
     assert remeasured(results, as_an_earlier_version(record), images) == record
+    table = tmp_path / "costs.csv"
+    arguments = [str(cell_folder(results, cell.id)), "--data", "image_folder", "--csv", str(table)]
+    assert main([*arguments, "--data-dir", str(images)]) == 0
+    shown = [float(row["synops"] or 0) for row in csv.DictReader(table.open(encoding="utf-8"))]
+    counted = [row.get("synops") or 0 for row in record["operations"]]
+    assert shown == pytest.approx(counted)
+    assert sum(counted) > 0
+
+
+@pytest.mark.parametrize("lost", ["bias_additions", "mean_macs", "votes", "other_rate", "states"])
+def test_counting_again_adds_the_one_count_that_is_lacking(finished, results, lost):
+    record = finished[1]
+    rows = [{k: v for k, v in row.items() if k != lost} for row in record["operations"]]
+    assert rows != record["operations"]
+    old = {**record, "operations": rows}
+    assert lacks_counts(old)
+    assert remeasured(results, old) == record
+
+
+def test_every_count_of_a_row_is_missed_or_depends_on_its_layer():
+    depends = {"input_bits", "other_bits", "kernel", "stride", "fan_out", "averaged", "folded_into"}
+    depends |= {"output_peak", *OLD}
+    missed = set()
+    for name in ("msvit", "sdt", "metaspikeformer", "vit"):
+        model = small_model(name)
+        for row in measure(model, [small_input(model, 1, torch.float32)]).operations:
+            assert not lacking(row)
+            missed |= set(lacking({"layer": "", "kind": row["kind"], "averaged": 1}))
+            assert set(row) - set(lacking({"kind": row["kind"], "averaged": 1})) <= depends
+    assert missed == set(Operations.__annotations__) - depends
 
 
 def test_other_weights_and_missing_ones_leave_a_record_as_it_is(finished, results, capsys):
