@@ -101,6 +101,15 @@ def test_a_switch_decides_what_whole_numbers_are():
     assert spikingformer_code([whole]) == pytest.approx(0.9e-9 * 30)
 
 
+def test_the_released_calculator_charges_what_is_static_in_every_step():
+    first = row(input="analog", acs=0.0, steps=1)
+    product = row(**PRODUCT | {"steps": 4}, input="integer", acs=7.0)
+    head = row(kind="linear", steps=4, averaged=9, biases=3)
+    assert spikingformer_code([first, product, head]) == pytest.approx(
+        (4.6 * (4 * 100 + 100 / 4 + 3) + 0.9 * 7) * 1e-9
+    )
+
+
 def test_spikes_are_charged_to_the_synapse():
     analog = row(input="analog", synapses=90.0, synops=None)
     assert exact_synops([row(), analog, neurons()]) == pytest.approx((0.9 * 20 + 4.6 * 90) * 1e-9)
@@ -170,6 +179,94 @@ def both(kind="lif", rate=0.5):
     operations = measure(ours.eval(), [x]).operations
     assert all(r["spikes"] for r in operations if r["kind"] == "neuron")
     return operations, as_plain(ours, kind).eval(), x.permute(0, 1, 4, 2, 3).contiguous()
+
+
+SMALL = 4 * 10 / 8192  # pJ an access, for every word of a memory of less than 8 KB
+FIFO = 1000 * SMALL
+MAC = 3.2
+CONV = {"kernel": [3, 5], "stride": 2, "steps": 2, "weights": 150, "synops": 77.0}
+PRODUCT = {"kind": "product", "weights": 0, "biases": 0, "additions": 0.0, "steps": 2}
+PRODUCT |= {"other_input": "spikes", "other_inputs": 64.0, "joint_synops": 5.0, "votes": 0.0}
+
+
+def without_kernel(**changes):
+    return {k: v for k, v in row(**changes).items() if k not in ("kernel", "stride")}
+
+
+@pytest.mark.parametrize(
+    ("rows", "picojoule"),
+    [
+        # 10 spikes × 2 channels reach 2 × 3 outputs, and touch 15 weights and potentials, each; 8
+        # biases; two MACs a spike for addresses; 152 words of weights, 4 of potentials.
+        (
+            [row(**CONV)],
+            0.1 * (120 + 8 + 300)
+            + MAC * 20
+            + 10 * FIFO
+            + (300 + 8) * 152 * SMALL
+            + 2 * 300 * 4 * SMALL,
+        ),
+        # the weights of a product are its other operand; there are no addresses of pixels
+        (
+            [without_kernel(**PRODUCT, synops=30.0)],
+            0.1 * (30 + 30) + 10 * FIFO + 30 * 32 * SMALL + 2 * 30 * 4 * SMALL,
+        ),
+        # 100 MACs; biases, inputs, outputs and 15 × 2 addresses; 25 words of inputs
+        (
+            [row(**CONV, input="analog")],
+            MAC * 100 + 0.1 * (8 + 50 + 8 + 30) + 100 * 25 * SMALL + 108 * 152 * SMALL,
+        ),
+        # folded: the MACs of what is deployed
+        (
+            [row(**CONV, input="integer", folded_into="x", dense_macs=1.0, synapses=100.0)],
+            MAC * 100 + 0.1 * (8 + 50 + 8 + 30) + 100 * 25 * SMALL + 108 * 152 * SMALL,
+        ),
+        # a mean of 10 pixels has 5 values, whatever they were made of
+        (
+            [without_kernel(kind="linear", averaged=10)],
+            MAC * 100 + 0.1 * (8 + 5 + 8) + 5 * 5 * SMALL + 108 * 12 * SMALL,
+        ),
+        (
+            [without_kernel(**PRODUCT, input="integer")],
+            MAC * 100 + 0.1 * (50 + 8) + 50 * 25 * SMALL + 100 * 32 * SMALL,
+        ),
+        ([row(kind="mask")], 0),
+        ([neurons()], 2 * 40 * 10 * SMALL + 0.1 * 5 + MAC * 40 + 5 * FIFO),
+        ([neurons(neuron="if", multiplies=0.0)], 2 * 40 * 10 * SMALL + 0.1 * 5 + 5 * FIFO),
+        ([neurons(neuron="relu")], 40 * 40 * SMALL),
+        # 16 KB are a third of the way from 8 to 32; what is larger than 1 MB costs as much as that
+        ([neurons(neuron="relu", outputs=4096.0)], 4096 * (10 + 10 / 3)),
+        ([neurons(neuron="relu", outputs=1e6)], 1e6 * 100),
+    ],
+)
+def test_lemaire_by_hand(rows, picojoule):
+    assert lemaire(rows) == pytest.approx(picojoule * 1e-9)
+
+
+BYTE = 24.96
+
+
+@pytest.mark.parametrize(
+    ("rows", "picojoule"),
+    [
+        ([row()], 0.9 * 20 + 4 * BYTE * (20 + 8)),
+        ([row(biases=0)], 0.9 * 20 + 4 * BYTE * 20),
+        ([row(input="integer")], 4.6 * 100 + 4 * BYTE * (100 + 8)),
+        (
+            [row(input="integer", folded_into="x", dense_macs=1.0)],
+            4.6 * 100 + 4 * BYTE * (100 + 8),
+        ),
+        ([row(kind="linear", averaged=16, synapses=1600.0)], 4.6 * 100 + 4 * BYTE * (100 + 8)),
+        ([row(**PRODUCT)], 0.9 * 5),
+        ([row(**PRODUCT | {"other_input": "integer"})], 0.9 * 20),
+        ([row(**PRODUCT, input="integer")], 4.6 * 100),
+        ([row(kind="mask")], 0),
+        ([neurons()], 4 * BYTE * 2 * 10 * 4),
+        ([neurons(neuron="psn", states=0.0)], 0),
+    ],
+)
+def test_the_simple_estimate_by_hand(rows, picojoule):
+    assert sj_simple(rows) == pytest.approx(picojoule * 1e-9)
 
 
 @pytest.mark.slow
@@ -339,6 +436,39 @@ def test_masks_read_both_of_their_operands_and_the_votes():
     assert memory_aware([whole]) == pytest.approx(0.3125 * (4 + 32 * (32 + 64)) * 1e-9)
     del mask["votes"]  # as an earlier version
     assert memory_aware([mask]) == pytest.approx(0.3125 * (4 + 32) * 1e-9)
+
+
+def test_traffic_has_the_bits_of_what_moves():
+    """With every weight and potential free of cost, and no arithmetic but where it is told."""
+    CONSTANTS["memory_aware"].update(weights_per_bit=0.0, activations_per_bit=1.0)
+    CONSTANTS["memory_aware"]["precision"] = "int8"
+    at = CONSTANTS["memory_aware"]["int8"]
+    quiet = {"additions": 0.0, "synops": 0.0}
+    sums = row(input="integer", input_peak=9.0, **quiet)
+    assert memory_aware([sums]) == pytest.approx(50 * 4e-9)
+    analog = row(input="analog", input_peak=None, additions=0.0, synapses=6.0)
+    by_hand = 6 * (at["add"] + at["multiply"]) + 50 * at["weight_bits"]
+    assert memory_aware([analog]) == pytest.approx(by_hand * 1e-9)
+    product = row(**PRODUCT | {"other_input": "integer"}, synops=6.0)
+    assert memory_aware([product]) == pytest.approx((6 * at["add"] + 6 * 16 + 50) * 1e-9)
+    levels = row(input="levels", input_bits=5, input_peak=7.0, synapses=6.0, additions=0.0)
+    assert memory_aware([levels]) == pytest.approx((6 * 5 * at["add"] + 50 * 5) * 1e-9)
+    wide = {**levels, "input_bits": 9}
+    by_hand = 6 * (at["add"] + at["multiply"]) + 50 * 9
+    assert memory_aware([wide]) == pytest.approx(by_hand * 1e-9)
+    resting = neurons(additions=0.0, multiplies=0.0, states=0.0, output_peak=4.0)
+    assert memory_aware([resting]) == pytest.approx(40 * 3e-9)
+    del resting["output_peak"]
+    assert memory_aware([resting]) == pytest.approx(40 * 8e-9)
+
+
+def test_factors_that_another_stands_for_are_free():
+    factor = row(folded_into="x", weights=0, input="analog", synops=None, input_peak=None)
+    first = row(folded_into="x")
+    for model in (exact_synops, sj_simple, lemaire, memory_aware, quantised_twin):
+        assert model([first, factor]) == model([first])
+    assert twin([first, factor]).macs == 0
+    assert neurobench([first, factor]) == neurobench([first])
 
 
 @pytest.mark.parametrize(("steps", "bits"), [(1, 1), (2, 2), (3, 2), (4, 3), (7, 3), (8, 4)])
