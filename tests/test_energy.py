@@ -453,6 +453,8 @@ def test_traffic_has_the_bits_of_what_moves():
     assert memory_aware([product]) == pytest.approx((6 * at["add"] + 6 * 16 + 50) * 1e-9)
     levels = row(input="levels", input_bits=5, input_peak=7.0, synapses=6.0, additions=0.0)
     assert memory_aware([levels]) == pytest.approx((6 * 5 * at["add"] + 50 * 5) * 1e-9)
+    seven = {**levels, "input_bits": 7}  # 7 · 0.03 is less than 0.23, and more than 0.2
+    assert memory_aware([seven]) == pytest.approx((6 * 7 * at["add"] + 50 * 7) * 1e-9)
     wide = {**levels, "input_bits": 9}
     by_hand = 6 * (at["add"] + at["multiply"]) + 50 * 9
     assert memory_aware([wide]) == pytest.approx(by_hand * 1e-9)
