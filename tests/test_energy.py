@@ -346,6 +346,13 @@ def test_a_mean_of_spikes_is_multiplied_by_neurobench():
     assert neurobench([analog])["effective_macs"] == 20
 
 
+def test_neurobench_sees_weights_and_no_masks():
+    found = neurobench([row(zero_weights=4), row(zero_weights=1), row(kind="mask", weights=0)])
+    assert found["connection_sparsity"] == pytest.approx(5 / 20)
+    assert found["dense"] == 200
+    assert found["effective_acs"] == 40
+
+
 @pytest.mark.parametrize(
     ("kind", "peak", "which"),
     [
@@ -498,8 +505,10 @@ def test_analog_layers_and_the_classifier_of_a_twin_are_macs():
     first = row(input="analog", synapses=50.0, synops=None, input_peak=None)
     head = row(kind="linear", steps=4, dense_macs=40.0, synapses=640.0, averaged=16)
     inner = row(steps=4, synapses=80.0)
-    found = twin([first, head, inner, row(kind="mask", synapses=0.0, synops=0.0)])
-    assert (found.macs, found.synapses) == (50 + 10, 20)
+    mask = row(kind="mask", synapses=0.0, synops=0.0, input="integer", input_peak=40.0)
+    found = twin([first, head, inner, mask])
+    assert found.bits == (3, 3), "masks are free"
+    assert (found.macs, found.synapses, found.timesteps) == (50 + 10, 20, 4)
     assert quantised_twin([first, head, inner]) == pytest.approx((4.6 * 60 + 0.9 * 3 * 20) * 1e-9)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isclose
 from typing import Any
 
 from msvit.metrics import measure
@@ -131,10 +132,10 @@ def _break_even(pair: Twin) -> str:
     fewest, most = pair.bits
     bits = f"{most} bits" if fewest == most else f"{fewest} to {most} bits"
     equal, (low, high) = pair.zeros_at_break_even(), pair.zeros()
-    if equal >= high:
-        verdict = "spikes cost less whatever its zeros"
-    elif equal <= low:
-        verdict = "spikes cost more whatever its zeros"
+    if equal > high or isclose(equal, high):
+        verdict = "spikes cost no more, whatever its zeros"
+    elif equal < low:
+        verdict = "spikes cost more, whatever its zeros"
     else:
         verdict = "its zeros decide"
     at = (
