@@ -10,6 +10,7 @@ from msvit.kernels import NeuronSpec
 from msvit.layers.attention import SelfAttention, TokenAttention
 from msvit.layers.blocks import Classifier
 from msvit.layers.folding import folded
+from msvit.layers.norm import BatchNorm
 from msvit.layers.repconv import RepConv
 from msvit.layers.synapses import Conv, Linear, MatrixProduct
 from msvit.metrics import measure
@@ -350,7 +351,7 @@ def test_biases_and_votes_are_told_from_other_additions():
     attention = TokenAttention(
         4, 2, NeuronSpec(tau=2.0), scales=(1, 3), projections="shared", attn_threshold=1.0
     )
-    rows = rows_of(attention, ones(2, 1, 2, 2, 4))
+    rows = rows_of(attention, ones(2, 3, 2, 2, 4))  # three images, and told per image
     query = rows["layer.branches.query"]
     assert (query["bias_additions"], query["biases"]) == (2 * 4 * (4 + 4), 2 * 4)
     assert rows["layer.mask"]["votes"] == 2 * 2 * (4 * 4), "of two branches"
@@ -359,7 +360,11 @@ def test_biases_and_votes_are_told_from_other_additions():
     unbiased = row_of(Linear(3, 5, bias=False), ones(2, 1, 1, 1, 3))
     assert unbiased["bias_additions"] == unbiased["additions"] == unbiased["biases"] == 0
     joined = TokenAttention(4, 2, NeuronSpec(tau=2.0), scales=(1, 1, 3), attn_threshold=1.0)
-    assert rows_of(joined, ones(2, 1, 2, 2, 4))["layer.mask"]["votes"] == 2 * 3 * (4 * 4)
+    for module in joined.modules():
+        if isinstance(module, BatchNorm):
+            nn.init.constant_(module.bias, 5.0)  # every neuron fires in every step
+    mask = rows_of(joined, ones(2, 1, 2, 2, 4))["layer.mask"]
+    assert mask["votes"] == mask["additions"] == 2 * 3 * (4 * 4)
 
 
 def test_a_classifier_skips_zeros_of_spikes_weights_and_means():
@@ -370,7 +375,7 @@ def test_a_classifier_skips_zeros_of_spikes_weights_and_means():
     x = torch.zeros(2, 1, 2, 2, 3)
     x[0, 0, 0, :, 0] = 1  # two spikes of a channel with three weights
     x[1, 0, 1, 1, 1] = 1  # one of a channel with two
-    row = row_of(classifier, x)
+    row = row_of(classifier, torch.cat((x, x), 1))  # twice, and told per image
     assert (row["zero_weights"], row["averaged"]) == (3, 4)
     assert row["synops"] == 3 * 4
     assert row["active_synops"] == 2 * 3 + 1 * 2
