@@ -13,6 +13,7 @@ from analysis.twins import energy_ratio, pairs
 from msvit import create_model, kernels
 from msvit.activations import Quantiser
 from msvit.cells import resolve_cell
+from msvit.kernels import NeuronSpec
 from msvit.layers.synapses import Conv, Linear, MatrixProduct, ValueMask
 from msvit.metrics import measure
 from msvit.metrics.layer_names import layer_name
@@ -249,6 +250,25 @@ def test_levels_behind_a_shortcut_have_the_bits_of_their_sum():
     rows = {row["layer"]: row for row in measure(*seen("spikformer")).operations}
     assert rows["blocks.0.mlp.fc1"]["input_peak"] > 7
     assert rows["blocks.0.mlp.fc1"]["input_bits"] == 4
+
+
+def test_a_product_of_levels_runs_over_the_operand_of_fewer_bits():
+    class Net(nn.Module):
+        def __init__(self, *operands):
+            super().__init__()
+            self.neuron, self.product = (
+                Neuron(NeuronSpec("quantised", timesteps=4)),
+                MatrixProduct(),
+            )
+            self.operands = operands
+
+        def forward(self, images):
+            return self.product(*self.operands)
+
+    few, many = torch.full((1, 1, 1, 2, 2), 5.0), torch.full((1, 1, 1, 2, 2), 9.0)
+    for operands in ((few, many), (many, few)):
+        (row,) = measure(Net(*operands), [torch.zeros(1, 1, 1, 1)]).operations
+        assert (row["input"], row["input_bits"], row["other_bits"]) == ("levels", 3, 4)
 
 
 def test_votes_of_a_twin_take_an_addition_a_value():
