@@ -17,10 +17,11 @@ from msvit.cells import resolve_cell
 from msvit.metrics import measure
 from msvit.metrics.__main__ import main
 from msvit.metrics.assumed import assume, assumed_operations
-from msvit.metrics.costs import energy_by_row
-from msvit.metrics.sources import network_of
+from msvit.metrics.costs import energy_by_row, measured_costs
+from msvit.metrics.sources import Network, network_of
 from msvit.records.energy import ENERGY_MODELS, sop_spikformer
 from msvit.records.energy_constants import use_constants
+from msvit.records.schema import Operations, lacking
 from msvit.records.store import cell_folder, read_record, write_record
 from msvit.training import train_cell
 from msvit.training.remeasure import lacks_counts, remeasured
@@ -85,7 +86,7 @@ def test_counting_again_adds_what_an_earlier_version_lacked(finished, results, c
     assert (cell_folder(results, CELL.id) / "record.json").stat().st_mtime_ns == untouched
 
 
-def test_counting_again_sees_the_images_as_the_recipe_scores_them(tmp_path):
+def test_images_are_counted_as_the_recipe_scores_them(tmp_path):
     images = tmp_path / "images"
     for split, count in (("train", 4), ("test", 2)):
         labels = np.repeat(np.arange(2), count)
@@ -99,6 +100,36 @@ def test_counting_again_sees_the_images_as_the_recipe_scores_them(tmp_path):
     results = tmp_path / "results"
     record = train_cell(cell, cell_folder(results, cell.id), data_dir=images)
     assert remeasured(results, as_an_earlier_version(record), images) == record
+    table = tmp_path / "costs.csv"
+    arguments = [str(cell_folder(results, cell.id)), "--data", "image_folder", "--csv", str(table)]
+    assert main([*arguments, "--data-dir", str(images)]) == 0
+    shown = [float(row["synops"] or 0) for row in csv.DictReader(table.open(encoding="utf-8"))]
+    counted = [row.get("synops") or 0 for row in record["operations"]]
+    assert shown == pytest.approx(counted)
+    assert sum(counted) > 0
+
+
+@pytest.mark.parametrize("lost", ["bias_additions", "mean_macs", "votes", "other_rate", "states"])
+def test_counting_again_adds_the_one_count_that_is_lacking(finished, results, lost):
+    record = finished[1]
+    rows = [{k: v for k, v in row.items() if k != lost} for row in record["operations"]]
+    assert rows != record["operations"]
+    old = {**record, "operations": rows}
+    assert lacks_counts(old)
+    assert remeasured(results, old) == record
+
+
+def test_every_count_of_a_row_is_missed_or_depends_on_its_layer():
+    depends = {"input_bits", "other_bits", "kernel", "stride", "fan_out", "averaged", "folded_into"}
+    depends |= {"output_peak", *OLD}
+    missed = set()
+    for name in ("msvit", "sdt", "metaspikeformer", "vit"):
+        model = small_model(name)
+        for row in measure(model, [small_input(model, 1, torch.float32)]).operations:
+            assert not lacking(row)
+            missed |= set(lacking({"layer": "", "kind": row["kind"], "averaged": 1}))
+            assert set(row) - set(lacking({"kind": row["kind"], "averaged": 1})) <= depends
+    assert missed == set(Operations.__annotations__) - depends
 
 
 def test_other_weights_and_missing_ones_leave_a_record_as_it_is(finished, results, capsys):
@@ -149,8 +180,25 @@ def test_without_data_rates_are_assumed_and_said_to_be(capsys):
     text = capsys.readouterr().out
     assert "Rates are assumed, not measured: 0.1" in text
     assert "Not defined for this network: sdt." in text
-    assert "Quantised twin: 3 bits for 4 time steps" in text
+    assert "Quantised twin: 3 bits for 4 time steps, a MAC as 3.00 accumulates" in text
+    assert "below a rate of 0.750; here it is 0.100, 0.400 spikes a synapse" in text
+    assert "as much as a twin with 86.7% zeros" in text
+    assert "60.0% to 90.0% zeros: its zeros decide" in text
     assert all(f"{name} (mJ)" in text for name in ENERGY_MODELS)
+
+
+@pytest.mark.parametrize(
+    ("timesteps", "rate", "said"),
+    [
+        (4, 0.9, "more than a twin without zeros. With this activity it has 0.0% to 10.0% zeros: "
+                 "spikes cost more, whatever its zeros"),
+        (2, 0.3, "as much as a twin with 70.0% zeros. With this activity it has 40.0% to 70.0% "
+                 "zeros: spikes cost no more, whatever its zeros"),
+    ],
+)  # fmt: skip
+def test_a_network_stands_on_a_side_of_its_twin(timesteps, rate, said):
+    network = Network(small_model("spikformer", timesteps, image_size=16), "it")
+    assert said in " ".join(measured_costs(network, None, rate, ["quantised_twin"]).notes)
 
 
 def test_images_of_a_folder_are_brought_to_size(tmp_path, capsys):
@@ -213,6 +261,10 @@ def test_an_assumed_rate_is_that_of_all_spikes():
             assert row["acs"] == 0.25 * row["dense_macs"]
     assert [r["layer"] for r in rows if r["input"] == "analog"] == ["embeddings.0.units.0"]
     assert rows[0]["macs"] > 0
+    head = next(row for row in rows if "averaged" in row)
+    assert head["averaged"] > 1
+    some = 1 - 0.75 ** head["averaged"]  # of so many values one is a spike
+    assert head["mean_macs"] == pytest.approx(some * head["dense_macs"])
 
 
 def test_events_are_spikes_and_images_of_two_channels_are_not():

@@ -23,16 +23,16 @@ from msvit.records.energy import (
     exact_synops,
     lemaire,
     memory_aware,
-    neurobench,
     quantised_twin,
     sdt,
     sj_simple,
     sop_spikformer,
     spikingformer_code,
-    twin,
 )
 from msvit.records.energy_constants import CONSTANTS, SHIPPED, use_constants
 from msvit.records.measures import all_measures
+from msvit.records.neurobench import neurobench
+from msvit.records.twin import twin
 from tests.small import fire, small_input, small_model
 
 
@@ -99,6 +99,15 @@ def test_a_switch_decides_what_whole_numbers_are():
     assert spikingformer_code([whole]) == pytest.approx(4.6e-9 * 100)
     CONSTANTS["spikingformer_code"]["integers"] = "ac"
     assert spikingformer_code([whole]) == pytest.approx(0.9e-9 * 30)
+
+
+def test_the_released_calculator_charges_what_is_static_in_every_step():
+    first = row(input="analog", acs=0.0, steps=1)
+    product = row(**PRODUCT | {"steps": 4}, input="integer", acs=7.0)
+    head = row(kind="linear", steps=4, averaged=9, biases=3)
+    assert spikingformer_code([first, product, head]) == pytest.approx(
+        (4.6 * (4 * 100 + 100 / 4 + 3) + 0.9 * 7) * 1e-9
+    )
 
 
 def test_spikes_are_charged_to_the_synapse():
@@ -172,6 +181,94 @@ def both(kind="lif", rate=0.5):
     return operations, as_plain(ours, kind).eval(), x.permute(0, 1, 4, 2, 3).contiguous()
 
 
+SMALL = 4 * 10 / 8192  # pJ an access, for every word of a memory of less than 8 KB
+FIFO = 1000 * SMALL
+MAC = 3.2
+CONV = {"kernel": [3, 5], "stride": 2, "steps": 2, "weights": 150, "synops": 77.0}
+PRODUCT = {"kind": "product", "weights": 0, "biases": 0, "additions": 0.0, "steps": 2}
+PRODUCT |= {"other_input": "spikes", "other_inputs": 64.0, "joint_synops": 5.0, "votes": 0.0}
+
+
+def without_kernel(**changes):
+    return {k: v for k, v in row(**changes).items() if k not in ("kernel", "stride")}
+
+
+@pytest.mark.parametrize(
+    ("rows", "picojoule"),
+    [
+        # 10 spikes × 2 channels reach 2 × 3 outputs, and touch 15 weights and potentials, each; 8
+        # biases; two MACs a spike for addresses; 152 words of weights, 4 of potentials.
+        (
+            [row(**CONV)],
+            0.1 * (120 + 8 + 300)
+            + MAC * 20
+            + 10 * FIFO
+            + (300 + 8) * 152 * SMALL
+            + 2 * 300 * 4 * SMALL,
+        ),
+        # the weights of a product are its other operand; there are no addresses of pixels
+        (
+            [without_kernel(**PRODUCT, synops=30.0)],
+            0.1 * (30 + 30) + 10 * FIFO + 30 * 32 * SMALL + 2 * 30 * 4 * SMALL,
+        ),
+        # 100 MACs; biases, inputs, outputs and 15 × 2 addresses; 25 words of inputs
+        (
+            [row(**CONV, input="analog")],
+            MAC * 100 + 0.1 * (8 + 50 + 8 + 30) + 100 * 25 * SMALL + 108 * 152 * SMALL,
+        ),
+        # folded: the MACs of what is deployed
+        (
+            [row(**CONV, input="integer", folded_into="x", dense_macs=1.0, synapses=100.0)],
+            MAC * 100 + 0.1 * (8 + 50 + 8 + 30) + 100 * 25 * SMALL + 108 * 152 * SMALL,
+        ),
+        # a mean of 10 pixels has 5 values, whatever they were made of
+        (
+            [without_kernel(kind="linear", averaged=10)],
+            MAC * 100 + 0.1 * (8 + 5 + 8) + 5 * 5 * SMALL + 108 * 12 * SMALL,
+        ),
+        (
+            [without_kernel(**PRODUCT, input="integer")],
+            MAC * 100 + 0.1 * (50 + 8) + 50 * 25 * SMALL + 100 * 32 * SMALL,
+        ),
+        ([row(kind="mask")], 0),
+        ([neurons()], 2 * 40 * 10 * SMALL + 0.1 * 5 + MAC * 40 + 5 * FIFO),
+        ([neurons(neuron="if", multiplies=0.0)], 2 * 40 * 10 * SMALL + 0.1 * 5 + 5 * FIFO),
+        ([neurons(neuron="relu")], 40 * 40 * SMALL),
+        # 16 KB are a third of the way from 8 to 32; what is larger than 1 MB costs as much as that
+        ([neurons(neuron="relu", outputs=4096.0)], 4096 * (10 + 10 / 3)),
+        ([neurons(neuron="relu", outputs=1e6)], 1e6 * 100),
+    ],
+)
+def test_lemaire_by_hand(rows, picojoule):
+    assert lemaire(rows) == pytest.approx(picojoule * 1e-9)
+
+
+BYTE = 24.96
+
+
+@pytest.mark.parametrize(
+    ("rows", "picojoule"),
+    [
+        ([row()], 0.9 * 20 + 4 * BYTE * (20 + 8)),
+        ([row(biases=0)], 0.9 * 20 + 4 * BYTE * 20),
+        ([row(input="integer")], 4.6 * 100 + 4 * BYTE * (100 + 8)),
+        (
+            [row(input="integer", folded_into="x", dense_macs=1.0)],
+            4.6 * 100 + 4 * BYTE * (100 + 8),
+        ),
+        ([row(kind="linear", averaged=16, synapses=1600.0)], 4.6 * 100 + 4 * BYTE * (100 + 8)),
+        ([row(**PRODUCT)], 0.9 * 5),
+        ([row(**PRODUCT | {"other_input": "integer"})], 0.9 * 20),
+        ([row(**PRODUCT, input="integer")], 4.6 * 100),
+        ([row(kind="mask")], 0),
+        ([neurons()], 4 * BYTE * 2 * 10 * 4),
+        ([neurons(neuron="psn", states=0.0)], 0),
+    ],
+)
+def test_the_simple_estimate_by_hand(rows, picojoule):
+    assert sj_simple(rows) == pytest.approx(picojoule * 1e-9)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["lif", "if"])
 def test_lemaire_agrees_with_spikingjelly(kind):
@@ -234,6 +331,48 @@ def test_products_of_two_spikes_count_where_both_are():
     assert sj_simple(operations) == pytest.approx(0.9e-9 * report.counts["synop"])
 
 
+def test_a_mean_of_spikes_is_multiplied_by_neurobench():
+    head = row(kind="linear", averaged=16, steps=4, dense_macs=40.0, synapses=640.0, mean_macs=37.0)
+    found = neurobench([head, row()])
+    assert (found["effective_macs"], found["effective_acs"]) == (37, 20)
+    assert found["dense"] == 40 + 100
+    of_one_pixel = row(kind="linear", averaged=1, mean_macs=20.0)
+    assert neurobench([of_one_pixel])["effective_acs"] == 20
+    of_earlier_version = {k: v for k, v in head.items() if k != "mean_macs"}
+    found = neurobench([of_earlier_version, row()])
+    assert "effective_macs" not in found, "which it does not tell"
+    assert found["effective_acs"] == 20
+    analog = {**of_earlier_version, "input": "analog", "input_peak": None}
+    assert neurobench([analog])["effective_macs"] == 20
+
+
+def test_neurobench_sees_weights_and_no_masks():
+    found = neurobench([row(zero_weights=4), row(zero_weights=1), row(kind="mask", weights=0)])
+    assert found["connection_sparsity"] == pytest.approx(5 / 20)
+    assert found["dense"] == 200
+    assert found["effective_acs"] == 40
+
+
+@pytest.mark.parametrize(
+    ("kind", "peak", "which"),
+    [
+        ("spikes", 1.0, "acs"),
+        ("integer", 1.0, "acs"),  # -1, 0 and 1
+        ("integer", 2.0, "macs"),
+        ("levels", 1.0, "acs"),
+        ("levels", 7.0, "macs"),
+        ("analog", None, "macs"),
+    ],
+)
+def test_neurobench_accumulates_minus_one_zero_and_one(kind, peak, which):
+    layer = row(input=kind, input_peak=peak)
+    product = row(kind="product", input=kind, input_peak=peak, joint_synops=5.0)
+    found = neurobench([layer, product])
+    other = {"acs": "macs", "macs": "acs"}[which]
+    assert (found[f"effective_{which}"], found[f"effective_{other}"]) == (20, 0)
+    assert (found[f"product_{which}"], found[f"product_{other}"]) == (5, 0)
+
+
 @pytest.mark.slow
 def test_neurobench_by_its_definitions():
     operations, plain, x = both()
@@ -281,15 +420,118 @@ def test_traffic_is_charged_by_the_bit():
     assert memory_aware([row(), neurons()]) == pytest.approx(expected * 1e-9)
 
 
+def test_biases_are_read_and_other_additions_are_not():
+    # 30 additions, 16 of which are biases: 2 branches of 8 outputs, and means over neighbours.
+    shared = row(additions=30.0, bias_additions=16.0, synops=0.0, inputs=0.0)
+    assert memory_aware([shared]) == pytest.approx((0.9 * 30 + 1.5625 * 16 * 32) * 1e-9)
+    assert sj_simple([shared]) == pytest.approx(24.96 * 4 * 16 * 1e-9)
+    of_earlier_version = {k: v for k, v in shared.items() if k != "bias_additions"}
+    expected = (0.9 * 30 + 1.5625 * 8 * 32) * 1e-9
+    assert memory_aware([of_earlier_version]) == pytest.approx(expected)
+
+
+PAIR = {"synops": 0.0, "additions": 0.0, "weights": 0, "biases": 0, "inputs": 4.0, "votes": 0.0}
+PAIR |= {"other_input": "spikes", "other_inputs": 32.0, "other_active_inputs": 5.0}
+
+
+def test_masks_read_both_of_their_operands_and_the_votes():
+    mask = row(kind="mask", **PAIR)
+    assert memory_aware([mask]) == pytest.approx(0.3125 * (4 + 32) * 1e-9)
+    voted = {**mask, "votes": 64.0, "additions": 10.0}
+    assert memory_aware([voted]) == pytest.approx((0.9 * 10 + 0.3125 * (4 + 32 + 64)) * 1e-9)
+    whole = {**mask, "other_input": "integer", "votes": 64.0}
+    assert memory_aware([whole]) == pytest.approx(0.3125 * (4 + 32 * (32 + 64)) * 1e-9)
+    del mask["votes"]  # as an earlier version
+    assert memory_aware([mask]) == pytest.approx(0.3125 * (4 + 32) * 1e-9)
+
+
+def test_traffic_has_the_bits_of_what_moves():
+    """With every weight and potential free of cost, and no arithmetic but where it is told."""
+    CONSTANTS["memory_aware"].update(weights_per_bit=0.0, activations_per_bit=1.0)
+    CONSTANTS["memory_aware"]["precision"] = "int8"
+    at = CONSTANTS["memory_aware"]["int8"]
+    quiet = {"additions": 0.0, "synops": 0.0}
+    sums = row(input="integer", input_peak=9.0, **quiet)
+    assert memory_aware([sums]) == pytest.approx(50 * 4e-9)
+    analog = row(input="analog", input_peak=None, additions=0.0, synapses=6.0)
+    by_hand = 6 * (at["add"] + at["multiply"]) + 50 * at["weight_bits"]
+    assert memory_aware([analog]) == pytest.approx(by_hand * 1e-9)
+    product = row(**PRODUCT | {"other_input": "integer"}, synops=6.0)
+    assert memory_aware([product]) == pytest.approx((6 * at["add"] + 6 * 16 + 50) * 1e-9)
+    levels = row(input="levels", input_bits=5, input_peak=7.0, synapses=6.0, additions=0.0)
+    assert memory_aware([levels]) == pytest.approx((6 * 5 * at["add"] + 50 * 5) * 1e-9)
+    seven = {**levels, "input_bits": 7}  # 7 · 0.03 is less than 0.23, and more than 0.2
+    assert memory_aware([seven]) == pytest.approx((6 * 7 * at["add"] + 50 * 7) * 1e-9)
+    wide = {**levels, "input_bits": 9}
+    by_hand = 6 * (at["add"] + at["multiply"]) + 50 * 9
+    assert memory_aware([wide]) == pytest.approx(by_hand * 1e-9)
+    resting = neurons(additions=0.0, multiplies=0.0, states=0.0, output_peak=4.0)
+    assert memory_aware([resting]) == pytest.approx(40 * 3e-9)
+    del resting["output_peak"]
+    assert memory_aware([resting]) == pytest.approx(40 * 8e-9)
+
+
+def test_factors_that_another_stands_for_are_free():
+    factor = row(folded_into="x", weights=0, input="analog", synops=None, input_peak=None)
+    first = row(folded_into="x")
+    for model in (exact_synops, sj_simple, lemaire, memory_aware, quantised_twin):
+        assert model([first, factor]) == model([first])
+    assert twin([first, factor]).macs == 0
+    assert neurobench([first, factor]) == neurobench([first])
+
+
 @pytest.mark.parametrize(("steps", "bits"), [(1, 1), (2, 2), (3, 2), (4, 3), (7, 3), (8, 4)])
 def test_the_twin_has_as_many_levels(steps, bits):
     spiking = row(steps=steps, synapses=steps * 100.0, synops=40.0)
     found = twin([spiking])
-    assert (found.timesteps, found.bits) == (steps, bits)
-    assert (found.synapses, found.spikes) == (100, 0.4)
+    assert (found.timesteps, found.bits) == (steps, (bits, bits))
+    assert (found.synapses, found.spikes, found.ratio) == (100, 0.4, pytest.approx(bits))
     assert quantised_twin([spiking]) == pytest.approx(0.9e-9 * bits * 100)
-    low, high = found.break_even(ratio=5)
-    assert (low, high) == pytest.approx((5 * 0.4 / steps, 5 * 0.4))
+
+
+def test_values_above_one_have_more_levels():
+    sums = row(layer="sums", input="integer", steps=4, synapses=300.0, synops=90.0, input_peak=4.0)
+    binary = row(steps=4, synapses=100.0, synops=60.0)
+    found = twin([sums, binary])
+    assert found.bits == (3, 5), "levels 0 to 16, and 0 to 4"
+    assert found.synapses == 100
+    assert found.ratio == pytest.approx((75 * 5 + 25 * 3) / 100)
+    assert quantised_twin([sums, binary]) == pytest.approx(0.9e-9 * (75 * 5 + 25 * 3))
+    wide = row(input="integer", steps=4, input_peak=9.0)  # 37 levels: six accumulates are too many
+    assert quantised_twin([wide]) == pytest.approx(4.6e-9 * 25)
+
+
+def test_analog_layers_and_the_classifier_of_a_twin_are_macs():
+    first = row(input="analog", synapses=50.0, synops=None, input_peak=None)
+    head = row(kind="linear", steps=4, dense_macs=40.0, synapses=640.0, averaged=16)
+    inner = row(steps=4, synapses=80.0)
+    mask = row(kind="mask", synapses=0.0, synops=0.0, input="integer", input_peak=40.0)
+    found = twin([first, head, inner, mask])
+    assert found.bits == (3, 3), "masks are free"
+    assert (found.macs, found.synapses, found.timesteps) == (50 + 10, 20, 4)
+    assert quantised_twin([first, head, inner]) == pytest.approx((4.6 * 60 + 0.9 * 3 * 20) * 1e-9)
+
+
+def test_spikes_and_their_twin_cost_the_same_at_a_share_of_zeros():
+    # 4 steps of 100 synapses, 0.8 spikes a synapse, 24 of 120 values a step: T · rate = k (1 - γ)
+    found = twin([row(steps=4, synapses=400.0, synops=80.0, inputs=120.0, active_inputs=24.0)])
+    assert found.rate == pytest.approx(0.2)
+    assert found.zeros_at_break_even() == pytest.approx(1 - 0.8 / 3)
+    assert found.zeros_at_break_even(ratio=0.5) == pytest.approx(-0.6)
+    assert found.zeros() == pytest.approx((0.2, 0.8))
+    assert found.crossover() == pytest.approx(3 / 4)
+    assert found.crossover(zeros=0.6) == pytest.approx(0.3)
+    at = found.zeros_at_break_even()
+    assert found.crossover(zeros=at) == pytest.approx(found.rate)
+    busy = twin([row(steps=4, synapses=400.0, synops=400.0, inputs=50.0, active_inputs=50.0)])
+    assert busy.zeros() == (0, 0)
+
+
+def test_what_does_not_spike_has_no_twin():
+    analog = row(input="analog", synops=None, input_peak=None)
+    for operations in ([analog], [OLD], [analog, neurons(neuron="relu")]):
+        assert twin(operations) is None
+        assert quantised_twin(operations) is None
 
 
 def test_constants_are_data(tmp_path):
@@ -312,6 +554,8 @@ def test_constants_are_data(tmp_path):
         ("exact_synops: 1", "exact_synops", "names and values"),
         ("memory_aware: {precision: fp8}", "memory_aware.precision", "fp32"),
         ("lemaire: {sram_bytes: [0, 9, 8, 10]}", "lemaire.sram_bytes", "rising"),
+        ("lemaire: {sram_access: [0, 10, 9, 20]}", "lemaire.sram_access", "do not fall"),
+        ("lemaire: {sram_access: [0, 10, 20]}", "lemaire.sram_access", "a list of 4"),
     ],
 )
 def test_a_wrong_constant_is_named(tmp_path, text, key, said):

@@ -10,9 +10,10 @@ from msvit.kernels import NeuronSpec
 from msvit.layers.attention import SelfAttention, TokenAttention
 from msvit.layers.blocks import Classifier
 from msvit.layers.folding import folded
+from msvit.layers.norm import BatchNorm
 from msvit.layers.repconv import RepConv
-from msvit.layers.synapses import Conv, Linear, MatrixProduct
-from msvit.metrics import measure
+from msvit.layers.synapses import Conv, Linear, MatrixProduct, ValueMask
+from msvit.metrics import Meter, measure
 from msvit.metrics.layer_names import layer_name
 from msvit.neurons import Neuron
 from tests.oracles_operations import Count, convolution, fully_connected, of_products
@@ -316,6 +317,32 @@ def test_counts_depend_on_neither_batches_nor_order(name):
     assert one.firing == other.firing
 
 
+def counted_apart(model, *parts):
+    """Rows of several processes, each of which has seen a part of the images."""
+    meters = [Meter(model.eval()) for _ in parts]
+    for meter, part in zip(meters, parts, strict=True):
+        with meter, torch.no_grad():
+            model(part)
+    first, *others = meters
+    for meter in others:
+        first.add(meter.counts())
+    return first.result().operations
+
+
+@pytest.mark.parametrize("name", ["msvit", "qkformer"])
+def test_counts_of_several_processes_are_those_of_one(name):
+    model = tiny(name)
+    images = small_input(model, 5)
+    assert counted_apart(model, *images.split(2)) == measure(model, [images]).operations
+
+
+def test_the_largest_value_is_that_of_any_process():
+    few, many = ones(1, 1, 2, 2, 3), 5 * ones(1, 1, 2, 2, 3)
+    for parts in ((few, many), (many, few)):
+        (row,) = counted_apart(Probe(Conv(3, 4)), *parts)
+        assert (row["input"], row["input_peak"]) == ("integer", 5)
+
+
 def test_a_measured_model_computes_what_it_computes():
     model = tiny("msvit")
     images = small_input(model, 2)
@@ -344,6 +371,77 @@ def test_shared_projections_have_a_mean_and_a_bias_for_every_scale():
     )
     row = rows_of(attention, ones(2, 1, 2, 2, 4))["layer.branches.query"]
     assert row["additions"] == 2 * 4 * (4 + 4 + (2 + 3 + 3 + 2))
+
+
+def test_biases_and_votes_are_told_from_other_additions():
+    attention = TokenAttention(
+        4, 2, NeuronSpec(tau=2.0), scales=(1, 3), projections="shared", attn_threshold=1.0
+    )
+    rows = rows_of(attention, ones(2, 3, 2, 2, 4))  # three images, and told per image
+    query = rows["layer.branches.query"]
+    assert (query["bias_additions"], query["biases"]) == (2 * 4 * (4 + 4), 2 * 4)
+    assert rows["layer.mask"]["votes"] == 2 * 2 * (4 * 4), "of two branches"
+    key = rows["layer.branches.key"]
+    assert key["bias_additions"] == key["additions"] == key["outputs"] == 2 * 4 * 4
+    unbiased = row_of(Linear(3, 5, bias=False), ones(2, 1, 1, 1, 3))
+    assert unbiased["bias_additions"] == unbiased["additions"] == unbiased["biases"] == 0
+    joined = TokenAttention(4, 2, NeuronSpec(tau=2.0), scales=(1, 1, 3), attn_threshold=1.0)
+    for module in joined.modules():
+        if isinstance(module, BatchNorm):
+            nn.init.constant_(module.bias, 5.0)  # every neuron fires in every step
+    mask = rows_of(joined, ones(2, 1, 2, 2, 4))["layer.mask"]
+    assert mask["votes"] == mask["additions"] == 2 * 3 * (4 * 4)
+
+
+class Pair(nn.Module):
+    """A product of two activations that are what they are, whatever the images."""
+
+    def __init__(self, layer, *operands):
+        super().__init__()
+        self.layer, self.operands = layer, operands
+
+    def forward(self, events):
+        return self.layer(*self.operands)
+
+
+def pair_of(layer, *operands):
+    steps, images = operands[0].shape[:2]
+    events = torch.zeros(steps, images, 1, 1, 1)
+    return measure(Pair(layer, *operands).eval(), [events]).operations[0]
+
+
+def test_operands_of_a_product_by_value_and_by_non_zeros():
+    spikes = torch.tensor([[1.0, 0, 1], [0, 0, 1]]).view(1, 1, 1, 2, 3)
+    sums = torch.tensor([[4.0, 0], [1, 1], [0, 2]]).view(1, 1, 1, 3, 2)
+    row = pair_of(MatrixProduct(), spikes, sums)
+    assert (row["input"], row["other_input"]) == ("spikes", "integer")
+    assert (row["active_inputs"], row["synops"]) == (3, 3 * 2)
+    assert (row["other_active_inputs"], row["other_synops"]) == (4, 8 * 2)
+    assert row["joint_synops"] == 1 * 1 + 0 * 2 + 2 * 1, "spikes of a column, values of its row"
+    assert (row["inputs"], row["other_inputs"], row["votes"]) == (6, 6, 0)
+
+
+def test_values_are_masked_one_by_one():
+    mask = torch.tensor([3.0, 0, 2]).view(1, 1, 3, 1)
+    values = torch.tensor([[1.0, 0, 5], [1, 1, 1], [0, 0, 7]]).view(1, 1, 3, 3)
+    row = pair_of(ValueMask(), mask, values)
+    assert row["synapses"] == row["dense_macs"] == row["outputs"] == 9
+    assert row["joint_synops"] == 2 + 0 + 1
+
+
+def test_a_classifier_skips_zeros_of_spikes_weights_and_means():
+    classifier = Classifier(3, 4)
+    with torch.no_grad():
+        classifier.linear.weight.fill_(1.0)
+        classifier.linear.weight[0, 0] = classifier.linear.weight[:2, 1] = 0
+    x = torch.zeros(2, 1, 2, 2, 3)
+    x[0, 0, 0, :, 0] = 1  # two spikes of a channel with three weights
+    x[1, 0, 1, 1, 1] = 1  # one of a channel with two
+    row = row_of(classifier, torch.cat((x, x), 1))  # twice, and told per image
+    assert (row["zero_weights"], row["averaged"]) == (3, 4)
+    assert row["synops"] == 3 * 4
+    assert row["active_synops"] == 2 * 3 + 1 * 2
+    assert row["mean_macs"] == 3 + 2, "one mean each"
 
 
 def test_images_of_nothing_cost_the_biases_alone():

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from msvit import create_model, list_models
+from msvit.layers.synapses import MatrixProduct
 from msvit.models import model_options, zoo
+from msvit.models.__main__ import dense_macs_per_step
 from msvit.neurons import Spikes
 from msvit.options import ConfigError
 from tests.small import ENTRIES, fire, small_input, small_model
@@ -57,6 +59,23 @@ def test_parameters_are_the_official_ones(name, count):
 def test_imagenet_parameters_are_the_official_ones(name, millions):
     digits = len(str(millions).split(".")[1])
     assert round(parameters(name) / 1e6, digits) == millions
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if "other_gmac" in zoo()[n]])
+def test_dense_operations_are_those_of_others_but_for_what_is_told(name):
+    entry = zoo()[name]
+    assert "without attention products" in entry["gmac_source"]
+    with torch.device("meta"):
+        model = create_model(name)
+    products = [m for m in model.modules() if isinstance(m, MatrixProduct)]
+    whole = dense_macs_per_step(model)
+    for product in products:
+        product.dense_macs = lambda *operands: 0
+    without = dense_macs_per_step(model)
+    assert without < whole
+    norms_and_neurons = 0.007 if "with norms" in entry["gmac_source"] else 0
+    low, high = without / 1e9 - 0.005, without * (1 + norms_and_neurons) / 1e9 + 0.005
+    assert low <= entry["other_gmac"] <= high
 
 
 @pytest.mark.parametrize("timesteps", [1, 4])

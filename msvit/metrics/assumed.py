@@ -65,6 +65,8 @@ def _at(row: Operations, rate: float) -> Operations:
         "active_synops": synops,
         "active_inputs": rate * row["inputs"],
     }
+    if "averaged" in row:  # a mean is zero where all of it is
+        changed["mean_macs"] = (1 - (1 - rate) ** row["averaged"]) * row["dense_macs"]
     if "other_input" in row and row["other_input"] != "analog":
         changed |= {
             "other_input": "spikes",

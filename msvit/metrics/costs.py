@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isclose
 from typing import Any
 
 from msvit.metrics import measure
 from msvit.metrics.assumed import assumed_operations
 from msvit.metrics.sources import Network, Seen
-from msvit.records.energy import ENERGY_MODELS, neurobench, twin
+from msvit.records.energy import ENERGY_MODELS
+from msvit.records.neurobench import neurobench
 from msvit.records.schema import Operations
+from msvit.records.twin import Twin, twin
 
 USUAL_RATE = 0.2
 
@@ -124,6 +127,31 @@ def _table(rows: Sequence[dict[str, Any]], totals: dict[str, float | None]) -> l
     return [*shown, [*total, *[""] * (len(heads) - len(total))]]
 
 
+def _break_even(pair: Twin) -> str:
+    """Where spikes cost as much as the twin, and on which side of it they are."""
+    fewest, most = pair.bits
+    bits = f"{most} bits" if fewest == most else f"{fewest} to {most} bits"
+    equal, (low, high) = pair.zeros_at_break_even(), pair.zeros()
+    if equal > high or isclose(equal, high):
+        verdict = "spikes cost no more, whatever its zeros"
+    elif equal < low:
+        verdict = "spikes cost more, whatever its zeros"
+    else:
+        verdict = "its zeros decide"
+    at = (
+        f"as much as a twin with {equal:.1%} zeros"
+        if equal > 0
+        else "more than a twin without zeros"
+    )
+    return (
+        f"Quantised twin: {bits} for {pair.timesteps} time steps, a MAC as {pair.ratio:.2f} "
+        "accumulates (our reading). Without zeros in it spikes cost less below a rate of "
+        f"{pair.crossover():.3f}; here it is {pair.rate:.3f}, {pair.spikes:.3f} spikes a synapse, "
+        f"which cost {at}. With this activity it has {low:.1%} to {high:.1%} zeros: "
+        f"{verdict}. Compute alone, by arXiv 2409.08290."
+    )
+
+
 _UNITS = (("mJ", 1.0), ("µJ", 1e3), ("nJ", 1e6))
 
 
@@ -141,14 +169,8 @@ def _notes(operations: Sequence[Operations], models: Sequence[str]) -> list[str]
             f"{_si(bench['membrane_updates'])}."
         )
     pair = twin(operations)
-    if "quantised_twin" in models and pair is not None and pair.synapses:
-        low, high = pair.break_even()
-        found.append(
-            f"Quantised twin: {pair.bits} bits for {pair.timesteps} time steps. A synapse here is "
-            f"reached by {pair.spikes:.3f} spikes; at a MAC of {pair.bits} accumulates (our "
-            f"reading) spikes cost less below {low:.3f} to {high:.3f}, which depends on the twin's "
-            "zeros."
-        )
+    if "quantised_twin" in models and pair is not None:
+        found.append(_break_even(pair))
     lacking = [m for m in models if ENERGY_MODELS[m](operations) is None]
     if lacking:
         found.append(f"Not defined for this network: {', '.join(lacking)}.")

@@ -32,7 +32,8 @@ image is convolved once, and counted once, however many time steps follow.
 classifier          It is given the mean of spikes over the image plane. ``acs``: rate × c_in·c_out,
                     for a mean times a weight is the sum of that weight at every spike, scaled once.
                     ``synops``: every spike reaches its weights, rate·h·w·c_in·c_out.
-                    ``dense_macs``: a MAC on the mean. [1, 4]
+                    ``dense_macs``: a MAC on the mean, ``mean_macs`` those of which neither side is
+                    zero. [1, 3, 4]
 product ``a b``     Accumulates run over the spikes of one operand: the one with fewer, among those
                     that are binary where one is, min(rate_k, rate_v) for kᵀ v and rate_q for
                     q (kᵀ v) [4]. Behind ``other_``: the same for the other operand.
@@ -42,9 +43,10 @@ mask                A spike times a spike is an AND: no weight, no accumulate. P
                     count none, so the papers' columns hold zeros; ``outputs`` are the ANDs. Votes
                     and columns that are summed up around it are its ``additions``, one a spike.
                     In a twin, whose values are no spikes, it is a product, one by one, and votes
-                    take an addition a value.
-``additions``       biases, which is what a folded norm is, one per output; a mean of analog values,
-                    one per value; means over neighbours, one per tap. Pools, shortcuts are free.
+                    take an addition a value. ``votes`` are the values that are summed up.
+``additions``       biases, which is what a folded norm is, one per output (``bias_additions`` tells
+                    them from the rest); a mean of analog values, one per value; means over
+                    neighbours, one per tap. Pools, shortcuts are free.
 ``inputs`` …        values read and written; ``active_inputs`` are not zero, ``input_peak`` is the
                     largest, which tells the bits that it needs. ``weights`` and ``biases`` are
                     numbers of them, ``zero_weights`` those of the weights that are zero.
@@ -193,18 +195,32 @@ class _Layer:
     joint_synops: float = 0.0
     outputs: int = 0
     additions: float = 0.0
+    bias_additions: int = 0
+    votes: int = 0
     steps: int = 0
 
     def add(self, other: _Layer) -> None:
         """Take in what the same layer did for other images."""
         self.steps = max(self.steps, other.steps)  # 0 where no data have come here
         self.averaged = max(self.averaged, other.averaged)
-        for name in ("dense_macs", "synapses", "joint_synops", "outputs", "additions"):
+        for name in _SUMS:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for own, theirs in zip(self.operands, other.operands, strict=True):
             own.add(theirs)
         if self.on_means is not None and other.on_means is not None:
             self.on_means.add(other.on_means)
+
+
+_SUMS = (
+    "dense_macs",
+    "synapses",
+    "joint_synops",
+    "outputs",
+    "additions",
+    "bias_additions",
+    "votes",
+)
+"""Of a layer, over images and time steps."""
 
 
 class OperationCounter:
@@ -243,7 +259,8 @@ class OperationCounter:
             first, window = layers[0], Window.folded(module)
             first.window, first.weights, first.biases = window, window.weights, window.channels
         elif isinstance(module, SharedBranches):
-            self._layers[layer_name(f"{path}.query")].means = module
+            query = self._layers[layer_name(f"{path}.query")]
+            query.means, query.biases = module, query.biases * len(module.scales)
         elif isinstance(module, Classifier) and module.neuron is None:
             layer = self._layers[layer_name(f"{path}.linear")]
             layer.on_means = Operand()
@@ -323,23 +340,24 @@ def _count_conv(layer: _Layer, x: Tensor, output: Tensor) -> None:
         operand.active_synops = before + _through_convolution(x, layer.weight, window)
     layer.synapses += images * x.shape[-1] * window.fan_out * window.taps(height, width)
     outputs = images * window.outputs(height, width) * window.channels
+    biases = outputs if layer.means is None else outputs * len(layer.means.scales)
     layer.outputs += outputs
-    layer.additions += outputs
+    layer.bias_additions += biases
+    layer.additions += biases
     if layer.means is not None:
-        layer.additions += _means(layer.means, output) - outputs
+        layer.additions += _means(layer.means, output)
 
 
 def _means(branches: SharedBranches, x: Tensor) -> int:
-    """Additions of means over neighbours of ``x`` ``[T, B, H, W, C]``, with a bias for each."""
+    """Additions of means over neighbours of ``x`` ``[T, B, H, W, C]``."""
     steps, images, height, width, channels = x.shape
     total = 0
     for scale in branches.scales:
         kernel = (scale, scale) if branches.plane else (1, scale)
         size = (height, width) if branches.plane else (1, height * width)
         window = Window(kernel, 1, (kernel[0] // 2, scale // 2), 1, 1, 0)
-        taps = window.taps(*size) if scale > 1 else 0
-        total += steps * images * channels * (height * width + taps)
-    return total
+        total += window.taps(*size) if scale > 1 else 0
+    return total * steps * images * channels
 
 
 def _through_convolution(x: Tensor, weight: Tensor, window: Window) -> float:
@@ -359,19 +377,29 @@ def _count_linear(layer: _Layer, x: Tensor, output: Tensor) -> None:
     before = operand.active_synops
     operand.see(x, lambda sums, total: len(weight) * total)
     if layer.zero_weights:
-        active = (x != 0).flatten(0, -2).sum(0, dtype=torch.float64)
-        operand.active_synops = before + float(active @ (weight != 0).sum(0, dtype=torch.float64))
+        operand.active_synops = before + _through_linear(x, weight)
+    biases = output.numel() if layer.biases else 0
     layer.outputs += output.numel()
-    layer.additions += output.numel() if layer.biases else 0
+    layer.bias_additions += biases
+    layer.additions += biases
     if layer.on_means is None:
         layer.synapses += x.numel() * len(weight)
+
+
+def _through_linear(x: Tensor, weight: Tensor) -> float:
+    """Values of ``[..., C]`` that are not zero, each times the weights that are not."""
+    active = (x != 0).flatten(0, -2).sum(0, dtype=torch.float64)
+    return float(active @ (weight != 0).sum(0, dtype=torch.float64))
 
 
 def _see_averaged(layer: _Layer, module: Classifier, inputs: tuple[Tensor, ...]) -> None:
     """``[T, B, H, W, C]`` in front of the mean over H and W."""
     x = inputs[0][:1] if is_static(inputs[0]) else inputs[0]
-    fan_out = module.linear.out_features
-    layer.operands[0].see(x, lambda sums, total: fan_out * total)
+    operand, fan_out = layer.operands[0], module.linear.out_features
+    before = operand.active_synops
+    operand.see(x, lambda sums, total: fan_out * total)
+    if layer.zero_weights:
+        operand.active_synops = before + _through_linear(x, module.linear.weight)
     layer.synapses += x.numel() * fan_out
     layer.averaged = math.prod(x.shape[2:-1])
 
@@ -409,6 +437,7 @@ def _add_votes(
     """The votes ``[T, B, H, W, C]``, all but the keys, are summed up, an addition a spike."""
     joined, wide = output
     for votes in (joined[..., :-dim], *wide):
+        mask.votes += votes.numel()
         if mask.kind == "product":  # of a twin
             mask.additions += votes.numel()
             continue
@@ -464,10 +493,13 @@ def _row(name: str, layer: _Layer, images: int) -> Operations:
         row["input_bits"] = decisive.bits
     if layer.on_means is not None:
         row["averaged"] = layer.averaged
+        row["mean_macs"] = layer.on_means.active_synops / images
     if layer.on_means is not None and analog:  # a MAC on the mean, which has to be made first
         row["synapses"] = dense
         row["active_synops"] = layer.on_means.active_synops / images
         row["additions"] += decisive.elements / images
+    if layer.kind in ("conv", "linear"):
+        row["bias_additions"] = layer.bias_additions / images
     if layer.window is not None:
         row["kernel"] = list(layer.window.kernel)
         row["stride"] = layer.window.stride
@@ -483,6 +515,7 @@ def _row(name: str, layer: _Layer, images: int) -> Operations:
         row["other_active_inputs"] = other.active / images
         row["other_inputs"] = other.elements / images
         row["joint_synops"] = layer.joint_synops / images
+        row["votes"] = layer.votes / images
         if other.kind == "levels":
             row["other_bits"] = other.bits
     return row

@@ -11,12 +11,15 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from msvit.cells import Cell
 from msvit.checkpoints import load_official
-from msvit.data import DATASETS, data_options, load_splits
+from msvit.data import DATASETS, data_options, load_splits, options_of
 from msvit.models import create_model, zoo
 from msvit.models.base import Model
 from msvit.options import ConfigError, DataError, unknown
+from msvit.recipes import TrainingOptions
 from msvit.training.batches import Normalise, time_first
+from msvit.training.cell import as_scored
 from msvit.training.loading import Loader
 from msvit.training.trained import Prepare, PrepareEvents, load_trained
 
@@ -28,11 +31,12 @@ IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Network:
-    """A model in eval mode, what it is, and how its images are made where it was trained here."""
+    """A model in eval mode, what it is; if trained here, as which cell and on what images."""
 
     model: Model
     what: str
     prepare: Prepare | None = None
+    cell: Cell | None = None
     events: bool = False
     """Whether it is for frames of events."""
 
@@ -72,6 +76,7 @@ def network_of(name: str, weights: Path | None) -> Network:
         trained,
         f"the cell of {name}",
         prepare if callable(prepare) else None,
+        trained.cell if isinstance(trained.cell, Cell) else None,
         events=isinstance(prepare, PrepareEvents),
     )
 
@@ -93,19 +98,25 @@ def images_of(
 
 
 def _of_data_set(network: Network, name: str, data_dir: Path | None, most: int) -> Seen:
-    wanted = network.model.options
-    usual = data_options(name, {}, "--data")
-    sized = {"image_size": wanted.image_size} if "image_size" in type(usual).model_fields else {}
-    splits = load_splits(data_options(name, sized, "--data"), data_dir)
+    wanted, cell = network.model.options, network.cell
+    options = data_options(name, {}, "--data")
+    if cell is not None and cell.data["name"] == name:
+        options = options_of(cell.data)
+    elif "image_size" in type(options).model_fields:
+        options = data_options(name, {"image_size": wanted.image_size}, "--data")
+    splits = load_splits(options, data_dir)
+    test = splits.test
+    if cell is not None:
+        test = as_scored(test, TrainingOptions.parse(cell.training, "training"))
     takes = (wanted.in_channels, wanted.image_size, wanted.image_size)
     cpu = torch.device("cpu")
-    loader, normalise = Loader(splits.test, _BATCH, cpu), Normalise(splits.mean, splits.std, cpu)
-    chosen = torch.as_tensor(_spread(len(splits.test), most))
+    loader, normalise = Loader(test, _BATCH, cpu), Normalise(splits.mean, splits.std, cpu)
+    chosen = torch.as_tensor(_spread(len(test), most))
     batches = [time_first(normalise(part.images)) for part in loader.batches(chosen)]
     found = tuple(batches[0].shape[-3:])
     if found != takes:
         raise DataError(f"images of {name} are {found}, and {network.what} takes {takes}")
-    return Seen(batches, f"{len(chosen)} of {len(splits.test)} test images of {name}")
+    return Seen(batches, f"{len(chosen)} of {len(test)} test images of {name}")
 
 
 def _of_folder(network: Network, folder: Path, most: int) -> Seen:

@@ -24,21 +24,27 @@ from msvit.options import unknown
 def zoo_table(pattern: str = "*") -> str:
     """One row per registry name that matches: parameters, cost of a time step, evidence."""
     lines = [
-        "| model | M params | published | GMAC per step | compared with authors' code | remark |",
-        "|---|---:|---:|---:|---|---|",
+        "| model | M params | published | GMAC per step | by others | compared with authors' code "
+        "| remark |",
+        "|---|---:|---:|---:|---:|---|---|",
     ]
     for name in list_models(pattern):
         entry = zoo()[name]
         with torch.device("meta"):  # shapes without memory or arithmetic
             model = create_model(name)
         millions = sum(p.numel() for p in model.parameters()) / 1e6
-        published = entry.get("published_m")
+        counted = [f"by others: {entry['gmac_source']}"] if "gmac_source" in entry else []
+        remarks = [*([entry["note"]] if "note" in entry else []), *counted]
         lines.append(
-            f"| `{name}` | {millions:.2f} | {'' if published is None else f'{published:.2f}'} "
-            f"| {dense_macs_per_step(model) / 1e9:.2f} "
-            f"| {entry.get('golden', '–')} | {entry.get('note', '')} |"
+            f"| `{name}` | {millions:.2f} | {_figure(entry.get('published_m'))} "
+            f"| {dense_macs_per_step(model) / 1e9:.2f} | {_figure(entry.get('other_gmac'))} "
+            f"| {entry.get('golden', '–')} | {'; '.join(remarks)} |"
         )
     return "\n".join(lines)
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
 
 
 def dense_macs_per_step(model: Model) -> int:

@@ -67,8 +67,9 @@ def _check(usual: Any, value: Any, file: str, name: str, key: str) -> None:
             raise ConfigError(file, name, unknown(str(value), _WORDS[key], f"{value!r} is none"))
     elif isinstance(usual, list):
         same = isinstance(value, list) and len(value) == len(usual) and all(map(_is_amount, value))
-        if not same or (key == "sram_bytes" and sorted(set(value)) != value):
-            what = "rising numbers" if key == "sram_bytes" else "numbers"
+        rises = key == "sram_bytes"  # and what an access costs must not fall with it
+        if not same or value != sorted(set(value) if rises else value):
+            what = "rising numbers" if rises else "numbers that do not fall"
             raise ConfigError(file, name, f"a list of {len(usual)} {what} is needed, not {value!r}")
     elif not _is_amount(value):
         raise ConfigError(file, name, f"a number of at least 0 is needed, not {value!r}")

@@ -30,7 +30,8 @@ from math import isnan
 from statistics import fmean
 from typing import Literal
 
-from msvit.records.energy import DEFAULT_ENERGY_MODEL, ENERGY_MODELS, neurobench
+from msvit.records.energy import DEFAULT_ENERGY_MODEL, ENERGY_MODELS
+from msvit.records.neurobench import neurobench
 from msvit.records.schema import Epoch, Record, RecordError
 
 Direction = Literal["maximize", "minimize"]
@@ -126,7 +127,7 @@ def _synops(record: Record) -> float | None:
 def _neurobench(name: str) -> Callable[[Record], float | None]:
     def value(record: Record) -> float | None:
         found = neurobench(record["operations"])
-        return None if found is None else found[name]
+        return None if found is None else found.get(name)
 
     return value
 

@@ -6,10 +6,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Final, NotRequired
+from dataclasses import dataclass
+from functools import cache
+from typing import Annotated, Any, Final, NotRequired, get_args, get_origin
 
 from pydantic import Field, TypeAdapter, ValidationError
-from typing_extensions import TypedDict
+from typing_extensions import TypedDict, get_type_hints
 
 from msvit.cells import SCHEMA, Cell
 from msvit.data.fingerprint import Fingerprint
@@ -55,6 +57,27 @@ class Firing(TypedDict):
     neurons: int  # per image
 
 
+@dataclass(frozen=True)
+class On:
+    """Which rows of operations have a count, in the annotation of its field.
+
+    Attributes:
+        kinds: of rows that all have it.
+        beside: a field that it always stands beside, where not all of them have it.
+    """
+
+    kinds: tuple[str, ...]
+    beside: str | None = None
+
+
+_WEIGHTS = On(("conv", "linear"))
+_PAIRS = On(("product", "mask"))
+_LAYERS = On(_WEIGHTS.kinds + _PAIRS.kinds)
+_NEURONS = On(("neuron",))
+_ALL = On(_LAYERS.kinds + _NEURONS.kinds)
+_CLASSIFIERS = On(("linear",), beside="averaged")
+
+
 class Operations(TypedDict):
     """Per image, summed over all time steps."""
 
@@ -67,38 +90,62 @@ class Operations(TypedDict):
     acs: Amount
 
     # Not of earlier versions. The rules of counting: msvit.metrics.operations.
-    steps: NotRequired[int]  # time steps that it is computed for
-    synapses: NotRequired[Amount]
-    synops: NotRequired[Amount | None]
-    active_synops: NotRequired[Amount]
-    inputs: NotRequired[Amount]
-    active_inputs: NotRequired[Amount]
-    input_peak: NotRequired[Amount | None]
+    # What says `On` is missed where it should be (`lacking`); the rest depends on the layer.
+    steps: NotRequired[Annotated[int, _ALL]]  # time steps that it is computed for
+    synapses: NotRequired[Annotated[Amount, _LAYERS]]
+    synops: NotRequired[Annotated[Amount | None, _LAYERS]]
+    active_synops: NotRequired[Annotated[Amount, _LAYERS]]
+    inputs: NotRequired[Annotated[Amount, _LAYERS]]
+    active_inputs: NotRequired[Annotated[Amount, _LAYERS]]
+    input_peak: NotRequired[Annotated[Amount | None, _LAYERS]]
     input_bits: NotRequired[int]  # of levels
-    outputs: NotRequired[Amount]
-    additions: NotRequired[Amount]
-    weights: NotRequired[int]
-    zero_weights: NotRequired[int]
-    biases: NotRequired[int]
+    outputs: NotRequired[Annotated[Amount, _ALL]]
+    additions: NotRequired[Annotated[Amount, _ALL]]
+    bias_additions: NotRequired[Annotated[Amount, _WEIGHTS]]  # those of them that read a bias
+    weights: NotRequired[Annotated[int, _LAYERS]]
+    zero_weights: NotRequired[Annotated[int, _LAYERS]]
+    biases: NotRequired[Annotated[int, _LAYERS]]
     kernel: NotRequired[list[int]]  # of convolutions: height, width
     stride: NotRequired[int]
     fan_out: NotRequired[int]  # outputs that an input reaches at one place of the kernel
     averaged: NotRequired[int]  # pixels of whose mean a classifier makes its logits
+    mean_macs: NotRequired[Annotated[Amount, _CLASSIFIERS]]  # on means, neither side being zero
     folded_into: NotRequired[str]
-    other_input: NotRequired[str]  # the other operand of products and masks
-    other_rate: NotRequired[Amount | None]
-    other_synops: NotRequired[Amount | None]
-    other_inputs: NotRequired[Amount]
-    other_active_inputs: NotRequired[Amount]
+    other_input: NotRequired[Annotated[str, _PAIRS]]  # the other operand of products and masks
+    other_rate: NotRequired[Annotated[Amount | None, _PAIRS]]
+    other_synops: NotRequired[Annotated[Amount | None, _PAIRS]]
+    other_inputs: NotRequired[Annotated[Amount, _PAIRS]]
+    other_active_inputs: NotRequired[Annotated[Amount, _PAIRS]]
     other_bits: NotRequired[int]
-    joint_synops: NotRequired[Amount]
-    neuron: NotRequired[str]  # its kind; of twins: relu, quantised
-    updates: NotRequired[Amount]
-    spikes: NotRequired[Amount]
-    active_outputs: NotRequired[Amount]
+    joint_synops: NotRequired[Annotated[Amount, _PAIRS]]
+    votes: NotRequired[Annotated[Amount, _PAIRS]]  # values that are summed up to make its mask
+    neuron: NotRequired[Annotated[str, _NEURONS]]  # its kind; of twins: relu, quantised
+    updates: NotRequired[Annotated[Amount, _NEURONS]]
+    spikes: NotRequired[Annotated[Amount, _NEURONS]]
+    active_outputs: NotRequired[Annotated[Amount, _NEURONS]]
     output_peak: NotRequired[Amount]  # of what has no largest value, none
-    multiplies: NotRequired[Amount]
-    states: NotRequired[Amount]  # values that are kept between time steps
+    multiplies: NotRequired[Annotated[Amount, _NEURONS]]
+    states: NotRequired[Annotated[Amount, _NEURONS]]  # values that are kept between time steps
+
+
+def lacking(row: Operations) -> list[str]:
+    """Counts that this version makes of such a row, and that one of an earlier version lacks."""
+    return [
+        name
+        for name, on in _counts().items()
+        if name not in row and row["kind"] in on.kinds and (on.beside is None or on.beside in row)
+    ]
+
+
+@cache
+def _counts() -> dict[str, On]:
+    found: dict[str, On] = {}
+    for name, hint in get_type_hints(Operations, include_extras=True).items():
+        inner = get_args(hint)[0] if get_origin(hint) is NotRequired else hint
+        for part in getattr(inner, "__metadata__", ()):
+            if isinstance(part, On):
+                found[name] = part
+    return found
 
 
 class Workers(TypedDict):

@@ -17,7 +17,7 @@ from msvit.metrics import Meter
 from msvit.options import DataError
 from msvit.precision import choose_precision
 from msvit.recipes import TrainingOptions
-from msvit.records.schema import Operations, Record, RecordError
+from msvit.records.schema import Operations, Record, RecordError, lacking
 from msvit.records.store import cell_folder
 from msvit.runtime import prepare_process, training_device
 from msvit.training.batches import Normalise, eval_batches
@@ -34,7 +34,7 @@ otherwise; what differs more is another network, or other images."""
 
 def lacks_counts(record: Record) -> bool:
     """Whether a version has measured it that counted less than this one."""
-    return not any("synapses" in row for row in record["operations"])
+    return any(lacking(row) for row in record["operations"])
 
 
 def remeasured(results: Path, record: Record, data_dir: Path | None = None) -> Record:
@@ -71,9 +71,13 @@ def remeasured(results: Path, record: Record, data_dir: Path | None = None) -> R
 def _completed(
     known: Sequence[Operations], found: Sequence[Operations], where: str
 ) -> list[Operations]:
-    """The ``known`` rows with what they lack of those that were ``found``, and the new rows."""
-    by_name = {row["layer"]: row for row in found if row["kind"] != "neuron"}
-    if by_name.keys() != {row["layer"] for row in known}:
+    """The ``known`` rows with what they lack of those that were ``found``.
+
+    And rows of neurons, which the first versions did not have.
+    """
+    of_layers, of_neurons = _by_name(found)
+    known_layers, known_neurons = _by_name(known)
+    if of_layers.keys() != known_layers.keys() or known_neurons.keys() - of_neurons.keys():
         raise RecordError(
             f"{where}: its layers are not those that this version counts; use the version that "
             "wrote it"
@@ -84,5 +88,14 @@ def _completed(
             f"{where}: {now:.4g} accumulates are counted and its record says {then:.4g}: "
             "the kept weights or the images are not those that were measured"
         )
-    completed: list[Operations] = [{**by_name[row["layer"]], **row} for row in known]
-    return [*completed, *(row for row in found if row["kind"] == "neuron")]
+    layers: list[Operations] = [{**row, **known_layers[name]} for name, row in of_layers.items()]
+    neurons: list[Operations] = [
+        {**row, **known_neurons.get(name, row)} for name, row in of_neurons.items()
+    ]
+    return [*layers, *neurons]
+
+
+def _by_name(rows: Sequence[Operations]) -> tuple[dict[str, Operations], dict[str, Operations]]:
+    """The rows of layers, and those of neurons."""
+    layers = {row["layer"]: row for row in rows if row["kind"] != "neuron"}
+    return layers, {row["layer"]: row for row in rows if row["kind"] == "neuron"}

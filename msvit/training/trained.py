@@ -169,7 +169,8 @@ def load_trained(source: str | Path, cell_id: str | None = None) -> nn.Module:
 
     ``load_trained(results, cell_id)``, or the path of a cell's folder or of its
     ``weights.safetensors``. The model's ``prepare`` makes its input of images
-    (:class:`Prepare`) or of frames of events (:class:`PrepareEvents`)::
+    (:class:`Prepare`) or of frames of events (:class:`PrepareEvents`); ``cell`` is what it was
+    trained as::
 
         model = msvit.load_trained("results", "2f0c9a1b7d3e")
         label = model(model.prepare(image)).mean(0).argmax(-1)  # of one image or several
@@ -190,7 +191,9 @@ def load_trained(source: str | Path, cell_id: str | None = None) -> nn.Module:
         check_state(model, str(trained.file), "it cannot be used")
     except (RuntimeError, TrainingDiverged) as error:
         raise CheckpointError(f"{trained.file}: {error}") from None
-    model.prepare = trained.prepare  # type: ignore[assignment]  # no part of the network
+    # No parts of the network:
+    model.prepare = trained.prepare  # type: ignore[assignment]
+    model.cell = trained.cell  # type: ignore[assignment]
     return model.eval()
 
 
