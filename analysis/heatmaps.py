@@ -13,11 +13,12 @@ from analysis.canvas import canvas, say, slug, style
 from analysis.collect import StudyResults
 from analysis.layers import layer_names, outline
 from analysis.statistics import summarize
+from analysis.view import USUAL, View
 
 MANY_LAYERS = 16  # more than this and a configuration gets a figure of its own
 
 
-def firing_maps(study: StudyResults) -> dict[str, Figure]:
+def firing_maps(study: StudyResults, view: View = USUAL) -> dict[str, Figure]:
     """Heat maps of the firing rate, layers in network order down, time steps across.
 
     Rates are means over seeds, on one colour scale for the study, from 0 to its highest rate.

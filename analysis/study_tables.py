@@ -19,10 +19,9 @@ from analysis.notes import told_of_differences
 from analysis.published import published_on, read_published
 from analysis.statistics import CONFIDENCE
 from analysis.tables import NOTHING, Entry, Table, compare, energy_measures, entries
-from analysis.twins import accuracy_lost, energy_ratio, pairs
+from analysis.twins import accuracy_lost, energy_ratio, pairs, twin_measures
 from analysis.view import USUAL, View
 from msvit.options import unknown
-from msvit.records.energy import DEFAULT_ENERGY_MODEL
 from msvit.records.measures import Measure, all_measures
 from msvit.records.schema import RecordError
 
@@ -135,16 +134,12 @@ def value_label(value: Any) -> str:
     return NONE if value is None else str(value)
 
 
-TWIN_MODELS = ("exact_synops", "memory_aware", "lemaire")
-"""Shown of twins beside what was asked for: no single model tells what a network costs."""
-
-
 def twin_table(study: StudyResults, view: View = USUAL) -> Table | None:
     """What spikes cost against twins that do not spike; None where the study has none."""
     found = pairs(study)
     if not found:
         return None
-    measures = _twin_measures(study, view)
+    measures = twin_measures(study, view)
     rows = [
         {"configuration": group, "twin": twin, "energy_model": model}
         | {f"accuracy_{name}": lost[name] for name in ("difference", "low", "high")}
@@ -210,14 +205,6 @@ def twin_table(study: StudyResults, view: View = USUAL) -> Table | None:
     )
 
 
-def _twin_measures(study: StudyResults, view: View) -> dict[str, str]:
-    """Names of energy models and of their measures, without what is no cost of spikes itself."""
-    asked = dict.fromkeys((*view.energy.models, *TWIN_MODELS))
-    named = {m: "energy_mj" if m == DEFAULT_ENERGY_MODEL else f"energy_mj:{m}" for m in asked}
-    named.pop("quantised_twin", None)
-    return {model: name for model, name in named.items() if study.finished[name].notna().all()}
-
-
 def _at(rows: Sequence[int], texts: Iterable[str]) -> list[Entry]:
     """``texts`` where something begins, and nothing below."""
     return [Entry(text if row in rows else "") for row, text in enumerate(texts)]
@@ -236,9 +223,9 @@ def layer_table(study: StudyResults, view: View = USUAL) -> Table | None:
     """
     if study.operations.empty:
         return None
-    each = parts(study)
+    energies = energy_measures(study, view)
+    each = parts(study, energies)
     measures = all_measures()
-    shown = {name: measures[name] for name in ("macs", "acs", "energy_mj")}
     starts = list(each.index[each["group"] != each["group"].shift()])
     columns = {
         "configuration": [
@@ -246,13 +233,13 @@ def layer_table(study: StudyResults, view: View = USUAL) -> Table | None:
         ],
         "part": [Entry(whole) for whole in each["whole"]],
         "firing rate": entries(each["rate"], measures["firing_rate"].decimals),
-        **dict(_in_unit(measure, each[name]) for name, measure in shown.items()),
+        **dict(_in_unit(measures[name], each[name]) for name in ("macs", "acs", *energies)),
         "of all (%)": entries(100 * each["share"], 1),
     }
     return Table(
         name=f"{study.name}-layers",
         caption="What each part of the networks fires and costs.",
-        numbers=layers(study).rename(columns={"group": "configuration"}),
+        numbers=layers(study, energies).rename(columns={"group": "configuration"}),
         headers=tuple(columns),
         rows=tuple(zip(*columns.values(), strict=True)),
         notes=(
