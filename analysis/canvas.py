@@ -122,10 +122,6 @@ def say(where: Axes | Figure, study: StudyResults, title: str, *remarks: str) ->
         where.suptitle(text, x=0.01, ha="left", size=mpl.rcParams["axes.titlesize"])
         return
     where.set_title(text)
-    if study.finished.empty:
-        where.set_xticks([])
-        where.set_yticks([])
-        where.text(0.5, 0.5, "no finished cell yet", transform=where.transAxes, ha="center", size=9)
 
 
 MARKERS = "osD^vPX*"

@@ -48,12 +48,15 @@ def save_figures(study: StudyResults, folder: Path, view: View = USUAL) -> list[
 def draw_figures(study: StudyResults, view: View = USUAL) -> dict[str, Figure]:
     """All figures of a study, by the names of their files.
 
-    Energy is by the first of the view's models, where not all are shown.
+    Energy is by the first of the view's models, where not all are shown. Before a cell has finished
+    there is none.
 
     Raises:
         RecordError: if the view's baseline is no configuration of the study.
     """
     drawn: dict[str, Figure] = {}
+    if study.finished.empty:
+        return drawn
     for name, draw in FIGURES.items():
         figures = draw(study, view)
         if isinstance(figures, Mapping):
