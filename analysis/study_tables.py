@@ -54,10 +54,8 @@ def differences(study: StudyResults, view: View) -> Table | None:
         name=f"{study.name}-differences",
         caption=f"Differences to {baseline}, paired by seed.",
         numbers=_side_by_side(judged).rename_axis("configuration").reset_index(),
-        headers=tuple(columns),
-        rows=tuple(zip(*columns.values(), strict=True)),
+        columns=columns,
         notes=tuple(told_of_differences(study, baseline, accuracy, future)),
-        ranked=False,
         narrow=("configuration", "accuracy (points)", _INTERVAL, "p", "seeds"),
     )
 
@@ -93,8 +91,7 @@ def main_effects(study: StudyResults, view: View = USUAL) -> Table | None:
         numbers=_side_by_side(
             {name: frame.drop(columns="changes") for name, frame in judged.items()}
         ).assign(effect=[effect_label(study, change) for change in changes]),
-        headers=tuple(columns),
-        rows=tuple(zip(*columns.values(), strict=True)),
+        columns=columns,
         notes=(
             "Effect: the change of the mean where an option is set as named, against its first "
             "value, over all combinations of the other axes. ×: by how much the effect of the one "
@@ -102,7 +99,6 @@ def main_effects(study: StudyResults, view: View = USUAL) -> Table | None:
             f"effects of a column together ({CONFIDENCE:.0%}; largest of correlated t statistics). "
             f"Bold: apart from 0. From {len(study.finished)} cells, seeds taken as blocks.",
         ),
-        ranked=False,
         narrow=("effect of", "accuracy (points)", _INTERVAL, "p"),
         blocks=(several.index(True),) if any(several) and not all(several) else (),
     )
@@ -188,8 +184,7 @@ def twin_table(study: StudyResults, view: View = USUAL) -> Table | None:
         name=f"{study.name}-twins",
         caption="Spiking networks against twins that do not spike.",
         numbers=numbers,
-        headers=tuple(columns),
-        rows=tuple(zip(*columns.values(), strict=True)),
+        columns=columns,
         notes=(
             "Accuracy: spiking minus twin. Ratio: energy of the spiking network over that of the "
             f"twin, below 1 where spikes cost less. {_INTERVAL}s, paired by seed: of accuracy for "
@@ -198,7 +193,6 @@ def twin_table(study: StudyResults, view: View = USUAL) -> Table | None:
             "operation counts, not measured on hardware; a twin's MACs are charged on the bits of "
             "its activations by exact_synops and memory_aware, and whole by the others.",
         ),
-        ranked=False,
         left=("twin", "energy by"),
         narrow=("configuration", "twin", "energy by", "ratio"),
         blocks=tuple(starts[1:]),
@@ -228,9 +222,7 @@ def layer_table(study: StudyResults, view: View = USUAL) -> Table | None:
     measures = all_measures()
     starts = list(each.index[each["group"] != each["group"].shift()])
     columns = {
-        "configuration": [
-            Entry(group if row in starts else "") for row, group in enumerate(each["group"])
-        ],
+        "configuration": _at(starts, each["group"]),
         "part": [Entry(whole) for whole in each["whole"]],
         "firing rate": entries(each["rate"], measures["firing_rate"].decimals),
         **dict(_in_unit(measures[name], each[name]) for name in ("macs", "acs", *energies)),
@@ -240,13 +232,11 @@ def layer_table(study: StudyResults, view: View = USUAL) -> Table | None:
         name=f"{study.name}-layers",
         caption="What each part of the networks fires and costs.",
         numbers=layers(study, energies).rename(columns={"group": "configuration"}),
-        headers=tuple(columns),
-        rows=tuple(zip(*columns.values(), strict=True)),
+        columns=columns,
         notes=(
             "Means over seeds. Firing rate: spikes per neuron and time step, over all neurons of a "
             "part. Operations and energy: per image, over all time steps; computed, not measured.",
         ),
-        ranked=False,
         left=("part",),
         narrow=(
             "configuration",
@@ -271,9 +261,7 @@ def seed_table(study: StudyResults, view: View = USUAL) -> Table:
         "training_seconds",
     )
     columns = {
-        "configuration": [
-            Entry(group if row in starts else "") for row, group in enumerate(cells["group"])
-        ],
+        "configuration": _at(starts, cells["group"]),
         "seed": [Entry(str(seed)) for seed in cells["seed"]],
         **dict(_in_unit(measures[name], cells[name].astype(float)) for name in names),
         "epoch": [Entry(NOTHING if pd.isna(e) else f"{e:.0f}") for e in cells["selected_epoch"]],
@@ -284,10 +272,8 @@ def seed_table(study: StudyResults, view: View = USUAL) -> Table:
         name=f"{study.name}-seeds",
         caption="Every run.",
         numbers=cells[[*known, "problem"]].rename(columns={"group": "configuration"}),
-        headers=tuple(columns),
-        rows=tuple(zip(*columns.values(), strict=True)),
+        columns=columns,
         notes=("Epoch: the one whose weights were kept, the best on the validation images.",),
-        ranked=False,
         left=("state",),
         narrow=("configuration", "seed", "test (%)", "state"),
         blocks=tuple(starts[1:]),
@@ -341,14 +327,12 @@ def published_table(study: StudyResults, view: View = USUAL) -> Table | None:
         name=f"{study.name}-published",
         caption="Measured here, and under the rule what others have published on the same data.",
         numbers=numbers,
-        headers=tuple(columns),
-        rows=tuple(zip(*columns.values(), strict=True)),
+        columns=columns,
         notes=(
             "† published, not measured here: other training, other code, other ways to count "
             "energy. Coupled batches: the code lets membrane potential pass from one image of a "
             "batch to the next, so that its accuracy depends on the batch.",
         ),
-        ranked=False,
         left=("data", "coupled batches", "source"),
         narrow=("model", "parameters (M)", "energy (mJ/image)", "top-1 (%)"),
         blocks=(len(ours),),

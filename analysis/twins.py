@@ -83,7 +83,8 @@ def energy_ratio(study: StudyResults, measure: str, group: str, twin: str) -> di
         that both have finished. NaN where there is none, or no interval.
     """
     values = by_seed(study, measure)[[group, twin]]
-    logs = np.log(values.dropna()).diff(axis=1)[twin] * -1
+    both = np.log(values.dropna())
+    logs = both[group] - both[twin]
     low, high = t_interval(logs)
     return {
         "energy": float(values[group].mean()),
