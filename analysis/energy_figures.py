@@ -1,4 +1,4 @@
-"""Energy of each configuration under each energy model, which tell of the same operations."""
+"""Energy of each configuration under each energy model: of the same operations, other numbers."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from analysis.view import USUAL, View
 from msvit.records.measures import all_measures
 
 _OF_OTHERS = "quantised_twin"  # charges another network than the one that was trained
+_ORDERS = 10  # ratios that differ by more are on a logarithmic axis
 
 
 def energy_by_model(study: StudyResults, view: View = USUAL) -> Figure | None:
@@ -45,11 +46,12 @@ def energy_by_model(study: StudyResults, view: View = USUAL) -> Figure | None:
         columns = 1 if ratios is None else 2
         panels: list[Axes] = list(figure.subplots(1, columns, sharey=True, squeeze=False)[0])
         _lines(panels[0], means * measure.units[unit])
-        panels[0].set_xscale("log")
-        panels[0].xaxis.set_major_formatter("{x:g}")
+        _to_log(panels[0])
         panels[0].set_xlabel(f"energy per image ({unit}, computed)")
         if ratios is not None:
             _lines(panels[1], ratios)
+            if ratios.max().max() > _ORDERS * ratios.min().min():
+                _to_log(panels[1])
             panels[1].axvline(1, color="0.3", lw=0.8, zorder=1)
             panels[1].set_xlabel(f"ratio to {view.baseline}")
         panels[0].set_yticks(range(len(groups)), groups)
@@ -58,7 +60,13 @@ def energy_by_model(study: StudyResults, view: View = USUAL) -> Figure | None:
             axes.tick_params(axis="y", length=0)
         lines, names = panels[0].get_legend_handles_labels()
         figure.legend(lines, names, loc="outside lower center", ncols=3, handlelength=3)
-        say(figure, study, "energy by model", "mean", "no model is measured on hardware")
+        say(
+            figure,
+            study,
+            "energy under each energy model",
+            "mean",
+            "no model is measured on hardware",
+        )
     return figure
 
 
@@ -74,6 +82,11 @@ def _ratios(study: StudyResults, means: pd.DataFrame, baseline: str | None) -> p
     ratios = pd.DataFrame(found).reindex(means.index)
     ratios.loc[baseline] = 1.0
     return ratios
+
+
+def _to_log(axes: Axes) -> None:
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
 
 
 def _lines(axes: Axes, values: pd.DataFrame) -> None:
