@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -122,10 +122,17 @@ def say(where: Axes | Figure, study: StudyResults, title: str, *remarks: str) ->
         where.suptitle(text, x=0.01, ha="left", size=mpl.rcParams["axes.titlesize"])
         return
     where.set_title(text)
-    if study.finished.empty:
-        where.set_xticks([])
-        where.set_yticks([])
-        where.text(0.5, 0.5, "no finished cell yet", transform=where.transAxes, ha="center", size=9)
+
+
+MARKERS = "osD^vPX*"
+DASHES = ("--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))
+
+
+def looks() -> list[dict[str, Any]]:
+    """Colour and marker for one thing after another: told apart in grey as well."""
+    colors = mpl.rcParams["axes.prop_cycle"].by_key()["color"]
+    pairs = zip(colors * len(MARKERS), MARKERS * len(colors), strict=True)
+    return [{"color": color, "marker": marker} for color, marker in pairs]
 
 
 def width_for(labels: Iterable[str]) -> float:

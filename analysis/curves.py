@@ -13,11 +13,12 @@ from matplotlib.figure import Figure
 from analysis.canvas import say, style
 from analysis.collect import StudyResults
 from analysis.statistics import summarize
+from analysis.view import USUAL, View
 
 _COLOR = "#0072B2"
 
 
-def learning_curves(study: StudyResults) -> Figure | None:
+def learning_curves(study: StudyResults, view: View = USUAL) -> Figure | None:
     """Validation accuracy (%) over epochs: mean over seeds, and a band from the lowest to the best.
 
     The means of the other configurations stand grey behind. None where nothing has two epochs.

@@ -36,4 +36,4 @@ class Drawn:
         """By the names of their files, in reading order."""
         from analysis.figures import draw_figures  # matplotlib takes a second to load
 
-        return draw_figures(self.study, self.view.baseline)
+        return draw_figures(self.study, self.view)

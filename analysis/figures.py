@@ -10,18 +10,17 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.canvas import canvas, say, slug, style, write_figures
+from analysis.canvas import DASHES, canvas, looks, say, slug, style, write_figures
 from analysis.collect import StudyResults
 from analysis.curves import learning_curves
+from analysis.energy_figures import energy_by_model
 from analysis.forests import difference_forest, effect_forest
 from analysis.heatmaps import firing_maps
 from analysis.label_placement import Mark, label_marks, label_right
@@ -29,66 +28,75 @@ from analysis.layer_figures import energy_by_layer
 from analysis.published import published_on, read_published
 from analysis.series import axis_series
 from analysis.statistics import CONFIDENCE, summarize
-from msvit.records.measures import MEASURES
+from analysis.tables import energy_measures
+from analysis.view import USUAL, View
+from msvit.records.measures import MEASURES, all_measures
 
 _OTHERS = "0.45"  # what was not measured here
-MARKERS = "osD^vPX*"
-DASHES = ("--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))
 
 
-def save_figures(study: StudyResults, folder: Path, baseline: str | None = None) -> list[Path]:
-    """Draw all figures of a study, with differences to ``baseline``, and write each as PNG and PDF.
+def save_figures(study: StudyResults, folder: Path, view: View = USUAL) -> list[Path]:
+    """Draw all figures of a study and write each as PNG and PDF.
 
     Returns:
         The PNG files, in reading order; the PDF files stand beside them. Other PNG and PDF files,
         those of earlier calls, are removed from ``folder``.
     """
-    return write_figures(draw_figures(study, baseline), folder)
+    return write_figures(draw_figures(study, view), folder)
 
 
-def draw_figures(study: StudyResults, baseline: str | None = None) -> dict[str, Figure]:
-    """All figures of a study, with differences to ``baseline``, by the names of their files."""
+def draw_figures(study: StudyResults, view: View = USUAL) -> dict[str, Figure]:
+    """All figures of a study, by the names of their files.
+
+    Energy is by the first of the view's models, where not all are shown. Before a cell has finished
+    there is none.
+
+    Raises:
+        RecordError: if the view's baseline is no configuration of the study.
+    """
     drawn: dict[str, Figure] = {}
+    if study.finished.empty:
+        return drawn
     for name, draw in FIGURES.items():
-        figures = draw(study)
+        figures = draw(study, view)
         if isinstance(figures, Mapping):
             drawn |= {f"{name}_{part}": figure for part, figure in figures.items()}
         elif figures is not None:
             drawn[name] = figures
-    if baseline is not None and (forest := difference_forest(study, baseline)) is not None:
-        drawn["differences"] = forest
     return drawn
 
 
-def accuracy_energy(study: StudyResults) -> Figure:
+def accuracy_energy(study: StudyResults, view: View = USUAL) -> Figure:
     """Mean test accuracy (%) against energy per image, one point per configuration.
 
     Error bars are standard deviations over seeds on both axes; a hollow point has one seed and
     no bars. The dashed steps are the Pareto front of the means. What others published on the same
-    data, with its energy, stands grey beside it, marked †.
+    data stands grey beside it, marked †, where energy is by the formula of the papers.
     """
     accuracy = 100 * summarize(study, "test_accuracy")[["mean", "std"]].dropna(how="all")
-    energy = summarize(study, "energy_mj")[["mean", "std"]].loc[accuracy.index]
-    cost, value = MEASURES["energy_mj"], MEASURES["test_accuracy"]
+    name = energy_measures(study, view)[0]
+    energy = summarize(study, name)[["mean", "std"]].loc[accuracy.index]
+    cost, value = all_measures()[name], MEASURES["test_accuracy"]
     unit = cost.unit(energy["mean"])
     energy *= cost.units[unit]
     with style():
         figure, axes = canvas()
         axes.set_xlabel(cost.axis(unit))
         axes.set_ylabel(value.axis("%"))
-        looks, marks = _looks(study), []
+        of_group, marks = _looks(study), []
         for group in accuracy.index:
             (x, xerr), (y, yerr) = energy.loc[group], accuracy.loc[group]
-            _point(axes, x, y, xerr, _within(y, yerr, yerr), looks[group])
+            _point(axes, x, y, xerr, _within(y, yerr, yerr), of_group[group])
             bars: tuple[float, float] = (0.0, 0.0) if math.isnan(yerr) else (xerr, yerr)
-            marks.append(Mark(group, x, y, *bars, color=looks[group]["color"]))
-        for name, x, y in _published(study, cost.units[unit]):
+            marks.append(Mark(group, x, y, *bars, color=of_group[group]["color"]))
+        others = _published(study, cost.units[unit]) if name == "energy_mj" else []
+        for label, x, y in others:
             axes.plot(x, y, marker="x", color=_OTHERS, ls="none", ms=4)
-            marks.append(Mark(name, x, y, color=_OTHERS))
+            marks.append(Mark(label, x, y, color=_OTHERS))
         axes.margins(0.22, 0.18)
         axes.set_xlim(left=max(0, axes.get_xlim()[0]))
         _keep_to_possible(axes)
-        remarks = ["mean ± std"] + (["†: published"] if len(marks) > len(accuracy) else [])
+        remarks = ["mean ± std"] + (["†: published"] if others else [])
         corners: list[tuple[float, float]] = []
         for group in pareto_front(energy["mean"], accuracy["mean"]):
             x, y = energy["mean"][group], accuracy["mean"][group]
@@ -132,7 +140,7 @@ def over_axis(study: StudyResults, axis: str, name: str) -> Figure:
     Tuples such as scales are placed at their length. Configurations that do not lie on the
     axis are horizontal lines with a band, named at the right.
     """
-    measure = MEASURES[name]
+    measure = all_measures()[name]
     found = summarize(study, name)[["mean", "low", "high"]]
     unit = measure.unit(found["mean"])
     found *= measure.units[unit]
@@ -147,8 +155,8 @@ def over_axis(study: StudyResults, axis: str, name: str) -> Figure:
         axes.set_xlabel(option)
         axes.set_ylabel(measure.axis(unit))
         places, span = _ticks(axes, values, counted)
-        looks, marks = iter(_cycle()), []
-        for number, (line, look) in enumerate(zip(series, looks, strict=False)):
+        each, marks = iter(looks()), []
+        for number, (line, look) in enumerate(zip(series, each, strict=False)):
             ordered = sorted(zip(line.values, line.groups, strict=True), key=lambda p: places[p[0]])
             # Beside each other, so that no error bar hides another.
             shift = 0.015 * span * (number - (len(series) - 1) / 2)
@@ -159,7 +167,7 @@ def over_axis(study: StudyResults, axis: str, name: str) -> Figure:
             for x, (mean, low, high) in zip(xs, rows.to_numpy(), strict=True):
                 _point(axes, x, mean, math.nan, _within(mean, mean - low, high - mean, most), look)
             marks.append(Mark(line.label, 1, rows["mean"].iloc[-1], color=look["color"]))
-        for dash, group, look in zip(itertools.cycle(DASHES), baselines, looks, strict=False):
+        for dash, group, look in zip(itertools.cycle(DASHES), baselines, each, strict=False):
             row = found.loc[group]
             axes.axhline(row["mean"], color=look["color"], ls=dash, lw=1)
             if not math.isnan(row["low"]):
@@ -182,13 +190,19 @@ def over_axes(study: StudyResults, name: str) -> dict[str, Figure]:
     return {option: over_axis(study, axis, name) for option, axis in options.items()}
 
 
-Drawing = Callable[[StudyResults], "Figure | Mapping[str, Figure] | None"]
+def _first_energy(study: StudyResults, view: View) -> dict[str, Figure]:
+    return over_axes(study, energy_measures(study, view)[0])
+
+
+Drawing = Callable[[StudyResults, View], "Figure | Mapping[str, Figure] | None"]
 """Draws one figure, several by the ends of their names, or none where there is nothing to show."""
 
 FIGURES: dict[str, Drawing] = {
     "accuracy_energy": accuracy_energy,
-    "accuracy": partial(over_axes, name="test_accuracy"),
-    "energy": partial(over_axes, name="energy_mj"),
+    "accuracy": lambda study, view: over_axes(study, "test_accuracy"),
+    "energy": _first_energy,
+    "models": energy_by_model,
+    "differences": difference_forest,
     "effects": effect_forest,
     "learning": learning_curves,
     "layers": energy_by_layer,
@@ -223,18 +237,11 @@ def _keep_to_possible(axes: Axes, most: float = 100) -> None:
     axes.set_ylim(max(low, 0), min(high, most))
 
 
-def _cycle() -> list[dict[str, Any]]:
-    """Colour and marker for one thing after another."""
-    colors = mpl.rcParams["axes.prop_cycle"].by_key()["color"]
-    pairs = zip(colors * len(MARKERS), MARKERS * len(colors), strict=True)
-    return [{"color": color, "marker": marker} for color, marker in pairs]
-
-
 def _looks(study: StudyResults) -> dict[str, dict[str, Any]]:
     """Colour and marker of each configuration: one of both per model, in grid order."""
     models = study.cells.dropna(subset="model").drop_duplicates("group").set_index("group")["model"]
-    looks = dict(zip(dict.fromkeys(models), _cycle(), strict=False))
-    return {group: looks[model] for group, model in models.items()}
+    of_model = dict(zip(dict.fromkeys(models), looks(), strict=False))
+    return {group: of_model[model] for group, model in models.items()}
 
 
 def _counted(values: Sequence[Any]) -> bool:

@@ -15,42 +15,51 @@ from analysis.comparisons import paired_differences
 from analysis.effects import effects, why_none
 from analysis.statistics import CONFIDENCE, by_seed
 from analysis.study_tables import check_baseline, effect_label
-from msvit.records.measures import MEASURES
+from analysis.tables import energy_measures
+from analysis.view import USUAL, View
+from msvit.records.measures import all_measures
 
-SHOWN = ("test_accuracy", "energy_mj")
 _COLOR = "#0072B2"
 
 
-def difference_forest(study: StudyResults, baseline: str) -> Figure | None:
-    """Accuracy and energy of every configuration minus ``baseline``; None without any other.
+def difference_forest(study: StudyResults, view: View) -> Figure | None:
+    """Accuracy and energy of every configuration minus the baseline; None without one, or others.
 
     Bars are simultaneous intervals; a filled point is told apart from 0, a hollow one is not; each
     small grey point is one seed.
 
     Raises:
-        RecordError: if ``baseline`` is no configuration of the study.
+        RecordError: if the baseline is no configuration of the study.
     """
+    if (baseline := view.baseline) is None:
+        return None
     check_baseline(study, baseline)
     others = [group for group in study.groups if group != baseline]
     if not others or baseline not in set(study.finished["group"]):
         return None
-    judged = {name: paired_differences(study, name, baseline) for name in SHOWN}
+    shown = _shown(study, view)
+    judged = {name: paired_differences(study, name, baseline) for name in shown}
     seeds = {}
-    for name in SHOWN:
+    for name in shown:
         values = by_seed(study, name)
         seeds[name] = values[others].sub(values[baseline], axis=0)
     return _forest(study, others, judged, f"differences to {baseline}", seeds)
 
 
-def effect_forest(study: StudyResults) -> Figure | None:
+def effect_forest(study: StudyResults, view: View = USUAL) -> Figure | None:
     """Main effects and interactions of a factorial grid; None where it has no two full axes."""
     if why_none(study):
         return None
-    judged = {name: effects(study, name) for name in SHOWN}
-    labels = [effect_label(study, changes) for changes in judged[SHOWN[0]]["changes"]]
-    main = sum(len(changes) == 1 for changes in judged[SHOWN[0]]["changes"])
+    judged = {name: effects(study, name) for name in _shown(study, view)}
+    found = judged["test_accuracy"]["changes"]
+    labels = [effect_label(study, changes) for changes in found]
+    main = sum(len(changes) == 1 for changes in found)
     title = "main effects" + (" and, below the line, interactions" if main < len(labels) else "")
     return _forest(study, labels, judged, title, rule=main)
+
+
+def _shown(study: StudyResults, view: View) -> tuple[str, str]:
+    return ("test_accuracy", energy_measures(study, view)[0])
 
 
 def _forest(
@@ -66,7 +75,7 @@ def _forest(
         FigureCanvasAgg(figure)
         panels = figure.subplots(1, len(judged), sharey=True)
         for axes, (name, rows) in zip(panels, judged.items(), strict=True):
-            measure = MEASURES[name]
+            measure = all_measures()[name]
             unit = measure.unit(rows["difference"].abs())
             factor = measure.units[unit]
             _rows(axes, factor * rows[["difference", "low", "high"]], rows["p"])

@@ -39,12 +39,8 @@ def narrowed(table: Table) -> Table:
     """The columns that one column of a two-column page has room for; the notes stay."""
     if not table.narrow:
         return table
-    kept = [place for place, header in enumerate(table.headers) if header in table.narrow]
-    return replace(
-        table,
-        headers=tuple(table.headers[place] for place in kept),
-        rows=tuple(tuple(row[place] for place in kept) for row in table.rows),
-    )
+    kept = {header: fields for header, fields in table.columns.items() if header in table.narrow}
+    return replace(table, columns=kept)
 
 
 def console() -> rich.console.Console:

@@ -9,15 +9,16 @@ import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from analysis.canvas import canvas, say, slug, style
+from analysis.canvas import slug, style
 from analysis.collect import StudyResults
 from analysis.layers import layer_names, outline
 from analysis.statistics import summarize
+from analysis.view import USUAL, View
 
 MANY_LAYERS = 16  # more than this and a configuration gets a figure of its own
 
 
-def firing_maps(study: StudyResults) -> dict[str, Figure]:
+def firing_maps(study: StudyResults, view: View = USUAL) -> dict[str, Figure]:
     """Heat maps of the firing rate, layers in network order down, time steps across.
 
     Rates are means over seeds, on one colour scale for the study, from 0 to its highest rate.
@@ -33,13 +34,9 @@ def firing_maps(study: StudyResults) -> dict[str, Figure]:
         rates = rows.pivot_table(index=["position", "layer"], columns="timestep", values="rate")
         maps[group] = rates.droplevel("position")
     maps = {group: maps[group] for group in study.groups if group in maps}
-    if not maps and not study.finished.empty:
+    if not maps:
         return {}  # networks without neurons
     with style():
-        if not maps:
-            figure, axes = canvas()
-            say(axes, study, "firing rate")
-            return {"rates": figure}
         highest = max(float(rates.to_numpy().max()) for rates in maps.values()) or 1.0
         if max(len(rates) for rates in maps.values()) > MANY_LAYERS:
             return {

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -14,7 +16,10 @@ from matplotlib.patches import Patch
 from analysis.canvas import say, style, width_for
 from analysis.collect import StudyResults
 from analysis.layers import layers
-from msvit.records.measures import MEASURES
+from analysis.tables import energy_measures
+from analysis.twins import pairs, twin_measures
+from analysis.view import USUAL, View
+from msvit.records.measures import Measure, all_measures
 
 KINDS: dict[str, dict[str, Any]] = {
     "stem, embeddings": {"color": "#0072B2", "hatch": None},
@@ -23,46 +28,76 @@ KINDS: dict[str, dict[str, Any]] = {
     "head": {"color": "#000000", "hatch": None},
 }
 """What parts are called together, told apart in grey as well."""
+_COLUMNS = 3  # of panels
+_WIDE_ENOUGH = 0.035  # for a number, of the widest bar
 
 
-def energy_by_layer(study: StudyResults) -> Figure | None:
+def energy_by_layer(study: StudyResults, view: View = USUAL) -> Figure | None:
     """Energy per image of each kind of part, stacked; the numbers are those of stages or blocks.
 
-    None without operations.
+    A panel for each of :func:`energies_by_layer`; a twin stands below its spiking network. None
+    without operations.
     """
     if study.operations.empty:
         return None
-    each = layers(study).assign(kind=lambda frame: frame.apply(_kind, axis=1))
-    groups = [group for group in study.groups if group in set(each["group"])]
-    measure = MEASURES["energy_mj"]
-    unit = measure.unit(each.groupby("group")["energy_mj"].sum())
-    each["energy"] = each["energy_mj"] * measure.units[unit]
+    twins, energies = pairs(study), energies_by_layer(study, view)
+    each = layers(study, energies).assign(kind=lambda frame: frame.apply(_kind, axis=1))
+    groups = _beside_twins([g for g in study.groups if g in set(each["group"])], twins)
     # The same place of the network is one piece, whatever its layers are.
-    pieces = each.groupby(["group", "kind", "place"], sort=False)["energy"].sum()
+    pieces = each.groupby(["group", "kind", "place"], sort=False)[energies].sum()
+    columns = min(_COLUMNS, math.ceil(math.sqrt(len(energies))))
+    rows = math.ceil(len(energies) / columns)
     with style():
-        figure = Figure(figsize=(width_for(groups), 1.15 + 0.24 * len(groups)))
+        width = width_for(groups) + 2.2 * (columns - 1)
+        figure = Figure(figsize=(width, 0.55 + rows * (0.6 + 0.24 * len(groups))))
         FigureCanvasAgg(figure)
-        axes = figure.subplots()
-        widest = pieces.groupby(level="group").sum().max()
-        for row, group in enumerate(groups):
-            left = 0.0
-            for kind in KINDS:
-                for place, width in _of(pieces, group, kind).items():
-                    axes.barh(row, width, 0.72, left, ec="white", lw=0.6, **KINDS[kind])
-                    if width > 0.035 * widest and (number := _number(str(place))):
-                        _write(axes, left + width / 2, row, number, kind)
-                    left += width
-        axes.set_yticks(range(len(groups)), groups)
-        axes.set_ylim(len(groups) - 0.4, -0.6)
-        axes.tick_params(axis="y", length=0)
-        axes.grid(axis="y", visible=False)
-        axes.set_xlabel(measure.axis(unit))
+        panels = list(figure.subplots(rows, columns, sharey=True, squeeze=False).flat)
+        for axes, name in zip(panels, energies, strict=False):
+            _bars(axes, pieces[name], groups, all_measures()[name])
+        for axes in panels[len(energies) :]:
+            axes.remove()
         handles = [Patch(label=kind, ec="white", **look) for kind, look in KINDS.items()]
         figure.legend(
             handles=handles, loc="outside lower center", ncols=len(KINDS), handleheight=1.4
         )
         say(figure, study, "energy by part of the network", "mean", "numbers: stage or block")
     return figure
+
+
+def energies_by_layer(study: StudyResults, view: View) -> list[str]:
+    """The measures that were asked for, or where the study has twins, those of their table."""
+    found = twin_measures(study, view) if pairs(study) else {}
+    return list(found.values()) or energy_measures(study, view)
+
+
+def _beside_twins(groups: Sequence[str], twins: Sequence[tuple[str, str]]) -> list[str]:
+    """``groups`` in their order, but each twin behind the first of its spiking networks."""
+    placed = {twin for _, twin in twins}
+    order: list[str] = []
+    for group in groups:
+        if group not in placed:
+            order += [group, *(twin for spiking, twin in twins if spiking == group)]
+    return list(dict.fromkeys(order))
+
+
+def _bars(axes: Axes, energy: pd.Series, groups: Sequence[str], measure: Measure) -> None:
+    """Millijoule of pieces by group, kind and place, in a unit that fits all."""
+    widths = energy.groupby(level="group").sum()
+    unit = measure.unit(widths)
+    factor, widest = measure.units[unit], widths.max()
+    for row, group in enumerate(groups):
+        left = 0.0
+        for kind in KINDS:
+            for place, width in _of(energy, group, kind).items():
+                axes.barh(row, factor * width, 0.72, left, ec="white", lw=0.6, **KINDS[kind])
+                if width > _WIDE_ENOUGH * widest and (number := _number(str(place))):
+                    _write(axes, left + factor * width / 2, row, number, kind)
+                left += factor * width
+    axes.set_yticks(range(len(groups)), groups)
+    axes.set_ylim(len(groups) - 0.4, -0.6)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="y", visible=False)
+    axes.set_xlabel(measure.axis(unit).replace(" per image", " per image\n"))
 
 
 def _of(pieces: pd.Series, group: str, kind: str) -> pd.Series:

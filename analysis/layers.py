@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.collect import StudyResults
-from msvit.records.energy import DEFAULT_ENERGY_MODEL, ENERGY_MODELS
+from analysis.layer_energy import layer_energy
 
 _UNITS = {
     "k": "key",
@@ -145,43 +145,48 @@ def _plain(name: str) -> str:
     return name.replace(".", " ").replace("_", " ")
 
 
-def layers(study: StudyResults) -> pd.DataFrame:
+def layers(study: StudyResults, energies: Sequence[str] = ("energy_mj",)) -> pd.DataFrame:
     """What each layer fires and costs, mean over finished seeds, in network order.
+
+    ``energies`` are the measures of energy that are wanted.
 
     Returns:
         Columns group; layer (path); place, part, words, whole (see :class:`LayerName`); kind and
         input (of its operations); rate (spikes per neuron and time step; empty without neurons),
         neurons (per image and time step); dense_macs, input_rate, macs, acs (per image, over all
-        time steps); energy_mj (per image, by the default energy model); share (of the
-        configuration's energy).
+        time steps); each of ``energies`` (mJ per image); share (of the configuration's energy, by
+        the first of them).
     """
     firing = dict(iter(study.firing.groupby("group")))
     operations = dict(iter(study.operations.groupby("group")))
     empty = study.firing.iloc[:0], study.operations.iloc[:0]
     frames = [
-        _layers_of(group, firing.get(group, empty[0]), operations.get(group, empty[1]))
+        _layers_of(group, firing.get(group, empty[0]), operations.get(group, empty[1]), energies)
         for group in study.groups
     ]
     return pd.concat(frames, ignore_index=True)
 
 
-def parts(study: StudyResults) -> pd.DataFrame:
+def parts(study: StudyResults, energies: Sequence[str] = ("energy_mj",)) -> pd.DataFrame:
     """:func:`layers` summed over each part of the network, such as the MLP of stage 1.
 
     Returns:
-        Columns group, whole (the part), rate (over all its neurons), macs, acs, energy_mj, share.
+        Columns group, whole (the part), rate (over all its neurons), macs, acs, each of
+        ``energies``, share.
     """
-    each = layers(study)
+    each = layers(study, energies)
     each["spikes"] = each["rate"] * each["neurons"]
     each["neurons"] = each["neurons"].where(each["rate"].notna())
     keys = ["group", "whole"]
-    summed = ["spikes", "neurons", "macs", "acs", "energy_mj", "share"]
+    summed = ["spikes", "neurons", "macs", "acs", *energies, "share"]
     found = each.groupby(keys, sort=False)[summed].sum(min_count=1).reset_index()
     found.insert(2, "rate", found["spikes"] / found["neurons"])
     return found.drop(columns=["spikes", "neurons"])
 
 
-def _layers_of(group: str, firing: pd.DataFrame, operations: pd.DataFrame) -> pd.DataFrame:
+def _layers_of(
+    group: str, firing: pd.DataFrame, operations: pd.DataFrame, energies: Sequence[str]
+) -> pd.DataFrame:
     names = layer_names([*operations["layer"].unique(), *firing["layer"].unique()])
     order = _woven(list(operations["layer"].unique()), list(firing["layer"].unique()))
     told = operations.groupby("layer", sort=False)[["kind", "input"]].first()
@@ -193,10 +198,10 @@ def _layers_of(group: str, firing: pd.DataFrame, operations: pd.DataFrame) -> pd
     found.insert(1, "layer", found.index)
     for place, attribute in enumerate(("place", "part", "words", "whole"), 2):
         found.insert(place, attribute, [getattr(names[path], attribute) for path in order])
-    energy = ENERGY_MODELS[DEFAULT_ENERGY_MODEL]
-    rows = found[["layer", "kind", "input", *counts]].to_dict("records")
-    found["energy_mj"] = [np.nan if np.isnan(r["macs"]) else energy([r]) for r in rows]
-    found["share"] = found["energy_mj"] / (found["energy_mj"].sum() or np.nan)
+    for measure in energies:
+        found[measure] = layer_energy(operations, measure)
+    first = found[energies[0]]
+    found["share"] = first / (first.sum() or np.nan)
     return found.reset_index(drop=True)
 
 

@@ -117,10 +117,8 @@ def trial_table(
         name=search.name,
         caption=search.question,
         numbers=shown.reset_index(drop=True),
-        headers=tuple(columns),
-        rows=tuple(zip(*columns.values(), strict=True)),
+        columns=columns,
         notes=tuple(_notes(search, energy)),
-        ranked=False,
     )
 
 

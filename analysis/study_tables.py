@@ -19,10 +19,9 @@ from analysis.notes import told_of_differences
 from analysis.published import published_on, read_published
 from analysis.statistics import CONFIDENCE
 from analysis.tables import NOTHING, Entry, Table, compare, energy_measures, entries
-from analysis.twins import accuracy_lost, energy_ratio, pairs
+from analysis.twins import accuracy_lost, energy_ratio, pairs, twin_measures
 from analysis.view import USUAL, View
 from msvit.options import unknown
-from msvit.records.energy import DEFAULT_ENERGY_MODEL
 from msvit.records.measures import Measure, all_measures
 from msvit.records.schema import RecordError
 
@@ -55,10 +54,8 @@ def differences(study: StudyResults, view: View) -> Table | None:
         name=f"{study.name}-differences",
         caption=f"Differences to {baseline}, paired by seed.",
         numbers=_side_by_side(judged).rename_axis("configuration").reset_index(),
-        headers=tuple(columns),
-        rows=tuple(zip(*columns.values(), strict=True)),
+        columns=columns,
         notes=tuple(told_of_differences(study, baseline, accuracy, future)),
-        ranked=False,
         narrow=("configuration", "accuracy (points)", _INTERVAL, "p", "seeds"),
     )
 
@@ -94,8 +91,7 @@ def main_effects(study: StudyResults, view: View = USUAL) -> Table | None:
         numbers=_side_by_side(
             {name: frame.drop(columns="changes") for name, frame in judged.items()}
         ).assign(effect=[effect_label(study, change) for change in changes]),
-        headers=tuple(columns),
-        rows=tuple(zip(*columns.values(), strict=True)),
+        columns=columns,
         notes=(
             "Effect: the change of the mean where an option is set as named, against its first "
             "value, over all combinations of the other axes. ×: by how much the effect of the one "
@@ -103,7 +99,6 @@ def main_effects(study: StudyResults, view: View = USUAL) -> Table | None:
             f"effects of a column together ({CONFIDENCE:.0%}; largest of correlated t statistics). "
             f"Bold: apart from 0. From {len(study.finished)} cells, seeds taken as blocks.",
         ),
-        ranked=False,
         narrow=("effect of", "accuracy (points)", _INTERVAL, "p"),
         blocks=(several.index(True),) if any(several) and not all(several) else (),
     )
@@ -135,16 +130,12 @@ def value_label(value: Any) -> str:
     return NONE if value is None else str(value)
 
 
-TWIN_MODELS = ("exact_synops", "memory_aware", "lemaire")
-"""Shown of twins beside what was asked for: no single model tells what a network costs."""
-
-
 def twin_table(study: StudyResults, view: View = USUAL) -> Table | None:
     """What spikes cost against twins that do not spike; None where the study has none."""
     found = pairs(study)
     if not found:
         return None
-    measures = _twin_measures(study, view)
+    measures = twin_measures(study, view)
     rows = [
         {"configuration": group, "twin": twin, "energy_model": model}
         | {f"accuracy_{name}": lost[name] for name in ("difference", "low", "high")}
@@ -193,8 +184,7 @@ def twin_table(study: StudyResults, view: View = USUAL) -> Table | None:
         name=f"{study.name}-twins",
         caption="Spiking networks against twins that do not spike.",
         numbers=numbers,
-        headers=tuple(columns),
-        rows=tuple(zip(*columns.values(), strict=True)),
+        columns=columns,
         notes=(
             "Accuracy: spiking minus twin. Ratio: energy of the spiking network over that of the "
             f"twin, below 1 where spikes cost less. {_INTERVAL}s, paired by seed: of accuracy for "
@@ -203,19 +193,10 @@ def twin_table(study: StudyResults, view: View = USUAL) -> Table | None:
             "operation counts, not measured on hardware; a twin's MACs are charged on the bits of "
             "its activations by exact_synops and memory_aware, and whole by the others.",
         ),
-        ranked=False,
         left=("twin", "energy by"),
         narrow=("configuration", "twin", "energy by", "ratio"),
         blocks=tuple(starts[1:]),
     )
-
-
-def _twin_measures(study: StudyResults, view: View) -> dict[str, str]:
-    """Names of energy models and of their measures, without what is no cost of spikes itself."""
-    asked = dict.fromkeys((*view.energy.models, *TWIN_MODELS))
-    named = {m: "energy_mj" if m == DEFAULT_ENERGY_MODEL else f"energy_mj:{m}" for m in asked}
-    named.pop("quantised_twin", None)
-    return {model: name for model, name in named.items() if study.finished[name].notna().all()}
 
 
 def _at(rows: Sequence[int], texts: Iterable[str]) -> list[Entry]:
@@ -236,30 +217,26 @@ def layer_table(study: StudyResults, view: View = USUAL) -> Table | None:
     """
     if study.operations.empty:
         return None
-    each = parts(study)
+    energies = energy_measures(study, view)
+    each = parts(study, energies)
     measures = all_measures()
-    shown = {name: measures[name] for name in ("macs", "acs", "energy_mj")}
     starts = list(each.index[each["group"] != each["group"].shift()])
     columns = {
-        "configuration": [
-            Entry(group if row in starts else "") for row, group in enumerate(each["group"])
-        ],
+        "configuration": _at(starts, each["group"]),
         "part": [Entry(whole) for whole in each["whole"]],
         "firing rate": entries(each["rate"], measures["firing_rate"].decimals),
-        **dict(_in_unit(measure, each[name]) for name, measure in shown.items()),
+        **dict(_in_unit(measures[name], each[name]) for name in ("macs", "acs", *energies)),
         "of all (%)": entries(100 * each["share"], 1),
     }
     return Table(
         name=f"{study.name}-layers",
         caption="What each part of the networks fires and costs.",
-        numbers=layers(study).rename(columns={"group": "configuration"}),
-        headers=tuple(columns),
-        rows=tuple(zip(*columns.values(), strict=True)),
+        numbers=layers(study, energies).rename(columns={"group": "configuration"}),
+        columns=columns,
         notes=(
             "Means over seeds. Firing rate: spikes per neuron and time step, over all neurons of a "
             "part. Operations and energy: per image, over all time steps; computed, not measured.",
         ),
-        ranked=False,
         left=("part",),
         narrow=(
             "configuration",
@@ -284,9 +261,7 @@ def seed_table(study: StudyResults, view: View = USUAL) -> Table:
         "training_seconds",
     )
     columns = {
-        "configuration": [
-            Entry(group if row in starts else "") for row, group in enumerate(cells["group"])
-        ],
+        "configuration": _at(starts, cells["group"]),
         "seed": [Entry(str(seed)) for seed in cells["seed"]],
         **dict(_in_unit(measures[name], cells[name].astype(float)) for name in names),
         "epoch": [Entry(NOTHING if pd.isna(e) else f"{e:.0f}") for e in cells["selected_epoch"]],
@@ -297,10 +272,8 @@ def seed_table(study: StudyResults, view: View = USUAL) -> Table:
         name=f"{study.name}-seeds",
         caption="Every run.",
         numbers=cells[[*known, "problem"]].rename(columns={"group": "configuration"}),
-        headers=tuple(columns),
-        rows=tuple(zip(*columns.values(), strict=True)),
+        columns=columns,
         notes=("Epoch: the one whose weights were kept, the best on the validation images.",),
-        ranked=False,
         left=("state",),
         narrow=("configuration", "seed", "test (%)", "state"),
         blocks=tuple(starts[1:]),
@@ -354,14 +327,12 @@ def published_table(study: StudyResults, view: View = USUAL) -> Table | None:
         name=f"{study.name}-published",
         caption="Measured here, and under the rule what others have published on the same data.",
         numbers=numbers,
-        headers=tuple(columns),
-        rows=tuple(zip(*columns.values(), strict=True)),
+        columns=columns,
         notes=(
             "† published, not measured here: other training, other code, other ways to count "
             "energy. Coupled batches: the code lets membrane potential pass from one image of a "
             "batch to the next, so that its accuracy depends on the batch.",
         ),
-        ranked=False,
         left=("data", "coupled batches", "source"),
         narrow=("model", "parameters (M)", "energy (mJ/image)", "top-1 (%)"),
         blocks=(len(ours),),

@@ -7,8 +7,9 @@ The numbers themselves, unrounded, are ``Table.numbers`` (and ``table.csv``).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import pandas as pd
@@ -42,8 +43,7 @@ class Table:
         name: of the study.
         caption: one sentence.
         numbers: one row per configuration, full precision; the columns name their units.
-        headers: one per column, with units.
-        rows: one per configuration, one entry per header.
+        columns: entries by their header, which has the unit; as many in each as there are rows.
         notes: sentences that belong under the table.
         ranked: whether marks mean best and second best of a column.
         left: the headers, beside the first, whose column is of words and not of numbers.
@@ -54,13 +54,20 @@ class Table:
     name: str
     caption: str
     numbers: pd.DataFrame
-    headers: tuple[str, ...]
-    rows: tuple[tuple[Entry, ...], ...]
+    columns: Mapping[str, Sequence[Entry]]
     notes: tuple[str, ...]
-    ranked: bool = True
+    ranked: bool = False
     left: tuple[str, ...] = ()
     narrow: tuple[str, ...] = ()
     blocks: tuple[int, ...] = ()
+
+    @property
+    def headers(self) -> tuple[str, ...]:
+        return tuple(self.columns)
+
+    @cached_property
+    def rows(self) -> tuple[tuple[Entry, ...], ...]:
+        return tuple(zip(*self.columns.values(), strict=True))
 
 
 def compare(study: StudyResults, view: View = USUAL) -> Table:
@@ -98,9 +105,9 @@ def compare(study: StudyResults, view: View = USUAL) -> Table:
         name=study.name,
         caption=study.question,
         numbers=numbers,
-        headers=tuple(columns),
-        rows=tuple(zip(*columns.values(), strict=True)),
+        columns=columns,
         notes=tuple(notes(study, sources, view.energy)),
+        ranked=True,
         narrow=tuple(name for name in columns if name.partition(" ")[0] in _NARROW),
     )
 

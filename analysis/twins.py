@@ -15,7 +15,12 @@ import pandas as pd
 from analysis.collect import StudyResults
 from analysis.comparisons import differences_to, resolution
 from analysis.statistics import by_seed, t_interval
+from analysis.view import View
 from msvit.models.options import TwinOptions
+from msvit.records.energy import DEFAULT_ENERGY_MODEL
+
+TWIN_MODELS = ("exact_synops", "memory_aware", "lemaire")
+"""Shown of twins beside what was asked for: no single model tells what a network costs."""
 
 _APART = ("model.twin", "model.twin_of_timesteps", "model.timesteps")
 """What a twin has of its own."""
@@ -78,7 +83,8 @@ def energy_ratio(study: StudyResults, measure: str, group: str, twin: str) -> di
         that both have finished. NaN where there is none, or no interval.
     """
     values = by_seed(study, measure)[[group, twin]]
-    logs = np.log(values.dropna()).diff(axis=1)[twin] * -1
+    both = np.log(values.dropna())
+    logs = both[group] - both[twin]
     low, high = t_interval(logs)
     return {
         "energy": float(values[group].mean()),
@@ -88,3 +94,11 @@ def energy_ratio(study: StudyResults, measure: str, group: str, twin: str) -> di
         "high": float(np.exp(high)),
         "seeds": len(logs),
     }
+
+
+def twin_measures(study: StudyResults, view: View) -> dict[str, str]:
+    """Names of energy models and of their measures, without what is no cost of spikes itself."""
+    asked = dict.fromkeys((*view.energy.models, *TWIN_MODELS))
+    named = {m: "energy_mj" if m == DEFAULT_ENERGY_MODEL else f"energy_mj:{m}" for m in asked}
+    named.pop("quantised_twin", None)
+    return {model: name for model, name in named.items() if study.finished[name].notna().all()}

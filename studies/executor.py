@@ -39,6 +39,9 @@ RESUBMISSIONS = 2
 BACKLOG = 1  # tasks that wait in Ray, so that their processes start ahead of time
 POLL_SECONDS = 0.5
 
+OnEpoch = Callable[[StudyCell, Mapping[str, Any]], None]
+OnRecord = Callable[[Record], None]
+
 
 @dataclass(frozen=True)
 class _Task:
@@ -61,12 +64,14 @@ def run_cells(
     *,
     data_dir: Path | None = None,
     train: Train | None = None,
-    on_record: Callable[[Record], None] = lambda record: None,
+    on_epoch: OnEpoch = lambda entry, progress: None,
+    on_record: OnRecord = lambda record: None,
 ) -> None:
     """Run cells until each has a record or a failure under ``results``.
 
-    ``train`` is by default :func:`msvit.training.train_cell`; ``on_record`` is given the record of
-    every cell that ends well, also where another driver has run it.
+    ``train`` is by default :func:`msvit.training.train_cell`. ``on_epoch`` hears of every cell that
+    starts (epoch 0) and of every epoch, where its disk is ours too; ``on_record`` is given the
+    record of every cell that ends well, also where another driver has run it.
 
     Raises:
         ConfigError: where Ray cannot be reached or no machine is large enough for a cell.
@@ -86,9 +91,8 @@ def run_cells(
                 message = f"{needed} that one cell is to get; Ray sees {resources()}"
                 raise ConfigError("", "", message)
         with display:
-            _Loop(
-                entries, results.resolve(), place, shares, display, data_dir, train, on_record
-            ).run()
+            heard = (on_epoch, on_record)
+            _Loop(entries, results.resolve(), place, shares, display, data_dir, train, *heard).run()
 
 
 class _Loop:
@@ -103,7 +107,8 @@ class _Loop:
         display: Display,
         data_dir: Path | None,
         train: Train | None,
-        on_record: Callable[[Record], None],
+        on_epoch: OnEpoch,
+        on_record: OnRecord,
     ) -> None:
         import ray
 
@@ -112,7 +117,7 @@ class _Loop:
         self._elsewhere: list[_Task] = []
         self._results = results
         self._display = display
-        self._on_record = on_record
+        self._on_epoch, self._on_record = on_epoch, on_record
         self._arguments = (str(data_dir.resolve()) if data_dir else None, train)
         self._place, self._shares = place, shares
         self._gathering: Any = None  # the task whose workers have no room yet
@@ -146,6 +151,7 @@ class _Loop:
             beside = min(len(self._running), int(1 / (running.group.gpus or 1)))
             self._shares.learn(running.task.entry.cell, progress, max(1, beside))
         self._display.epoch(running.task.entry, progress)
+        self._on_epoch(running.task.entry, progress)
 
     def _has_begun(self, reference: Any) -> None:
         if reference == self._gathering:

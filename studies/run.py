@@ -22,6 +22,7 @@ if not __package__:
         signal.signal(signal.SIGINT, lambda *_: os._exit(130))
 
 import argparse
+import shlex
 import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -104,6 +105,14 @@ def _run(study: Study, options: argparse.Namespace) -> int:
     more = (*notes_on_data(data, options.data_dir), *notes_on_precision(asked, options))
     for note in (*study.notes, *more):
         print(f"note: {note}", flush=True)
+    given: dict[str, Any] = {"data_dir": options.data_dir, "on_record": records.add}
+    if options.tensorboard:
+        from studies.tensorboard import Curves
+
+        curves = Curves(study, records)
+        curves.show_finished()
+        given |= {"on_epoch": curves.epoch, "on_record": curves.record}
+        print(f"curves: tensorboard --logdir {shlex.quote(str(curves.folder))}", flush=True)
     if entries:
         with logged_to(sys.stderr):
             prepare_data(data, options.data_dir)
@@ -115,7 +124,6 @@ def _run(study: Study, options: argparse.Namespace) -> int:
         where = "on this machine" if place.address is None else f"at {place.address}"
         print(f"running {len(entries)} cells with Ray {where} ...", flush=True)
         display = display_for(entries, len(study.cells) - len(entries), len(study.cells))
-        given = {"data_dir": options.data_dir, "on_record": records.add}
         run_cells(entries, results, place, display, **given)
     return _report(study, records, view)
 
@@ -318,6 +326,11 @@ def _parser() -> argparse.ArgumentParser:
         "terminal than the one that runs it",
     )
     add("--watch", action="store_true", help="--status again and again, until nothing is left")
+    add(
+        "--tensorboard",
+        action="store_true",
+        help="also write results/tensorboard/<study>, one run for each cell, while they train",
+    )
     add("--baseline", metavar="LABEL", help="configuration that all others are compared with")
     add("--retry-failed", action="store_true", help="run cells again that failed earlier")
     add(

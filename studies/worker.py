@@ -164,6 +164,25 @@ def _trained(
         return {"failure": failure}
 
 
+def trained_before(folder: Path) -> list[dict[str, Any]]:
+    """What training has reported about the epochs that its checkpoint holds, in their order."""
+    if not (folder / "checkpoint.pt").exists():
+        return []
+    try:
+        lines = (folder / "progress.jsonl").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    found: list[dict[str, Any]] = []
+    for line in lines:
+        # A full disk cuts a line short, and the next attempt begins (epoch 0) behind it.
+        with contextlib.suppress(json.JSONDecodeError):
+            row = json.loads(line)
+            if row["epoch"]:
+                # Of an epoch that was trained again, nothing before counts, nor behind it.
+                found = [one for one in found if one["epoch"] < row["epoch"]] + [row]
+    return found
+
+
 def reachable(results: Path) -> Path:
     """``results``, or a scratch folder on a node that cannot write there (no shared disk)."""
     try:

@@ -21,7 +21,13 @@ from scipy import stats
 from analysis.collect import cell_columns, collect
 from analysis.comparisons import compare_with_best, paired_differences, tell_apart
 from analysis.drawn import Drawn
-from analysis.figures import accuracy_energy, accuracy_over_axis, pareto_front, save_figures
+from analysis.figures import (
+    accuracy_energy,
+    accuracy_over_axis,
+    draw_figures,
+    pareto_front,
+    save_figures,
+)
 from analysis.formats import latex, latex_text, markdown
 from analysis.heatmaps import firing_maps
 from analysis.report import main, print_summary
@@ -708,13 +714,7 @@ def test_figures_of_unfinished_studies_say_so(partial, tmp_path):
     assert hollow == "white" != filled
     empty = Results(tmp_path / "empty")
     empty.add("a", make_cell({"name": "msvit", "scales": [1]}, 0), None)
-    study = empty.study()
-    for figure in (
-        accuracy_energy(study),
-        accuracy_over_axis(study, "model.scales"),
-        *firing_maps(study).values(),
-    ):
-        assert [t.get_text() for t in figure.axes[0].texts] == ["no finished cell yet"]
+    assert draw_figures(empty.study()) == {}
 
 
 @pytest.mark.slow

@@ -17,9 +17,10 @@ from msvit.cells import resolve_cell
 from msvit.metrics import measure
 from msvit.metrics.__main__ import main
 from msvit.metrics.assumed import assume, assumed_operations
-from msvit.metrics.costs import energy_by_row, measured_costs
+from msvit.metrics.costs import measured_costs
 from msvit.metrics.sources import Network, network_of
 from msvit.records.energy import ENERGY_MODELS, sop_spikformer
+from msvit.records.energy_by_row import energy_by_row
 from msvit.records.energy_constants import use_constants
 from msvit.records.schema import Operations, lacking
 from msvit.records.store import cell_folder, read_record, write_record

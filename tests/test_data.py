@@ -169,19 +169,13 @@ def test_statistics_that_do_not_fit_the_images_are_refused(mean, std, said):
 
 
 def test_a_data_set_of_files_is_told_apart_by_what_it_loads(tmp_path):
-    class Saved(DataOptions):
-        name: ClassVar[str] = "saved"
-        num_classes: ClassVar[int] = 2
-        in_channels: ClassVar[int] = 1
-        image_size: ClassVar[int] = 8
-        mean: ClassVar[tuple[float, ...]] = (0.5,)
-        std: ClassVar[tuple[float, ...]] = (0.5,)
+    def load_saved(self, data_dir):
+        both = torch.from_numpy(np.load(data_dir / "images.npy"))
+        images = Images(both, torch.arange(2).repeat(len(both) // 2))
+        return Splits(images, images, images, self.mean, self.std)
 
-        def load(self, data_dir):
-            both = torch.from_numpy(np.load(data_dir / "images.npy"))
-            images = Images(both, torch.arange(2).repeat(len(both) // 2))
-            return Splits(images, images, images, self.mean, self.std)
-
+    own = {**vars(StripesOptions), "name": "saved", "load": load_saved}
+    Saved = define("Saved", DataOptions, own, None)
     found = []
     for shade in (1, 2):
         np.save(tmp_path / "images.npy", np.full((4, 1, 8, 8), shade, np.uint8))

@@ -151,7 +151,7 @@ def test_a_measure_younger_than_a_search_is_read_off_its_records(results, tmp_pa
 def test_a_new_figure_is_drawn_and_goes_when_it_is_taken_back(results, monkeypatch):
     folder = results / "studies/mine/figures"
 
-    def mine(study):
+    def mine(study, view):
         figure, axes = canvas()
         axes.plot(study.finished["energy_mj"], study.finished["test_accuracy"])
         return figure

@@ -341,7 +341,7 @@ def test_a_trial_says_what_ended_it(tmp_path, monkeypatch, tiny):
 
 
 def test_a_line_that_a_full_disk_has_cut_short_is_left_out(tmp_path):
-    from studies.search.trial import _trained_before
+    from studies.worker import trained_before
 
     (tmp_path / "checkpoint.pt").write_text("")
     lines = [
@@ -350,7 +350,7 @@ def test_a_line_that_a_full_disk_has_cut_short_is_left_out(tmp_path):
         '{"epoch": 2, "loss": 1.0}',
     ]
     (tmp_path / "progress.jsonl").write_text("\n".join([*lines, '{"epoch": 3']))
-    assert [row["loss"] for row in _trained_before(tmp_path)] == [2.0, 1.0]
+    assert [row["loss"] for row in trained_before(tmp_path)] == [2.0, 1.0]
 
 
 # ---- Ray -----------------------------------------------------------------------------------------

@@ -3,8 +3,6 @@
 import json
 import os
 import stat
-import subprocess
-import sys
 import time
 
 import pytest
@@ -27,7 +25,8 @@ from studies.packing import (
     share,
 )
 from studies.progress import Display
-from tests.test_run import ROOT, bare_record, tiny  # noqa: F401 -- a fixture
+from tests.ray_cluster import ENVIRONMENT, ray_of
+from tests.test_run import bare_record, tiny  # noqa: F401 -- a fixture
 
 H100 = Device("NVIDIA H100 80GB HBM3", 85.5)
 SMALL = Device("NVIDIA T4", 16.1)
@@ -157,17 +156,6 @@ def test_a_process_keeps_to_its_share(monkeypatch):
     assert gpu_memory_share(80.0) == 1.0
 
 
-CLUSTER = """
-import sys
-from ray.cluster_utils import Cluster
-cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "num_gpus": 1})
-print("at", cluster.address, flush=True)
-sys.stdin.read()
-cluster.shutdown()
-"""
-ENVIRONMENT = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
-
-
 class OutOfMemoryError(RuntimeError):
     """As torch calls it."""
 
@@ -177,17 +165,8 @@ def one_gpu(tmp_path):
     """The address of a cluster that says it has one GPU, an H100."""
     nvidia_smi(tmp_path, "NVIDIA H100 80GB HBM3, 81559, Disabled")
     path = f"{tmp_path}:{os.environ['PATH']}"
-    cluster = subprocess.Popen(
-        [sys.executable, "-c", CLUSTER],
-        # Workers unpickle what this file defines; an installed project does not bring its tests.
-        env=os.environ | ENVIRONMENT | {"PATH": path, "PYTHONPATH": str(ROOT)},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    yield next(line for line in cluster.stdout if line.startswith("at ")).split()[1]
-    cluster.communicate()
+    with ray_of([{"num_cpus": 4, "num_gpus": 1}], PATH=path) as address:
+        yield address
 
 
 @pytest.mark.slow

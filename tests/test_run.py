@@ -134,7 +134,7 @@ def undisturbed(tmp_path_factory):
     grid = folder / "mixed.yaml"
     grid.write_text(TINY + BROKEN)
     with contextlib.chdir(folder):
-        output = run("--grid", grid.name, "--results", "results", code=1)
+        output = run("--grid", grid.name, "--results", "results", "--tensorboard", code=1)
     return folder / "results", grid, output
 
 
@@ -199,6 +199,15 @@ def test_the_log_of_a_cell_has_every_epoch(undisturbed):
         epochs = [json.loads(line) for line in (folder / "progress.jsonl").open()]
         assert [line["epoch"] for line in epochs] == [0, 1, 2, 3]
         assert (folder / "log.txt").read_text().count("val_accuracy") == 3
+
+
+@pytest.mark.slow
+def test_tensorboard_shows_what_cells_report_and_what_failed_cells_did(undisturbed):
+    results, grid, output = undisturbed
+    folder = results / "tensorboard" / grid.stem
+    assert "tensorboard --logdir results/tensorboard/mixed" in output
+    kinds = [path.suffix for path in folder.glob("*/seed */events.out.tfevents.*")]
+    assert sorted(kinds) == 6 * [".epochs"] + 4 * [".results"]
 
 
 @pytest.mark.slow

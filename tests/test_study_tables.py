@@ -16,7 +16,8 @@ from analysis.frames import write_frames
 from analysis.layers import layer_names, layers, outline, parts
 from analysis.report import ALL, main, write_report
 from analysis.study_tables import study_tables
-from analysis.view import View
+from analysis.view import USUAL, View
+from msvit.records.energy_choice import EnergyChoice
 from msvit.records.schema import RecordError
 from tests.results_folder import Results, fill_scales, make_cell, make_record
 from tests.test_analysis import has_booktabs
@@ -115,7 +116,7 @@ def test_too_few_seeds_are_a_sentence(tmp_path):
     text = markdown(study_tables(study, View("a"))["differences"])
     assert "Too few seeds to say anything" in text
     assert row(text, "b")[1:5] == ["+7.00", "—", "—", "—"]
-    assert difference_forest(study, "a") is not None
+    assert difference_forest(study, View("a")) is not None
     with pytest.raises(RecordError, match="did you mean 'a'"):
         study_tables(study, View("A"))
 
@@ -152,7 +153,7 @@ def test_published_results_stand_below_a_rule_and_are_marked(tmp_path, scales):
     coupled = table.numbers.set_index("model")["coupled_batches"]
     assert coupled["msvit-10-384"] == coupled["qkformer-10-512"] == "yes"
     assert coupled["ours"] == coupled["spikformer-8-384"] == "no"
-    figure = FIGURES["accuracy_energy"](study)
+    figure = FIGURES["accuracy_energy"](study, USUAL)
     assert "†: published" in figure.axes[0].get_title(loc="left")
     assert "published" not in study_tables(scales.study())
 
@@ -225,19 +226,19 @@ def test_energy_over_an_axis_is_in_its_unit(scales):
 
 
 def test_forests_have_a_filled_point_where_something_is_told_apart(scales, grid):
-    figure = difference_forest(scales.study(), "qkformer")
+    figure = difference_forest(scales.study(), View("qkformer"))
     accuracy, energy = figure.axes
     assert [t.get_text() for t in accuracy.get_yticklabels()][-1] == "spikformer"
     faces = [container.lines[0].get_markerfacecolor() for container in accuracy.containers]
     assert faces == ["white"] * 4 + ["#0072B2"]
     assert len(energy.containers) == 5
-    effects = FIGURES["effects"](grid.study())
+    effects = FIGURES["effects"](grid.study(), USUAL)
     assert len(effects.axes[0].get_yticklabels()) == 6
-    assert FIGURES["effects"](scales.study()) is None
+    assert FIGURES["effects"](scales.study(), USUAL) is None
 
 
 def test_learning_curves_have_a_panel_per_configuration(scales):
-    figure = FIGURES["learning"](scales.study())
+    figure = FIGURES["learning"](scales.study(), USUAL)
     assert [axes.get_title() or axes.get_title(loc="left") for axes in figure.axes][4:] == [
         *("spikformer", "qkformer")
     ]
@@ -246,7 +247,7 @@ def test_learning_curves_have_a_panel_per_configuration(scales):
 
 
 def test_bars_of_energy_are_as_long_as_the_energy(scales):
-    (axes,) = FIGURES["layers"](scales.study()).axes
+    (axes,) = FIGURES["layers"](scales.study(), USUAL).axes
     ends: dict[float, float] = {}
     for patch in axes.patches:
         height = patch.get_y() + patch.get_height() / 2
@@ -254,6 +255,74 @@ def test_bars_of_energy_are_as_long_as_the_energy(scales):
     assert [ends[place] for place in range(6)] == pytest.approx(
         [5.13, 6.0, 6.87, 7.73, 10.17, 4.6], abs=0.01
     )
+
+
+@pytest.fixture
+def models():
+    """Three energy models that tell of every record."""
+    return EnergyChoice(("sop_spikformer", "exact_synops", "lemaire"))
+
+
+@pytest.fixture
+def counted(tmp_path) -> Results:
+    """Two configurations of two seeds whose rows have all that energy models need."""
+    results = Results(tmp_path, "counted")
+    for scales in ([1], [1, 3]):
+        for seed in (0, 1):
+            cell = make_cell({"name": "msvit", "scales": scales}, seed)
+            record = make_record(cell, 0.9, 1e-3, layers=4)
+            synops = 1e4 * (seed + len(scales))
+            record["operations"] = [counted_row(row, synops) for row in record["operations"]]
+            results.add(str(scales), cell, record)
+    return results
+
+
+def counted_row(row: dict, synops: float) -> dict:
+    """A convolution of which everything is known."""
+    known = {"steps": 4, "synapses": 1e5, "synops": synops, "active_synops": synops}
+    known |= {"inputs": 1e3, "active_inputs": 2e2, "input_peak": 1.0, "outputs": 2e3}
+    known |= {"additions": 2e3, "weights": 400, "zero_weights": 0, "biases": 16}
+    return row | known | {"kernel": [3, 3], "stride": 1, "fan_out": 16}
+
+
+def test_layers_add_up_under_every_model_that_was_asked_for(counted, models):
+    study, names = counted.study(), models.measures
+    total = layers(study, names).groupby("group")[list(names)].sum()
+    means = study.finished.groupby("group")[list(names)].mean()
+    pd.testing.assert_frame_equal(total, means, check_names=False)
+    text = markdown(study_tables(study, View(energy=models))["layers"])
+    assert "energy by lemaire (" in text
+    drawn = FIGURES["layers"](study, View(energy=models))
+    assert len([axes for axes in drawn.axes if axes.patches]) == len(names)
+
+
+def test_energy_models_stand_beside_each_other_and_their_ratios_to_a_baseline(counted, scales):
+    assert FIGURES["models"](scales.study(), USUAL) is None  # of earlier versions: one model
+    study = counted.study()
+    (axes,) = FIGURES["models"](study, USUAL).axes
+    assert axes.get_xscale() == "log"
+    shown = {line.get_label(): list(line.get_xdata()) for line in axes.lines}
+    assert "quantised_twin" not in shown
+    for name in ("exact_synops", "lemaire", "memory_aware"):
+        means = study.finished.groupby("group", sort=False)[f"energy_mj:{name}"].mean()
+        unit = shown[name][0] / means.iloc[0]
+        assert unit in (1, pytest.approx(1e3), pytest.approx(1e6))
+        assert shown[name] == pytest.approx((unit * means).tolist())
+    looks = {(line.get_marker(), line.get_linestyle()) for line in axes.lines}
+    assert len(looks) == len(shown)  # told apart in grey
+    _, ratios = FIGURES["models"](study, View("[1]")).axes
+    found = {line.get_label(): list(line.get_xdata()) for line in ratios.lines}
+    by_seed = np.sqrt((2 / 1) * (3 / 2))  # the geometric mean
+    assert found["exact_synops"] == pytest.approx([1, by_seed])
+
+
+def test_figures_show_the_energy_that_was_asked_for(counted, models):
+    study, view = counted.study(), View("[1]", EnergyChoice(("lemaire",)))
+    for name in ("accuracy_energy", "differences", "layers"):
+        labels = [a.get_xlabel() for a in FIGURES[name](study, view).axes]
+        assert any("lemaire" in label for label in labels), name
+    (axes,) = FIGURES["energy"](study, view)["scales"].axes
+    assert "lemaire" in axes.get_ylabel()
 
 
 # The command

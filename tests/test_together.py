@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,36 +23,17 @@ from studies.progress import Display
 from studies.resources import Resources
 from studies.study import StudyCell
 from studies.worker import LostPeers
-from tests.test_run import ROOT, TINY
+from tests.ray_cluster import ENVIRONMENT, ray_of
+from tests.test_run import TINY
 from tests.test_training import comparable
 from tests.two_workers import two_workers
-
-CLUSTER = """
-import sys
-from ray.cluster_utils import Cluster
-cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-cluster.add_node(num_cpus=1)
-print("at", cluster.address, flush=True)
-sys.stdin.read()
-cluster.shutdown()
-"""
-ENVIRONMENT = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
 
 
 @pytest.fixture
 def two_machines():
     """The address of a Ray of two nodes with one CPU each."""
-    cluster = subprocess.Popen(
-        [sys.executable, "-c", CLUSTER],
-        # Workers unpickle what this file defines; an installed project does not bring its tests.
-        env=os.environ | ENVIRONMENT | {"PYTHONPATH": str(ROOT)},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    yield next(line for line in cluster.stdout if line.startswith("at ")).split()[1]
-    cluster.communicate()
+    with ray_of([{"num_cpus": 1}, {"num_cpus": 1}]) as address:
+        yield address
 
 
 def ill_fated(cell, folder, *, data_dir, report):

@@ -236,10 +236,8 @@ def test_progress_is_reported_after_each_epoch(tmp_path):
     reported = []
     train_cell(tiny_cell(epochs=2), tmp_path, report=reported.append)
     assert [(p["epoch"], p["epochs"]) for p in reported] == [(1, 2), (2, 2)]
-    assert all(
-        set(p) == {"epoch", "epochs", "train_loss", "val_loss", "val_accuracy", "seconds"}
-        for p in reported
-    )
+    told = {"lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "seconds"}
+    assert all(set(p) == {"epoch", "epochs", *told} for p in reported)
     assert all(math.isfinite(p["train_loss"]) and p["seconds"] > 0 for p in reported)
 
 

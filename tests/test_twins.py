@@ -7,9 +7,11 @@ import pytest
 import torch
 from torch import nn
 
+from analysis.figures import FIGURES
 from analysis.formats import markdown
 from analysis.study_tables import twin_table
 from analysis.twins import energy_ratio, pairs
+from analysis.view import USUAL
 from msvit import create_model, kernels
 from msvit.activations import Quantiser
 from msvit.cells import resolve_cell
@@ -408,6 +410,17 @@ def test_the_table_of_twins_tells_accuracy_and_energy_by_several_models(beside):
     assert fields[6].startswith("**0.50** [0.")
     assert fields[7] == "3"
     assert len(table.rows) == 5 * 4
+
+
+def test_twins_stand_below_their_spiking_network_under_the_models_of_their_table(beside):
+    panels = [axes for axes in FIGURES["layers"](beside.study(), USUAL).axes if axes.patches]
+    assert [label.get_text() for label in panels[0].get_yticklabels()] == [
+        *("msvit", "quantised", "ann", "vit", "two steps", "other")
+    ]
+    told = " ".join(axes.get_xlabel() for axes in panels)
+    models = ("sop_spikformer", "exact_synops", "memory_aware", "lemaire")
+    assert len(panels) == 4
+    assert all(model in told for model in models)
 
 
 def test_a_study_without_twins_has_no_such_table(tmp_path):

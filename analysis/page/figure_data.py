@@ -8,17 +8,19 @@ import pandas as pd
 
 from analysis.canvas import slug
 from analysis.collect import StudyResults
+from analysis.layer_figures import energies_by_layer
 from analysis.layers import layers
 from analysis.statistics import summarize
-from analysis.tables import Table
+from analysis.tables import Table, energy_measures
+from analysis.view import View
+from msvit.records.measures import all_measures
 
 
-def accuracy_energy(study: StudyResults) -> pd.DataFrame:
+def accuracy_energy(study: StudyResults, view: View) -> pd.DataFrame:
     """Mean and standard deviation of both axes: accuracy (share), energy (mJ/image)."""
-    found = [summarize(study, name)[["mean", "std"]] for name in ("test_accuracy", "energy_mj")]
     accuracy, energy = (
-        frame.add_prefix(f"{name}_")
-        for frame, name in zip(found, ("test_accuracy", "energy_mj"), strict=True)
+        summarize(study, name)[["mean", "std"]].add_prefix(f"{name}_")
+        for name in ("test_accuracy", energy_measures(study, view)[0])
     )
     return accuracy.join(energy).assign(seeds=summarize(study, "test_accuracy")["n"]).reset_index()
 
@@ -32,27 +34,36 @@ def over_axes(study: StudyResults, name: str) -> pd.DataFrame:
     return chosen.join(found).rename_axis("group").reset_index()
 
 
-def learning(study: StudyResults) -> pd.DataFrame:
+def energy_models(study: StudyResults, view: View) -> pd.DataFrame:
+    """Mean energy (mJ/image) by each model that tells of the study."""
+    names = [name for name in all_measures() if name.partition(":")[0] == "energy_mj"]
+    means = pd.DataFrame({name: summarize(study, name)["mean"] for name in names})
+    return means.dropna(how="all", axis="columns").reset_index()
+
+
+def learning(study: StudyResults, view: View) -> pd.DataFrame:
     """Validation accuracy (share) by epoch: mean over seeds, lowest and highest."""
     by_epoch = study.history.groupby(["group", "epoch"], sort=False)["val_accuracy"]
     return by_epoch.agg(["mean", "min", "max"]).reset_index()
 
 
-def layer_energy(study: StudyResults) -> pd.DataFrame:
+def layer_energy(study: StudyResults, view: View) -> pd.DataFrame:
     """Energy (mJ/image) of every layer, and its share of the configuration's."""
-    return layers(study)[["group", "layer", "whole", "energy_mj", "share"]]
+    energies = energies_by_layer(study, view)
+    return layers(study, energies)[["group", "layer", "whole", *energies, "share"]]
 
 
-def firing(study: StudyResults) -> pd.DataFrame:
+def firing(study: StudyResults, view: View) -> pd.DataFrame:
     """Spikes per neuron by layer and time step, mean over seeds."""
     keys = ["group", "position", "layer", "timestep"]
     return study.firing.groupby(keys, sort=False)["rate"].mean().reset_index()
 
 
-DATA: dict[str, Callable[[StudyResults], pd.DataFrame]] = {
+DATA: dict[str, Callable[[StudyResults, View], pd.DataFrame]] = {
     "accuracy_energy": accuracy_energy,
-    "accuracy": lambda study: over_axes(study, "test_accuracy"),
-    "energy": lambda study: over_axes(study, "energy_mj"),
+    "accuracy": lambda study, view: over_axes(study, "test_accuracy"),
+    "energy": lambda study, view: over_axes(study, energy_measures(study, view)[0]),
+    "models": energy_models,
     "learning": learning,
     "layers": layer_energy,
     "firing": firing,
@@ -62,7 +73,7 @@ _OF_TABLES = ("effects", "differences")  # drawn from what the table of that nam
 
 
 def data_of_figures(
-    study: StudyResults, names: Iterable[str], tables: Mapping[str, Table]
+    study: StudyResults, view: View, names: Iterable[str], tables: Mapping[str, Table]
 ) -> dict[str, str]:
     """CSV by the names of figures, of those that have data here."""
     frames = {name: tables[name].numbers for name in _OF_TABLES if name in tables}
@@ -70,7 +81,7 @@ def data_of_figures(
     for name in names:
         family = max((key for key in (*DATA, *frames) if _is_of(name, key)), key=len, default="")
         if family in DATA and family not in frames:
-            frames[family] = DATA[family](study)
+            frames[family] = DATA[family](study, view)
         if family:
             found[name] = csv_of(_of_its_group(frames[family], name.removeprefix(family)))
     return found

@@ -32,7 +32,7 @@ def study_part(drawn: Drawn, share: float = 1) -> Part:
     """All that a page shows of a study, on this share of its room."""
     study, view = drawn.study, drawn.view
     said = tuple(answer(study, view))
-    data = data_of_figures(study, drawn.figures, drawn.tables)
+    data = data_of_figures(study, view, drawn.figures, drawn.tables)
     pictures, left_out = pictures_of(drawn.figures, data, share)
     shared, own = _settings(study)
     counts = Counter(study.cells["status"])

@@ -11,16 +11,13 @@ from msvit.metrics import measure
 from msvit.metrics.assumed import assumed_operations
 from msvit.metrics.sources import Network, Seen
 from msvit.records.energy import ENERGY_MODELS
+from msvit.records.energy_by_row import energy_by_row
 from msvit.records.neurobench import neurobench
 from msvit.records.schema import Operations
 from msvit.records.twin import Twin, twin
 
 USUAL_RATE = 0.2
 
-_KEPT = {
-    *("steps", "stride", "fan_out", "averaged", "input_rate", "other_rate", "spikes"),
-    *("input_bits", "other_bits"),
-}
 _PREFIXES = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
@@ -51,26 +48,6 @@ def measured_costs(
     rows = [_row(row, {m: parts[m][i] for m in models}) for i, row in enumerate(operations)]
     totals = {m: ENERGY_MODELS[m](operations) for m in models}
     return Costs(rows, _table(rows, totals), [f"{how}.", *_notes(operations, models)])
-
-
-def energy_by_row(operations: Sequence[Operations], model: str) -> list[float | None]:
-    """Millijoule of each row: what is missing of all where its counts are zero."""
-    energy = ENERGY_MODELS[model]
-    whole = energy(operations)
-    if whole is None:
-        return [None] * len(operations)
-    found: list[float | None] = []
-    for i, row in enumerate(operations):
-        without = energy([*operations[:i], _emptied(row), *operations[i + 1 :]])
-        found.append(None if without is None else whole - without)
-    return found
-
-
-def _emptied(row: Operations) -> Operations:
-    counts = {
-        key: 0 for key, value in row.items() if isinstance(value, int | float) and key not in _KEPT
-    }
-    return {**row, **counts}  # type: ignore[typeddict-item]
 
 
 def _row(row: Operations, energy: dict[str, float | None]) -> dict[str, Any]:

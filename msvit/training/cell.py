@@ -63,14 +63,14 @@ def train_cell(
     """Train, select by validation accuracy, measure on the test images; returns the record.
 
     ``folder/checkpoint.pt`` is replaced after each epoch, and in the middle of one where the last
-    is ``checkpoint_seconds`` old. After each epoch ``report`` is called with
-    ``epoch``, ``epochs``, ``train_loss``, ``val_loss``, ``val_accuracy`` and ``seconds``; on a GPU
-    also with ``gpu``, its name, ``gpu_memory_gb``, what was taken of it, and what the whole cell is
-    expected to take: ``gpu_seconds`` (all steps as the fastest) of ``cell_seconds``. At the end
-    ``folder/weights.safetensors`` holds the selected weights. A cell that was stopped goes on from
-    its last checkpoint and ends with the record it would have had: on the same CPU with the same
-    number of threads bit for bit, save times and memory. ``folder`` is that of the cell in its
-    results folder, where ``training.start_from`` is looked for.
+    is ``checkpoint_seconds`` old. After each epoch ``report`` is called with ``epochs`` and what
+    the record's history says of this one; on a GPU also with ``gpu``, its name, ``gpu_memory_gb``,
+    what was taken of it, and what the whole cell is expected to take: ``gpu_seconds`` (all steps as
+    the fastest) of ``cell_seconds``. At the end ``folder/weights.safetensors`` holds the selected
+    weights. A cell that was stopped goes on from its last checkpoint and ends with the record it
+    would have had: on the same CPU with the same number of threads bit for bit, save times and
+    memory. ``folder`` is that of the cell in its results folder, where ``training.start_from`` is
+    looked for.
 
     Several workers (:mod:`msvit.workers`) call this together and return the same. The first alone
     reads and writes ``folder`` and reports; all need the images.
@@ -193,8 +193,8 @@ def train_cell(
         progress.step = trainer.step.how
         progress.add(row, taken.seconds, workers.most(peak_memory_gb(device)))
         progress.save()
-        shown = ("epoch", "train_loss", "val_loss", "val_accuracy", "seconds")
-        told: dict[str, Any] = {"epochs": options.all_epochs, **{key: row[key] for key in shown}}
+        known = {key: value for key, value in row.items() if value is not None}
+        told: dict[str, Any] = {"epochs": options.all_epochs, **known}
         if device.type == "cuda":
             told |= {"gpu": device_name(device), "gpu_memory_gb": held_memory_gb(device)}
             all_steps = steps * (options.all_epochs - resumed)

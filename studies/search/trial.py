@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import time
@@ -17,7 +16,7 @@ from msvit.records.faults import is_of_surroundings
 from msvit.records.schema import RecordError
 from msvit.records.store import cell_folder, has_record
 from studies.packing import out_of_gpu_memory
-from studies.worker import run_cell
+from studies.worker import run_cell, trained_before
 
 _WAIT_SECONDS = 2.0
 
@@ -45,7 +44,7 @@ def run_trial(config: Mapping[str, Any]) -> None:
 
     reported = key is not None and not has_record(results, first.id)
     if reported:
-        for progress in _trained_before(cell_folder(results, first.id)):
+        for progress in trained_before(cell_folder(results, first.id)):
             report(progress)
     records = []
     for cell in (first, *others):
@@ -74,21 +73,3 @@ def _run(cell: Cell, task: Mapping[str, Any], report: Callable[..., None] | None
         if "busy" not in outcome:
             return outcome
         time.sleep(_WAIT_SECONDS)
-
-
-def _trained_before(folder: Path) -> list[dict[str, Any]]:
-    """What training has reported about the epochs that its checkpoint holds."""
-    if not (folder / "checkpoint.pt").exists():
-        return []
-    try:
-        lines = (folder / "progress.jsonl").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return []
-    by_epoch = {}
-    for line in lines:
-        # A full disk cuts a line short, and the next attempt begins (epoch 0) behind it.
-        with contextlib.suppress(json.JSONDecodeError):
-            row = json.loads(line)
-            by_epoch[row["epoch"]] = row
-    by_epoch.pop(0, None)
-    return [by_epoch[epoch] for epoch in sorted(by_epoch)]
