@@ -17,6 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import fontManager
+from matplotlib.text import Text
 
 from analysis.collect import StudyResults
 from analysis.statistics import summarize
@@ -115,17 +116,23 @@ def say(where: Axes | Figure, study: StudyResults, title: str, *remarks: str) ->
         lines.append("; ".join([known, *remarks[1:]]))
     if len(study.unfinished):
         lines.append(f"unfinished: {len(study.unfinished)} of {len(study.cells)} cells are missing")
-    figure = where if isinstance(where, Figure) else cast(Figure, where.figure)
-    room = int(_LETTERS_OF_AN_INCH * figure.get_figwidth())
-    text = "\n".join(part for line in lines for part in textwrap.wrap(line, room))
-    if isinstance(where, Figure):  # of several panels
-        where.suptitle(text, x=0.01, ha="left", size=mpl.rcParams["axes.titlesize"])
+    entitle(where, lines)
+    if isinstance(where, Figure):
         return
-    where.set_title(text)
     if study.finished.empty:
         where.set_xticks([])
         where.set_yticks([])
         where.text(0.5, 0.5, "no finished cell yet", transform=where.transAxes, ha="center", size=9)
+
+
+def entitle(where: Axes | Figure, lines: Iterable[str]) -> Text:
+    """Set a title of these lines, broken where they are wider than the figure."""
+    figure = where if isinstance(where, Figure) else cast(Figure, where.figure)
+    room = int(_LETTERS_OF_AN_INCH * figure.get_figwidth())
+    text = "\n".join(part for line in lines for part in textwrap.wrap(line, room))
+    if isinstance(where, Figure):  # of several panels
+        return where.suptitle(text, x=0.01, ha="left", size=mpl.rcParams["axes.titlesize"])
+    return where.set_title(text)
 
 
 def width_for(labels: Iterable[str]) -> float:
