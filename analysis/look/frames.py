@@ -41,7 +41,8 @@ def frames(look: Look) -> dict[str, pd.DataFrame]:
             _add(found, "firing", rates.assign(active=seen.active))
             axes: Axes = {"neuron": seen.neurons, "timestep": steps}
             _add(found, "rasters", tidy(seen.raster, axes, key, "spikes"))
-        for layer, votes in image.votes.items():
+        for layer in look.survey.layers:
+            votes = image.votes[layer]
             maps = np.concatenate([votes.scores, votes.mask[None]])
             steps, heads, rows, columns = map(range, maps.shape[1:])
             axes = {"map": (*votes.branches, "mask"), "timestep": steps, "head": heads}

@@ -11,6 +11,8 @@ from msvit.inside import LayerSurvey, Pair
 def sentences(look: Look) -> list[str]:
     """How often the network is right, then what its votes say, layer by layer."""
     found = [_accuracy(look)]
+    if not look.survey.layers:
+        found.append("It has no attention whose branches vote for tokens: its spikes are shown.")
     for layer, seen in look.survey.layers.items():
         where = look.words[layer].words
         found.append(f"{where[0].upper()}{where[1:]}: {_weights(seen)}")
@@ -39,8 +41,8 @@ def _weights(seen: LayerSurvey) -> str:
     changed, most = order[0]
     least_changed, least = order[-1]
     return (
-        f"of all votes {shares}; {kept}. Without {most} {changed:.1%} of these decisions would be "
-        f"others, without {least} {least_changed:.1%}."
+        f"of all votes {shares}; {kept}. {changed:.1%} of these decisions would be others without "
+        f"{most}, {least_changed:.1%} without {least}."
     )
 
 
