@@ -6,7 +6,7 @@ import logging
 import re
 import textwrap
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -125,9 +125,13 @@ def say(where: Axes | Figure, study: StudyResults, title: str, *remarks: str) ->
         where.text(0.5, 0.5, "no finished cell yet", transform=where.transAxes, ha="center", size=9)
 
 
-def entitle(where: Axes | Figure, lines: Iterable[str]) -> Text:
-    """Set a title of these lines, broken where they are wider than the figure."""
+def entitle(where: Axes | Figure, lines: Sequence[str]) -> Text:
+    """Set a title of these lines, broken where they are wider than the figure.
+
+    The figure's label is the first line, unbroken.
+    """
     figure = where if isinstance(where, Figure) else cast(Figure, where.figure)
+    figure.set_label(lines[0])
     room = int(_LETTERS_OF_AN_INCH * figure.get_figwidth())
     text = "\n".join(part for line in lines for part in textwrap.wrap(line, room))
     if isinstance(where, Figure):  # of several panels

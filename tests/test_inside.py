@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ from torch import nn
 
 from analysis.drawn import Drawn
 from analysis.inside import main
+from analysis.look.making import Wanted, look_inside
+from analysis.look.words import sentences
 from analysis.page.study import study_part
 from msvit.data.splits import Images
 from msvit.inside import VoteWatch, look_at, survey, voting_layers
@@ -23,6 +26,7 @@ from msvit.layers.attention import TokenAttention
 from msvit.layers.blocks import as_sequence
 from msvit.layers.norm import BatchNorm
 from msvit.metrics import measure
+from msvit.options import ConfigError
 from msvit.precision import choose_precision
 from msvit.records.store import cell_folder
 from msvit.training import train_cell
@@ -209,9 +213,12 @@ def test_a_survey_tells_what_scales_are_known_to_vote_for():
     np.testing.assert_allclose(pair.by_image, [1 / 2, 1 / 4] * 3)
 
 
-def test_classes_that_votes_do_not_depend_on_explain_nothing():
+def test_a_class_explains_what_chance_would_not():
     found = survey(known_cell([bar(h) for h in (1, 1, 3, 3)], [0, 1, 0, 1]))
     np.testing.assert_array_equal(found.layers["attention"].class_share, [0, 0])
+    # Votes 1, 2 and 2, 4: squares sum to 4.75, to 2.5 within classes, of which chance makes 3/2.
+    some = survey(known_cell([bar(h) for h in (1, 2, 2, 4)], [0, 0, 1, 1]))
+    np.testing.assert_allclose(some.layers["attention"].class_share, [1 - 3.75 / 4.75] * 2)
     same = survey(known_cell([bar(2)] * 4, [0, 1, 0, 1]))
     assert np.isnan(same.layers["attention"].class_share).all()
     assert survey(known_cell([bar(2)] * 9, [0] * 9), most=3).indices.tolist() == [0, 4, 8]
@@ -236,6 +243,36 @@ def test_images_are_seen_in_the_batches_of_the_test():
     assert sizes == [4, 2]
     assert [image.index for image in found] == [9, 2]
     assert [int(image.votes["attention"].scores[0, 0].sum()) for image in found] == [2, 3]
+
+
+def test_a_twin_has_votes_that_are_values_and_no_spikes():
+    model = small_model("msvit", timesteps=1, twin="ann", scales=(1, 3)).float().eval()
+    images = small_input(model, 2, torch.float32)
+    with torch.no_grad(), VoteWatch(model) as votes, SpikeWatch(model, 8) as spikes:
+        spikes.places = [0]
+        model(images)
+    assert spikes.seen == {}
+    first = next(iter(votes.seen.values()))
+    torch.testing.assert_close(first.mask, first.total.relu())
+    assert not first.scores.equal(first.scores.round())
+
+
+def test_a_network_with_neither_votes_nor_neurons_is_refused():
+    cell = known_cell(np.zeros((2, 1, 32, 32), np.uint8), [0, 1])
+    vit = small_model("vit", in_channels=1, num_classes=2).float().eval()
+    with pytest.raises(ConfigError, match="neither neurons nor token attention: nothing to look"):
+        look_inside(replace(cell, model=vit), "vit")
+
+
+def test_means_over_some_images_say_so():
+    cell = known_cell([bar(2 if i % 2 else 4) for i in range(6)], [0, 1] * 3)
+    look = look_inside(cell, "known", Wanted(most=3, classes=(1,)))
+    assert [image.index for image in look.images] == [1]
+    assert look.survey.indices.tolist() == [0, 2, 5]
+    said = sentences(look)
+    assert said[0] == "Right on 66.67% of 3 of 6 test images; the record of the cell says 50.00%."
+    assert "50% are of scale 1, 50% are of scale 3" in said[1]
+    assert "0% are kept by both, 50% only by scale 1, 50% only by scale 3" in said[2]
 
 
 # The command
@@ -263,7 +300,7 @@ def test_a_command_draws_a_trained_cell_and_its_study_shows_it(trained, tmp_path
     said = capsys.readouterr().out
     assert "msvit scales=1,3 seed 0\n" in said
     assert "as the record of the cell says." in said
-    assert "of all votes scale 1 " in said
+    assert "% are of scale 1, " in said
     told = json.loads((folder / "inside" / "inside.json").read_text(encoding="utf-8"))
     names = [figure["name"].partition("_")[2] for figure in told["figures"]]
     kinds = ("votes", "classes", "scales", "pairs", "differing")

@@ -63,7 +63,8 @@ def look_inside(folder):
     """Two pictures and a sentence, as `analysis/inside.py` writes them."""
     folder.mkdir()
     told = [
-        {"name": name, "text": f"msvit: {name} {EVIL}\nand how"} for name in ("votes", "spikes")
+        {"name": name, "title": f"msvit: {name} {EVIL}", "text": f"{name} {EVIL}\nand how"}
+        for name in ("votes", "spikes")
     ]
     for figure in told:
         noise = np.random.default_rng(0).integers(0, 255, (120, 160, 3), np.uint8)

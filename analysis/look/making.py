@@ -63,14 +63,15 @@ def look_inside(cell: KeptCell, label: str, wanted: Wanted = Wanted()) -> Look:
     if not usual:
         raise ConfigError("--classes", "", "there are no test images of them")
     chosen = list(wanted.images) or (usual if wanted.classes else usual[:USUAL_IMAGES])
+    images = dict(zip(chosen, look_at(cell, chosen), strict=True))
+    if not layers and not images[chosen[0]].spikes:
+        what = f"{cell.cell.model['name']} has neither neurons nor token attention"
+        raise ConfigError(str(cell.folder), "", f"{what}: nothing to look at")
     found = survey(cell, wanted.most)
     found = replace(found, layers={path: found.layers[path] for path in layers})
     differing = _differing(found)
-    every = list(dict.fromkeys([*chosen, *(i for order in differing.values() for i in order)]))
-    images = dict(zip(every, look_at(cell, every), strict=True))
-    if not layers and not images[chosen[0]].spikes:
-        what = f"{cell.cell.model['name']} has neither neurons nor token attention"
-        raise ConfigError(str(cell.folder), "", f"{what}: nothing to look at", joint=": ")
+    others = sorted({i for order in differing.values() for i in order} - images.keys())
+    images |= dict(zip(others, look_at(cell, others), strict=True))
     return Look(
         label=label,
         survey=found,
@@ -102,8 +103,11 @@ def write_look(look: Look, facts: Mapping[str, Any], folder: Path) -> list[str]:
         if name in ("scales", "pairs"):
             frame.to_csv(kept / f"{name}.csv", index=False, lineterminator="\n")
     said = sentences(look)
-    titles = [{"name": name, "text": figure.get_suptitle()} for name, figure in figures.items()]
-    manifest = {**facts, "label": look.label, "said": said, "figures": titles}
+    told = [
+        {"name": name, "title": str(figure.get_label()), "text": figure.get_suptitle()}
+        for name, figure in figures.items()
+    ]
+    manifest = {**facts, "label": look.label, "said": said, "figures": told}
     text = json.dumps(manifest, indent=1, ensure_ascii=False)
     (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
     return said

@@ -33,11 +33,13 @@ def votes_of_images(look: Look, layer: str) -> Figure:
     return map_grid([_of_image(image) for image in images], columns, title)
 
 
-def votes_of_classes(look: Look, layer: str) -> Figure:
+def votes_of_classes(look: Look, layer: str) -> Figure | None:
     """The same, averaged over the test images of each class."""
     seen = look.survey.layers[layer]
     there = [c for c in look.classes if not np.isnan(seen.class_masks[c]).any()]
     shown = there[:MOST_CLASSES]
+    if not shown:  # of the classes that were asked for, the images that means are over have none
+        return None
     columns = _maps(seen.branches, seen.class_maps[shown], list(seen.class_masks[shown]))
     counts = np.bincount(look.survey.labels, minlength=max(shown) + 1)
     rows = [f"class {c}\n({counts[c]} images)" for c in shown]

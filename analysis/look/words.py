@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from analysis.look.content import Look, branch_words
 from msvit.inside import LayerSurvey, Pair
 
@@ -36,7 +34,10 @@ def _weights(seen: LayerSurvey) -> str:
     kept = f"the mask keeps {seen.kept:.1%} of the tokens (of a head, in a time step)"
     if len(names) == 1 or not seen.votes.sum():
         return f"{kept}."
-    shares = _listed(names, seen.votes / seen.votes.sum())
+    shares = ", ".join(
+        f"{share:.0%} are of {name}"
+        for name, share in zip(names, seen.votes / seen.votes.sum(), strict=True)
+    )
     order = sorted(zip(seen.changed, names, strict=True), reverse=True)
     changed, most = order[0]
     least_changed, least = order[-1]
@@ -44,11 +45,6 @@ def _weights(seen: LayerSurvey) -> str:
         f"of all votes {shares}; {kept}. {changed:.1%} of these decisions would be others without "
         f"{most}, {least_changed:.1%} without {least}."
     )
-
-
-def _listed(names: list[str], shares: Iterable[float]) -> str:
-    parts = [f"{name} {share:.0%}" for name, share in zip(names, shares, strict=True)]
-    return ", ".join(parts)
 
 
 def _alike(pair: Pair) -> float:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageChops
@@ -22,13 +24,13 @@ _UNSEEN = 8
 
 @dataclass(frozen=True)
 class _Written:
-    """The files of one cell: names and titles of figures, in reading order."""
+    """The files of one cell: names, titles and texts of figures, in reading order."""
 
     folder: Path
     label: str
     cell: str
     said: tuple[str, ...]
-    figures: tuple[tuple[str, str], ...]
+    figures: tuple[tuple[str, str, str], ...]
 
 
 def insides_of(study: StudyResults, room: float) -> tuple[list[Inside], list[str], list[str]]:
@@ -45,7 +47,7 @@ def insides_of(study: StudyResults, room: float) -> tuple[list[Inside], list[str
     most = max((len(one.figures) for one in written), default=0)
     for place in range(most):
         for one in (one for one in written if place < len(one.figures)):
-            name, text = one.figures[place]
+            name, title, text = one.figures[place]
             try:
                 source = data_uri("image/png", _smaller(one.folder / f"{name}.png"))
             except OSError as error:
@@ -55,9 +57,8 @@ def insides_of(study: StudyResults, room: float) -> tuple[list[Inside], list[str
             if room < 0:
                 left_out.append(f"{one.label}: {name}")
                 continue
-            title = text.partition("\n")[0].partition(": ")[2] or name
             key = f"inside-{one.cell}-{name}"
-            pictures[one.cell, name] = Picture(key, title, text, source)
+            pictures[one.cell, name] = Picture(key, title.partition(": ")[2], text, source)
     found = [_inside(one, pictures) for one in written]
     return [one for one in found if one.pictures], left_out, warnings
 
@@ -66,7 +67,7 @@ _AGAIN = "Make it again: python analysis/inside.py CELL"
 
 
 def _inside(one: _Written, pictures: dict[tuple[str, str], Picture]) -> Inside:
-    shown = (pictures.get((one.cell, name)) for name, _ in one.figures)
+    shown = (pictures.get((one.cell, name)) for name, _, _ in one.figures)
     return Inside(one.label, one.cell, one.said, tuple(p for p in shown if p is not None))
 
 
@@ -80,13 +81,17 @@ def _written(study: StudyResults) -> tuple[list[_Written], list[str]]:
             continue
         try:
             told = json.loads(path.read_text(encoding="utf-8"))
-            figures = tuple((str(f["name"]), str(f["text"])) for f in told["figures"])
+            figures = tuple(_figure(figure) for figure in told["figures"])
             said = tuple(map(str, told["said"]))
         except (OSError, ValueError, KeyError, TypeError):
             warnings.append(f"{path}: not readable. {_AGAIN}")
             continue
         found.append(_Written(folder, row.label, row.id, said, figures))
     return found, warnings
+
+
+def _figure(told: Mapping[str, Any]) -> tuple[str, str, str]:
+    return str(told["name"]), str(told["title"]), str(told["text"])
 
 
 def _smaller(path: Path) -> bytes:

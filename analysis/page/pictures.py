@@ -32,7 +32,7 @@ def pictures_of(
     left_out: list[str] = []
     for name, figure in figures.items():
         text = _title(figure)
-        first = text.partition("\n")[0] or name.replace("_", " ")
+        first = str(figure.get_label()) or text.partition("\n")[0] or name.replace("_", " ")
         # Figures of a study say its name; those of one configuration say that one.
         title = first.partition(": ")[2] or f"{name.partition('_')[0]}: {first}"
         csv = data.get(name, "")

@@ -65,6 +65,8 @@ def look_at(cell: KeptCell, indices: Sequence[int]) -> list[ImageLook]:
     size, there = cell.test.batch_size, len(cell.test)
     batches = sorted({index // size for index in indices})
     # All but the last batch of the test are full, so the loader cuts where the test did.
+    if not batches:
+        return []
     order = torch.cat([torch.arange(b * size, min((b + 1) * size, there)) for b in batches])
     found: dict[int, ImageLook] = {}
     with VoteWatch(cell.model) as votes, SpikeWatch(cell.model, NEURONS) as spikes:
