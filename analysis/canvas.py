@@ -6,7 +6,7 @@ import logging
 import re
 import textwrap
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -17,6 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import fontManager
+from matplotlib.text import Text
 
 from analysis.collect import StudyResults
 from analysis.statistics import summarize
@@ -115,13 +116,21 @@ def say(where: Axes | Figure, study: StudyResults, title: str, *remarks: str) ->
         lines.append("; ".join([known, *remarks[1:]]))
     if len(study.unfinished):
         lines.append(f"unfinished: {len(study.unfinished)} of {len(study.cells)} cells are missing")
+    entitle(where, lines)
+
+
+def entitle(where: Axes | Figure, lines: Sequence[str]) -> Text:
+    """Set a title of these lines, broken where they are wider than the figure.
+
+    The figure's label is the first line, unbroken.
+    """
     figure = where if isinstance(where, Figure) else cast(Figure, where.figure)
+    figure.set_label(lines[0])
     room = int(_LETTERS_OF_AN_INCH * figure.get_figwidth())
     text = "\n".join(part for line in lines for part in textwrap.wrap(line, room))
     if isinstance(where, Figure):  # of several panels
-        where.suptitle(text, x=0.01, ha="left", size=mpl.rcParams["axes.titlesize"])
-        return
-    where.set_title(text)
+        return where.suptitle(text, x=0.01, ha="left", size=mpl.rcParams["axes.titlesize"])
+    return where.set_title(text)
 
 
 MARKERS = "osD^vPX*"

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from analysis.drawn import Drawn
 from analysis.figures import accuracy_energy
 from analysis.page.answer import answer
 from analysis.page.content import Part, sort_key
+from analysis.page.inside import insides_of
 from analysis.page.pictures import pictures_of
 from analysis.page.render import page, write_page
 from analysis.page.search import search_part
@@ -50,7 +54,23 @@ def results(tmp_path_factory) -> Results:
     lines = [f"line {number} {EVIL}" for number in range(40)]
     log = found.folder / "cells" / failed.id / "log.txt"
     log.write_text("\n".join(lines) + "\n" + "x" * 5000 + "\n", encoding="utf-8")
+    for entry in (found.entries[0], found.entries[3]):
+        look_inside(found.folder / "cells" / entry["id"] / "inside")
     return found
+
+
+def look_inside(folder):
+    """Two pictures and a sentence, as `analysis/inside.py` writes them."""
+    folder.mkdir()
+    told = [
+        {"name": name, "title": f"msvit: {name} {EVIL}", "text": f"{name} {EVIL}\nand how"}
+        for name in ("votes", "spikes")
+    ]
+    for figure in told:
+        noise = np.random.default_rng(0).integers(0, 255, (120, 160, 3), np.uint8)
+        Image.fromarray(noise).save(folder / f"{figure['name']}.png")
+    manifest = {"said": [f"Scale 1 votes {EVIL}"], "figures": told}
+    (folder / "inside.json").write_text(json.dumps(manifest), encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -173,6 +193,45 @@ def test_one_command_makes_a_page_of_several(results, tmp_path, one_figure, caps
     assert "--baseline msvit scales=2: no such configuration" in capsys.readouterr().err
 
 
+def test_cells_that_were_looked_into_show_what_was_seen(results, part):
+    assert [inside.label for inside in part.insides] == [
+        "msvit scales=1 seed 0",
+        "msvit scales=1,3 seed 0",
+    ]
+    for inside in part.insides:
+        assert inside.said == (f"Scale 1 votes {EVIL}",)
+        assert [picture.title for picture in inside.pictures] == [f"votes {EVIL}", f"spikes {EVIL}"]
+    assert part.insides_left_out == ()
+
+
+def test_where_room_is_scarce_every_cell_shows_its_first_picture_before_any_its_second(results):
+    study = results.study()
+    whole, _, _ = insides_of(study, 1e6)
+    first = sum(len(inside.pictures[0].source) for inside in whole)
+    found, left_out, warnings = insides_of(study, first + 10)
+    assert [[p.title.split()[0] for p in inside.pictures] for inside in found] == [["votes"]] * 2
+    assert left_out == ["msvit scales=1 seed 0: spikes", "msvit scales=1,3 seed 0: spikes"]
+    assert warnings == []
+
+
+def test_what_is_broken_of_a_look_inside_is_said(tmp_path):
+    results = Results(tmp_path)
+    cells = [make_cell({"name": "msvit"}, seed) for seed in (0, 1)]
+    folders = []
+    for cell in cells:
+        results.add("msvit", cell, make_record(cell, 0.9, 1e-3))
+        folders.append(results.folder / "cells" / cell.id / "inside")
+        look_inside(folders[-1])
+    (folders[0] / "inside.json").write_text("{")
+    (folders[1] / "votes.png").write_bytes(b"no picture")
+    found, left_out, warnings = insides_of(results.study(), 1e6)
+    assert [[p.title.split()[0] for p in inside.pictures] for inside in found] == [["spikes"]]
+    assert left_out == []
+    assert len(warnings) == 2
+    assert f"{folders[0] / 'inside.json'}: not readable" in warnings[0]
+    assert "votes.png" in warnings[1]
+
+
 # What a browser makes of it
 
 SPACE = """
@@ -225,6 +284,13 @@ def test_a_browser_has_nothing_to_complain_of(browser):
     assert browser.evaluate("document.querySelectorAll('article').length") == 3
     assert EVIL in browser.evaluate("document.querySelector('.run.failed .problem').textContent")
     assert EVIL in browser.evaluate("document.querySelector('#search-mine .problem').textContent")
+
+
+def test_a_look_inside_opens_and_is_text_to_the_page(browser):
+    looks = "[...document.querySelectorAll('#study-scales-inside details.inside')]"
+    assert browser.evaluate(f"{looks}.map(d => d.open)") == [True, False]
+    assert EVIL in browser.evaluate(f"{looks}[0].querySelector('p').textContent")
+    assert browser.evaluate("document.querySelector('a[href=\"#study-scales-inside\"]') != null")
 
 
 def test_all_images_load(browser):

@@ -47,6 +47,16 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class Inside:
+    """What one cell holds inside: sentences and pictures."""
+
+    label: str
+    id: str
+    said: tuple[str, ...]
+    pictures: tuple[Picture, ...]
+
+
+@dataclass(frozen=True)
 class Run:
     """A cell or trial: how it ended, what it was told, what it said last."""
 
@@ -76,6 +86,7 @@ class Part:
         places: how many cells were trained on and with what: common to all, then what differs.
         commands: that make the same again.
         left_out: figures that the page had no room for.
+        insides: of cells that were looked into; ``insides_left_out`` are their other figures.
     """
 
     kind: str
@@ -92,6 +103,8 @@ class Part:
     places: tuple[tuple[int, tuple[tuple[str, str], ...]], ...] = ()
     commands: tuple[str, ...] = ()
     left_out: tuple[str, ...] = field(default=())
+    insides: tuple[Inside, ...] = ()
+    insides_left_out: tuple[str, ...] = ()
 
     @property
     def done(self) -> int:

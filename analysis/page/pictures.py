@@ -32,7 +32,7 @@ def pictures_of(
     left_out: list[str] = []
     for name, figure in figures.items():
         text = _title(figure)
-        first = text.partition("\n")[0] or name.replace("_", " ")
+        first = str(figure.get_label()) or text.partition("\n")[0] or name.replace("_", " ")
         # Figures of a study say its name; those of one configuration say that one.
         title = first.partition(": ")[2] or f"{name.partition('_')[0]}: {first}"
         csv = data.get(name, "")
@@ -46,6 +46,11 @@ def pictures_of(
     return pictures, left_out
 
 
+def room_left(pictures: Iterable[Picture], share: float = 1) -> float:
+    """What ``pictures`` leave of the room for pictures, in characters."""
+    return share * MOST_PICTURES - sum(len(p.source) + len(p.csv) for p in pictures)
+
+
 def _source(figure: Figure) -> str:
     # The same records give the same bytes: no date, and names of pieces that are not random.
     with style(), mpl.rc_context({"svg.hashsalt": "msvit", "svg.fonttype": "path"}):
@@ -53,8 +58,8 @@ def _source(figure: Figure) -> str:
         figure.set_layout_engine("none")
         vector = _saved(figure, "svg", {"Date": None})
         if len(vector) <= _LARGEST_VECTOR:
-            return _uri("image/svg+xml", vector)
-        return _uri("image/png", _saved(figure, "png", None))
+            return data_uri("image/svg+xml", vector)
+        return data_uri("image/png", _saved(figure, "png", None))
 
 
 def _saved(figure: Figure, form: str, metadata: dict[str, None] | None) -> bytes:
@@ -63,7 +68,8 @@ def _saved(figure: Figure, form: str, metadata: dict[str, None] | None) -> bytes
     return target.getvalue()
 
 
-def _uri(kind: str, content: bytes) -> str:
+def data_uri(kind: str, content: bytes) -> str:
+    """A file as an address that holds it."""
     return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 

@@ -15,7 +15,8 @@ from analysis.drawn import Drawn
 from analysis.page.answer import answer
 from analysis.page.content import Part, Run, grid_of
 from analysis.page.figure_data import data_of_figures
-from analysis.page.pictures import pictures_of
+from analysis.page.inside import insides_of
+from analysis.page.pictures import pictures_of, room_left
 from analysis.study_tables import value_label
 from analysis.view import View
 from msvit.cells import SECTIONS
@@ -34,6 +35,7 @@ def study_part(drawn: Drawn, share: float = 1) -> Part:
     said = tuple(answer(study, view))
     data = data_of_figures(study, view, drawn.figures, drawn.tables)
     pictures, left_out = pictures_of(drawn.figures, data, share)
+    insides, unseen, broken = insides_of(study, room_left(pictures, share))
     shared, own = _settings(study)
     counts = Counter(study.cells["status"])
     return Part(
@@ -43,7 +45,7 @@ def study_part(drawn: Drawn, share: float = 1) -> Part:
         states=tuple((state, counts[state]) for state in _STATES if counts[state]),
         planned=len(study.cells),
         answer=said,
-        warnings=study.warnings,
+        warnings=(*study.warnings, *broken),
         grids=tuple(grid_of(stem, table, said) for stem, table in drawn.tables.items()),
         pictures=tuple(pictures),
         runs=tuple(_runs(study, own, share)),
@@ -51,6 +53,8 @@ def study_part(drawn: Drawn, share: float = 1) -> Part:
         places=tuple(places(study)),
         commands=tuple(commands(study, view)),
         left_out=tuple(left_out),
+        insides=tuple(insides),
+        insides_left_out=tuple(unseen),
     )
 
 

@@ -145,18 +145,25 @@ class TokenAttention(nn.Module):
 
     def _score_and_mask(self, joined: Tensor, wide: list[Tensor]) -> Tensor:
         """The same in single steps, which monitors can see and every fusion and neuron takes."""
-        *votes, k = joined.split(self.dim, dim=-1)
-        near, far = iter(votes), iter(wide)
-        per_head = [  # [T, B, H, W, heads, d], in the order of the scales
+        score = sum(self.votes(joined, wide))
+        assert isinstance(score, Tensor), "there is at least one branch"
+        attend = self.attn_neuron(score.flatten(-2)).unflatten(-1, (self.heads, -1))
+        keys = joined[..., -self.dim :].unflatten(-1, (self.heads, -1))
+        return self.mask(attend, keys).flatten(-2)
+
+    def votes(self, joined: Tensor, wide: list[Tensor]) -> list[Tensor]:
+        """What each branch adds to the score, in the order of the scales, of their spikes.
+
+        ``[T, B, H, W, heads, 1]`` of those that are summed over the channels of a head, else
+        ``[T, B, H, W, heads, d]``.
+        """
+        near, far = iter(joined.split(self.dim, dim=-1)), iter(wide)  # the keys, last, are left
+        per_head = [
             next(near if name in self.branches.points else far).unflatten(-1, (self.heads, -1))
             for name in self.names
         ]
-        summed = per_head if self.fusion == "token" else per_head[:1]
-        score = sum(v.sum(-1, keepdim=True) for v in summed)
-        for v in per_head[len(summed) :]:
-            score = score + v
-        attend = self.attn_neuron(score.flatten(-2)).unflatten(-1, (self.heads, -1))
-        return self.mask(attend, k.unflatten(-1, (self.heads, -1))).flatten(-2)
+        summed = len(per_head) if self.fusion == "token" else 1
+        return [v.sum(-1, keepdim=True) for v in per_head[:summed]] + per_head[summed:]
 
 
 def branch_names(scales: tuple[int, ...]) -> tuple[str, ...]:

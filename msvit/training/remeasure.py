@@ -10,22 +10,11 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from msvit.cells import Cell
-from msvit.data import load_splits, options_of
-from msvit.data.fingerprint import describe_images
 from msvit.metrics import Meter
-from msvit.options import DataError
-from msvit.precision import choose_precision
-from msvit.recipes import TrainingOptions
 from msvit.records.schema import Operations, Record, RecordError, lacking
-from msvit.records.store import cell_folder
-from msvit.runtime import prepare_process, training_device
-from msvit.training.batches import Normalise, eval_batches
-from msvit.training.cell import as_scored
-from msvit.training.loading import Loader
+from msvit.training.batches import eval_batches
+from msvit.training.kept import open_kept
 from msvit.training.loop import evaluate
-from msvit.training.step import Scores
-from msvit.training.trained import load_trained
 
 _NEAR = 0.02
 """Share by which accumulates may differ from those of the record, where another processor rounds
@@ -45,26 +34,10 @@ def remeasured(results: Path, record: Record, data_dir: Path | None = None) -> R
         DataError: where the images are not there, or are others than it was trained on.
         RecordError: where what is counted is not what the record says.
     """
-    folder = cell_folder(results, record["id"])
-    cell = Cell.from_dict(record["cell"])
-    model = load_trained(folder)
-    prepare_process()
-    device = training_device()
-    splits = load_splits(options_of(cell.data), data_dir)
-    known = record.get("data")
-    if known is not None and splits.fingerprint is not None and known != splits.fingerprint:
-        raise DataError(
-            f"{folder} was trained on {describe_images(known)}, and here are "
-            f"{describe_images(splits.fingerprint)}: give the images of then"
-        )
-    precision = choose_precision(record["precision"].split()[0], device)
-    model = model.to(device)
-    scores = Scores(model, Normalise(splits.mean, splits.std, device), precision)
-    scored = TrainingOptions.parse(cell.training, "training")
-    test = Loader(as_scored(splits.test, scored), scored.eval_batch_size, device)
-    with Meter(model) as meter:
-        evaluate(eval_batches(test), scores)
-    rows = _completed(record["operations"], meter.result().operations, str(folder))
+    kept = open_kept(results, record, data_dir)
+    with Meter(kept.model) as meter:
+        evaluate(eval_batches(kept.test), kept.scores())
+    rows = _completed(record["operations"], meter.result().operations, str(kept.folder))
     return {**record, "operations": rows}
 
 
