@@ -221,6 +221,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if not options.grid and not options.space:
         parser.error("which study? --grid NAME, or --space NAME of a search")
+    if options.space and options.energy_constants:
+        parser.error("--energy-constants: a search stands on the constants that are shipped")
     try:
         view = View(options.baseline, energy_choice(options))
         formats = _formats(options.format)

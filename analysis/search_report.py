@@ -185,7 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         default=DEFAULT_RESULTS,
         help="results folder (default: %(default)s)",
     )
-    add_energy(parser)
+    add_energy(parser, constants=False)
     options = parser.parse_args(arguments)
     try:
         energy = energy_choice(options)

@@ -7,6 +7,7 @@ and its entry. Each computes and rounds once, for all formats of :mod:`analysis.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -358,7 +359,15 @@ def study_tables(study: StudyResults, view: View = USUAL) -> dict[str, Table]:
         RecordError: if the baseline is no configuration of the study.
     """
     drawn = {name: draw(study, view) for name, draw in TABLES.items()}
-    return {name: table for name, table in drawn.items() if table is not None}
+    return {name: _told(table, view) for name, table in drawn.items() if table is not None}
+
+
+def _told(table: Table, view: View) -> Table:
+    """The table, saying by which constants of one's own its energies were computed."""
+    own = view.energy.own_constants()
+    if not own or any(own in note for note in table.notes):
+        return table
+    return replace(table, notes=(*table.notes, own))
 
 
 def _judged_columns(judged: dict[str, pd.DataFrame]) -> dict[str, list[Entry]]:

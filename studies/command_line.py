@@ -10,11 +10,10 @@ from typing import Any
 
 from msvit import processor
 from msvit.commands import DEFAULT_RESULTS
-from msvit.records.energy_choice import add_energy
 
 
 def add_place(parser: argparse.ArgumentParser, what: str) -> None:
-    """Options that say where results and data are, what each ``what`` may use, what is shown."""
+    """Options that say where results and data are, and what each ``what`` may use."""
     add = parser.add_argument
     add(
         "--results",
@@ -38,7 +37,6 @@ def add_place(parser: argparse.ArgumentParser, what: str) -> None:
         metavar="auto|N",
         help=f"GPUs of each {what}; 0.5 lets two share one (default: auto, as many as fit)",
     )
-    add_energy(parser)
 
 
 def notes_on_precision(asked: Iterable[str], options: argparse.Namespace) -> list[str]:

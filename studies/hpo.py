@@ -36,7 +36,7 @@ from msvit.commands import DEFAULT_RESULTS, Parser, command
 from msvit.data import check_data, notes_on_data, prepare_data
 from msvit.options import ConfigError, DataError
 from msvit.printing import logged_to, print_error
-from msvit.records.energy_choice import energy_choice
+from msvit.records.energy_choice import add_energy, energy_choice
 from msvit.records.schema import RecordError
 from msvit.records.store import read_search, search_folder, start_file, write_search
 from studies.cluster import Place, RayLost
@@ -278,6 +278,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--best", type=positive(int), metavar="N", help="show the N best trials, and stop")
     add("--grid-out", type=Path, metavar="FILE.yaml", help="with --best: write them as a grid")
     add_place(parser, "trial")
+    add_energy(parser, constants=False)
     return parser
 
 

@@ -36,7 +36,7 @@ from msvit.data import check_data, notes_on_data, prepare_data, sources_of_data
 from msvit.options import ConfigError, DataError, unknown
 from msvit.printing import logged_to, print_error
 from msvit.recipes import list_recipes, read_recipe
-from msvit.records.energy_choice import energy_choice
+from msvit.records.energy_choice import add_energy, energy_choice
 from msvit.records.faults import is_of_surroundings
 from msvit.records.schema import RecordError
 from msvit.records.store import (
@@ -340,6 +340,7 @@ def _parser() -> argparse.ArgumentParser:
         "version counts, and stop; nothing is trained",
     )
     add_place(parser, "cell")
+    add_energy(parser)
     return parser
 
 

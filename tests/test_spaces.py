@@ -76,6 +76,17 @@ def test_the_command_line_replaces_what_the_file_says(space):
     assert space(pruner="none").pruner.name == "none"
 
 
+def test_the_default_energy_model_has_its_own_name_too(space):
+    named = "{accuracy: maximize, energy_mj:sop_spikformer: minimize}"
+    found = space(old="{accuracy: maximize, energy_mj: minimize}", new=named)
+    assert found.objectives == {"accuracy": "maximize", "energy_mj": "minimize"}
+    found = space(more="constraints: ['energy_mj:sop_spikformer <= 0.2']")
+    assert found.constraints[0].excess({"energy_mj": 0.3}) == pytest.approx(0.1)
+    twice = "[energy_mj, 'energy_mj:sop_spikformer']"
+    with pytest.raises(ConfigError, match="'energy_mj:sop_spikformer' appears twice"):
+        space(old="{accuracy: maximize, energy_mj: minimize}", new=twice)
+
+
 def test_early_stopping_needs_an_objective_that_is_known_early(space):
     found = space(old="{accuracy: maximize, energy_mj: minimize}", new="[energy_mj]")
     assert found.pruner.name == "none"

@@ -296,6 +296,17 @@ def test_layers_add_up_under_every_model_that_was_asked_for(counted, models):
     assert len([axes for axes in drawn.axes if axes.patches]) == len(names)
 
 
+def test_every_table_names_constants_of_ones_own(counted):
+    own = EnergyChoice(("exact_synops",), ("exact_synops.ac = 90",))
+    tables = study_tables(counted.study(), View("[1]", own))
+    assert tables.keys() >= {"table", "differences", "layers", "seeds"}
+    for name, table in tables.items():
+        said = " ".join(table.notes).count("Constants of our own choice: exact_synops.ac = 90.")
+        assert said == 1, name
+    usual = study_tables(counted.study(), View("[1]"))
+    assert not any("of our own" in note for table in usual.values() for note in table.notes)
+
+
 def test_energy_models_stand_beside_each_other_and_their_ratios_to_a_baseline(counted, scales):
     assert FIGURES["models"](scales.study(), USUAL) is None  # of earlier versions: one model
     study = counted.study()

@@ -33,17 +33,25 @@ class EnergyChoice:
         names = ", ".join(self.models)
         which = f"the model {names}" if len(self.models) == 1 else f"the models {names}"
         told = f"Energy: computed from operation counts by {which}, not measured on hardware."
-        if self.constants:
-            told += f" Constants of our own choice: {', '.join(self.constants)}."
-        return told
+        return " ".join(filter(None, (told, self.own_constants())))
+
+    def own_constants(self) -> str:
+        """The sentence that names constants which are not those that are shipped, or nothing."""
+        if not self.constants:
+            return ""
+        return f"Constants of our own choice: {', '.join(self.constants)}."
 
 
 USUAL = EnergyChoice()
 """The default model by its own constants."""
 
 
-def add_energy(parser: argparse.ArgumentParser) -> None:
-    """The options, which :func:`energy_choice` reads."""
+def add_energy(parser: argparse.ArgumentParser, constants: bool = True) -> None:
+    """The options, which :func:`energy_choice` reads; searches have no ``constants``.
+
+    What a trial was told, and so which trials were tried after it, stands on those that are
+    shipped.
+    """
     parser.add_argument(
         "--energy",
         type=_models,
@@ -52,12 +60,13 @@ def add_energy(parser: argparse.ArgumentParser) -> None:
         help=f"energy models to show, several with commas (default: {DEFAULT_ENERGY_MODEL}): "
         f"{', '.join(ENERGY_MODELS)}",
     )
-    parser.add_argument(
-        "--energy-constants",
-        type=Path,
-        metavar="FILE.yaml",
-        help="constants in place of those of msvit/records/energy_constants.yaml",
-    )
+    if constants:
+        parser.add_argument(
+            "--energy-constants",
+            type=Path,
+            metavar="FILE.yaml",
+            help="constants in place of those of msvit/records/energy_constants.yaml",
+        )
 
 
 def energy_choice(options: argparse.Namespace) -> EnergyChoice:
@@ -66,16 +75,14 @@ def energy_choice(options: argparse.Namespace) -> EnergyChoice:
     Raises:
         ConfigError: for a file of constants that cannot be used.
     """
-    changes = use_constants(options.energy_constants)
+    changes = use_constants(getattr(options, "energy_constants", None))
     return EnergyChoice(options.energy, tuple(changes))
 
 
 def _models(text: str) -> tuple[str, ...]:
     names = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
-    if names == (ALL,):
-        return tuple(ENERGY_MODELS)
+    valid = (*ENERGY_MODELS, ALL)
     for name in names:
-        if name not in ENERGY_MODELS:
-            valid = (*ENERGY_MODELS, ALL)
+        if name not in valid:
             raise argparse.ArgumentTypeError(unknown(name, valid, f"no energy model {name!r}"))
-    return names
+    return tuple(ENERGY_MODELS) if ALL in names else names

@@ -240,6 +240,14 @@ def all_measures() -> dict[str, Measure]:
     return {**MEASURES, **{f"energy_mj:{model}": _energy(model) for model in further}}
 
 
+def canonical(name: str) -> str:
+    """The name of a measure as it stands in :func:`all_measures`.
+
+    The default energy model may be asked for by its own name as well.
+    """
+    return "energy_mj" if name == f"energy_mj:{DEFAULT_ENERGY_MODEL}" else name
+
+
 def measured(record: Record) -> dict[str, float]:
     """Every measure that this record has.
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from msvit.options import ConfigError, unknown
-from msvit.records.measures import Direction, Measure, all_measures
+from msvit.records.measures import Direction, Measure, all_measures, canonical
 
 _CONSTRAINT = re.compile(r"\s*([\w:]+)\s*(<=|>=)\s*(\S+)\s*")
 
@@ -35,18 +35,23 @@ def objectives_of(values: Any, where: str) -> dict[str, Direction]:
     """Objectives as written: ``{accuracy: maximize, ...}`` or a list of names."""
     place = f"{where}: objectives"
     if isinstance(values, list):
-        for name in values:
-            if values.count(name) > 1:
-                raise ConfigError(place, "", f"{name!r} appears twice")
-        values = {name: _measure(name, f"{place}.{name}").better for name in values}
-    if not isinstance(values, Mapping) or not values:
+        pairs = [(name, _measure(name, f"{place}.{name}").better) for name in values]
+    elif isinstance(values, Mapping):
+        pairs = list(values.items())
+    else:
+        pairs = []
+    if not pairs:
         raise ConfigError(place, "", "a mapping such as {accuracy: maximize} is needed")
-    for name, direction in values.items():
+    found: dict[str, Direction] = {}
+    for name, direction in pairs:
         _measure(name, f"{place}.{name}")
         if direction not in ("maximize", "minimize"):
             message = f"unknown direction {direction!r}"
             raise ConfigError(place, name, unknown(direction, ("maximize", "minimize"), message))
-    return dict(values)
+        if canonical(name) in found:
+            raise ConfigError(place, "", f"{name!r} appears twice")
+        found[canonical(name)] = direction
+    return found
 
 
 def constraints_of(values: Any, where: str) -> tuple[Constraint, ...]:
@@ -73,14 +78,15 @@ def _constraint(text: Any, where: str) -> Constraint:
         raise ConfigError(where, "", f"a number is needed behind {sign} (got {number!r})")
     if measure.most == 1 and not 0 <= bound <= 1:
         raise ConfigError(where, "", f"{name} is a share; write 0.9 for 90 % (got {number})")
-    return Constraint(name, "<=" if sign == "<=" else ">=", bound)
+    return Constraint(canonical(name), "<=" if sign == "<=" else ">=", bound)
 
 
 def _measure(name: Any, where: str) -> Measure:
     measures = all_measures()
-    if name not in measures:
+    measure = measures.get(canonical(name)) if isinstance(name, str) else None
+    if measure is None:
         raise ConfigError(where, "", unknown(name, measures, f"{name!r} is not recorded"))
-    if measures[name].reported:
+    if measure.reported:
         message = f"what is reported in the end must choose nothing ({name}); take accuracy"
         raise ConfigError(where, "", message)
-    return measures[name]
+    return measure
