@@ -440,6 +440,12 @@ def test_resources_are_of_a_grid_an_include_or_the_command_line_and_of_no_cell(g
             ["resources.gpus=64"],
             "64 workers cannot share a batch of 64 images evenly, in pairs",
         ),
+        (
+            "base: {model: {name: msvit}, data: {name: digits, train_per_class: 13}, "
+            "training: {batch_size: 512, mixup: 0.5}}",
+            ["resources.workers=2"],
+            "--set resources.workers=2: .*2 workers cannot share a batch of 130 images evenly",
+        ),
     ],
 )
 def test_resources_that_cannot_be_are_refused(grid, more, overrides, message):
