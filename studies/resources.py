@@ -13,6 +13,7 @@ runs, and the record says how it ran.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Self
 
 from pydantic import Field, model_validator
@@ -71,3 +72,14 @@ def check_batch(cell: Cell, resources: Resources, where: str) -> None:
     images = data.train_per_class and data.train_per_class * data.num_classes
     if problem := options.uneven(resources.count, images):
         raise ConfigError(where, SECTION, problem)
+
+
+def notes_on_workers(given: Iterable[tuple[Cell, Resources]]) -> list[str]:
+    """What a person should know before waiting for cells that run on ``given`` resources."""
+    for cell, resources in given:
+        if resources.count > 1 and not cell.training.get("sync_batchnorm"):
+            return [
+                "training.sync_batchnorm is off: each worker normalises its own images, so that "
+                "results depend on how many there are"
+            ]
+    return []

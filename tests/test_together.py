@@ -1,22 +1,17 @@
 """Cells on several workers through Ray: two machines, where a leader and workers die or hang."""
 
 import os
-import signal
 import subprocess
 import sys
-import time
-from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
 
-from msvit import kernels, workers
+from msvit import kernels
 from msvit.cells import Cell
 from msvit.records.schema import RecordError
 from msvit.records.store import cell_folder, read_record
-from msvit.training import cell as cell_module
 from msvit.training import train_cell
 from studies import executor, room, together, waiting
 from studies.cluster import Place
@@ -27,9 +22,9 @@ from studies.progress import Display
 from studies.resources import Resources
 from studies.room import Group
 from studies.study import StudyCell
-from studies.together import run_together
 from studies.waiting import Task, Waiting
 from studies.worker import LostPeers
+from tests.mishaps import ill_fated, leading
 from tests.test_run import ROOT, TINY
 from tests.test_training import comparable
 from tests.two_workers import two_workers
@@ -60,45 +55,6 @@ def two_machines():
     )
     yield next(line for line in cluster.stdout if line.startswith("at ")).split()[1]
     cluster.communicate()
-
-
-def leading(group, cell, results, *rest):
-    """``run_together``, which tells whom to kill."""
-    Path(results, "leader").write_text(str(os.getpid()))
-    return run_together(group, cell, results, *rest)
-
-
-def ill_fated(cell, folder, *, data_dir, report):
-    """``train_cell``, but after an epoch who leads it dies; the next time a worker; then one hangs.
-
-    Each time there is a new checkpoint, so that no loss is more than the first.
-    """
-    make, passes = cell_module.create_model, []
-
-    def mishap(module, inputs):
-        passes.append(1)
-        if len(passes) != 14 or workers.count() == 1:
-            return
-        left = (name for name in ("leader", "died", "hung") if not (folder / name).exists())
-        now = workers.from_first(next(left, None))
-        if now is not None:
-            (folder / now).touch()
-        if workers.rank() == 0 and now == "leader":
-            os.kill(int((folder.parents[1] / "leader").read_text()), signal.SIGKILL)
-        if workers.rank() == 0 and now == "hung":  # no slow start is taken for it
-            torch.distributed.set_timeout(timedelta(seconds=3))
-        if workers.rank() == 1 and now == "died":
-            os.kill(os.getpid(), signal.SIGKILL)
-        if workers.rank() == 1 and now == "hung":
-            time.sleep(1000)
-
-    def create(**options):
-        model = make(**options)
-        model.register_forward_pre_hook(mishap)
-        return model
-
-    cell_module.create_model = create
-    return train_cell(cell, folder, data_dir=data_dir, report=report)
 
 
 def group(entry_resources, gpus=0.0, **place):
