@@ -20,7 +20,7 @@ from studies.grids import load_study
 from studies.packing import Packing
 from studies.progress import Display
 from studies.resources import Resources
-from studies.room import Group
+from studies.room import Group, NoRoom
 from studies.study import StudyCell
 from studies.waiting import Task, Waiting
 from studies.worker import LostPeers
@@ -190,10 +190,11 @@ def test_lost_workers_are_no_failure_and_a_full_disk_or_memory_is_nobody_s():
     cell = Cell({}, {}, {}, 0)
     # Not before others have set what Ray reads.
     from ray.exceptions import OutOfMemoryError, RayActorError
-    from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
     def ending(first, second):
-        failures = {0: first, 1: WorkerHealthCheckFailedError("gone", second)}
+        seen = RuntimeError("the health check has failed")
+        seen.health_check_failure = second
+        failures = {0: first, 1: seen}
         return together._ending(SimpleNamespace(worker_failures=failures), cell, 1)
 
     with pytest.raises(LostPeers, match="worker 0: closed; worker 1: The actor"):
@@ -204,6 +205,28 @@ def test_lost_workers_are_no_failure_and_a_full_disk_or_memory_is_nobody_s():
         ending(LostPeers("closed"), OutOfMemoryError("killed"))
 
 
+@pytest.mark.slow  # Ray Train is imported
+def test_what_ends_who_watches_over_the_workers_is_a_loss_and_no_room_is_none(monkeypatch):
+    monkeypatch.setenv("RAY_TRAIN_V2_ENABLED", "1")
+    monkeypatch.setattr(together, "_settle_ray_train", lambda: None)
+    from ray.exceptions import RayActorError
+    from ray.train import ControllerError
+    from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+
+    def run(error):
+        def fit(*_):
+            raise error
+
+        monkeypatch.setattr(together, "_fit", fit)
+        together.run_together(of(2, 1, 0), Cell({}, {}, {}, 0).as_dict(), "results")
+
+    for error in (RayActorError(), ControllerError(RuntimeError("no worker"))):
+        with pytest.raises(LostPeers):
+            run(error)
+    with pytest.raises(NoRoom, match="no room for 2 workers"):
+        run(ControllerError(WorkerGroupStartupTimeoutError(2)))
+
+
 @pytest.mark.slow
 def test_a_cell_outlives_its_leader_and_workers_and_a_small_one_runs_beside_it(
     two_machines, tmp_path, monkeypatch, capsys
@@ -211,6 +234,7 @@ def test_a_cell_outlives_its_leader_and_workers_and_a_small_one_runs_beside_it(
     for name, value in ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(executor, "run_together", leading)
+    monkeypatch.setattr(waiting, "ROOM_SECONDS", 300.0)  # should what they had not be freed
     kernels.available()  # compiled now, not while one worker waits for another
     grid = tmp_path / "tiny.yaml"
     grid.write_text(TINY)
