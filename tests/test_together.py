@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from msvit import kernels
 from msvit.cells import Cell
@@ -24,7 +25,7 @@ from studies.room import Group, NoRoom
 from studies.study import StudyCell
 from studies.waiting import Task, Waiting
 from studies.worker import LostPeers
-from tests.mishaps import ill_fated, leading
+from tests.mishaps import hanging, ill_fated, leading
 from tests.test_run import ROOT, TINY
 from tests.test_training import comparable
 from tests.two_workers import two_workers
@@ -227,19 +228,44 @@ def test_what_ends_who_watches_over_the_workers_is_a_loss_and_no_room_is_none(mo
         run(ControllerError(WorkerGroupStartupTimeoutError(2)))
 
 
+@pytest.fixture
+def large(tmp_path):
+    """A cell on two workers, each on a machine of its own, and its grid."""
+    grid = tmp_path / "tiny.yaml"
+    grid.write_text(TINY)
+    on_two = ["model.scales=[1]", "training.epochs=4", "resources.workers=2", "resources.nodes=2"]
+    (entry,) = load_study(str(grid), on_two, seeds=1).cells
+    return entry, grid
+
+
 @pytest.mark.slow
-def test_a_cell_outlives_its_leader_and_workers_and_a_small_one_runs_beside_it(
-    two_machines, tmp_path, monkeypatch, capsys
+def test_workers_give_up_on_one_that_hangs_and_leave_the_cell_its_checkpoint(large, tmp_path):
+    cell, results = large[0].cell, tmp_path / "results"
+    task = {"cell": cell.as_dict(), "results": str(results), "data_dir": None, "gpus": 0.0}
+
+    def work(rank):
+        with pytest.raises(LostPeers):
+            together._work({**task, "train": hanging, "attempt": 1})
+        torch.save("gave up", tmp_path / f"{rank}.pt")
+        os._exit(0)  # there is no group any more
+
+    assert two_workers(tmp_path, work) == ["gave up"] * 2
+    folder = cell_folder(results, cell.id)
+    assert (folder / "checkpoint.pt").exists()
+    assert not (folder / "failure.json").exists()
+
+
+@pytest.mark.slow
+def test_a_cell_outlives_its_leader_and_a_worker_and_a_small_one_runs_beside_it(
+    two_machines, large, tmp_path, monkeypatch, capsys
 ):
     for name, value in ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(executor, "run_together", leading)
+    monkeypatch.setattr(executor, "RESUBMISSIONS", 1)  # without a new checkpoint between
     monkeypatch.setattr(waiting, "ROOM_SECONDS", 300.0)  # should what they had not be freed
     kernels.available()  # compiled now, not while one worker waits for another
-    grid = tmp_path / "tiny.yaml"
-    grid.write_text(TINY)
-    on_two = ["model.scales=[1]", "training.epochs=5", "resources.workers=2", "resources.nodes=2"]
-    (large,) = load_study(str(grid), on_two, seeds=1).cells
+    large, grid = large
     (small,) = load_study(str(grid), ["model.scales=[1,3]"], seeds=1).cells
     results = tmp_path / "results"
     results.mkdir()
@@ -248,11 +274,11 @@ def test_a_cell_outlives_its_leader_and_workers_and_a_small_one_runs_beside_it(
 
     told = capsys.readouterr().out
     assert told.count("its process died; going on from its checkpoint") == 1
-    assert told.count("it lost workers; going on from its checkpoint") == 2
+    assert told.count("it lost workers; going on from its checkpoint") == 1
     assert "workers" not in read_record(results, small.cell.id)
     folder = cell_folder(results, large.cell.id)
     log = (folder / "log.txt").read_text()
-    assert (log.count("attempt"), log.count("resuming")) == (4, 3)
+    assert (log.count("attempt"), log.count("resuming")) == (3, 2)
     assert (folder / "log-1.txt").exists()
     undisturbed, _ = two_workers(tmp_path, lambda rank: train_cell(large.cell, tmp_path / "again"))
     record = read_record(results, large.cell.id)
