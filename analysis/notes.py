@@ -48,6 +48,7 @@ def notes(study: StudyResults, sources: Mapping[str, str], energy: EnergyChoice)
     found += _which_images(finished)
     found += _at_chance(finished)
     found += _mixed_precisions(finished)
+    found += _mixed_workers(finished)
     found += _origin(finished)
     if sources:
         which = "; ".join(f"{group}: {source}" for group, source in sources.items())
@@ -117,6 +118,25 @@ def _mixed_precisions(finished: pd.DataFrame) -> list[str]:
     return []
 
 
+def _mixed_workers(finished: pd.DataFrame) -> list[str]:
+    """Workers that normalise their own images are as many recipes as there are numbers of them."""
+    columns = finished.reindex(columns=["group", "workers", "training.sync_batchnorm"])
+    own = columns[columns["training.sync_batchnorm"].ne(True)]
+    numbers = own.groupby("group", sort=False)["workers"].agg(lambda of: sorted(set(of.dropna())))
+    mixed = [
+        f"{group} ({'; '.join(f'{n:g}' for n in found)})"
+        for group, found in numbers.items()
+        if len(found) > 1
+    ]
+    if not mixed:
+        return []
+    return [
+        "Their seeds were trained by different numbers of workers, each of which has normalised "
+        "its own images (training.sync_batchnorm is off), and are not of one recipe: "
+        f"{', '.join(mixed)}."
+    ]
+
+
 _VERSIONS = ("torch", "spikingjelly")
 
 
@@ -129,15 +149,18 @@ def _origin(finished: pd.DataFrame) -> list[str]:
         return []
     columns = columns.rename(columns=lambda name: name.removeprefix("environment."))
     words = columns.map(_word)
+    each = "cell" if (words["workers"] == "1").all() else "worker"
+    if each == "cell":
+        words["workers"] = ""  # of which nothing is said
     differs = [name for name in words if words[name].nunique() > 1]
     nothing = dict.fromkeys(words, "")
     if "device" in differs:  # which decides what of the rest is told
         told, places = list(words), []
     else:
-        told, places = differs, [_place({**words.iloc[0], **dict.fromkeys(differs, "")})]
+        told, places = differs, [_place({**words.iloc[0], **dict.fromkeys(differs, "")}, each)]
     for values, count in words[told].value_counts(sort=False).items() if differs else ():
-        own = _place(nothing | dict(zip(told, values, strict=True)))
-        places.append(f"{own} ({count} cell{'s' * (count > 1)})")
+        own = _place(nothing | dict(zip(told, values, strict=True)), each)
+        places.append(f"{own or 'not known'} ({count} cell{'s' * (count > 1)})")
     return [
         f"Trained on {'; '.join(places)}. Another processor, precision or version gives other "
         "numbers from the same seeds, and may order configurations otherwise where they are close."
@@ -151,15 +174,16 @@ def _word(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _place(said: dict[str, str]) -> str:
+def _place(said: dict[str, str], each: str) -> str:
+    """What is ``said``; ``each`` is the process that has so many threads."""
     on_cpu = said["device"] in ("", "cpu")
-    each = "cell" if said["workers"] in ("", "1") else "worker"
+    workers = f"{said['workers']} worker{'s' * (said['workers'] != '1')} a cell"
     threads = f"{said['threads']} thread{'s' * (said['threads'] != '1')} a {each}"
     commit = said["commit"].partition("-")
     parts = [
         said["processor"] if on_cpu else said["device"],
         threads if on_cpu and said["threads"] else "",
-        f"{said['workers']} workers a cell" if said["workers"] not in ("", "1") else "",
+        workers if said["workers"] else "",
         said["precision"],
         *(f"{key} {said[key]}" for key in _VERSIONS if said[key]),
         f"commit {commit[0][:12]}{''.join(commit[1:])}" if commit[0] else "",

@@ -16,7 +16,13 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, distributed, nn
 
+from msvit.options import ConfigError
+
 Value = TypeVar("Value")
+
+
+class UnevenWorkers(ConfigError):
+    """So many workers cannot share every batch evenly; another number of them could."""
 
 
 def count() -> int:
@@ -120,11 +126,13 @@ def take_buffers_of_first(model: nn.Module) -> None:
 def is_loss_of_another(error: BaseException) -> bool:
     """Whether an ``error`` tells of the group and not of this worker.
 
-    Gloo has no error of its own: its messages name the line of its source.
+    Gloo has no error of its own: its messages name the line of its source, or the connection that
+    it has closed since another one did not answer in time.
     """
     if isinstance(error, distributed.DistError):
         return True
-    return isinstance(error, RuntimeError) and "/gloo/" in str(error)
+    said = str(error) if isinstance(error, RuntimeError) else ""
+    return "/gloo/" in said or "caused pair closure" in said
 
 
 def describe(crews: Sequence[int]) -> dict[str, Any]:

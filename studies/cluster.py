@@ -24,6 +24,7 @@ from typing import NoReturn
 from msvit.allotment import usable_cpus, usable_memory
 from msvit.options import ConfigError
 from studies.packing import START_MPS, Device, Packing, look_at_machine
+from studies.room import machines
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -112,7 +113,7 @@ def calm_ray() -> None:
 def packing(place: Place, results: Path) -> Packing:
     """What share of a GPU each cell gets; says how to start MPS where cells only take turns."""
     forced = place.gpus_per_cell
-    if not any(node.get("GPU") for node in _nodes()):
+    if not any(has.get("GPU") for has in machines().values()):
         return Packing(results, None, forced or 0.0)
     if forced is not None and not 0 < forced < 1:
         return Packing(results, None, forced)
@@ -134,35 +135,6 @@ def _look_at_nodes() -> list[tuple[Device | None, bool]]:
     nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")]
     on = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
     return ray.get([look.options(scheduling_strategy=strategy).remote() for strategy in on])
-
-
-def slots(cpus: float, gpus: float) -> int:
-    """How many cells fit at once; a cell does not stretch over two machines."""
-    return sum(_fit(node, cpus, gpus) for node in _nodes())
-
-
-def _fit(node: dict[str, float], cpus: float, gpus: float) -> int:
-    return min(
-        int(node.get("CPU", 0) / cpus + 1e-6),  # 1 // 0.1 is 9
-        int(node.get("GPU", 0) / gpus + 1e-6) if gpus else sys.maxsize,
-    )
-
-
-def has_room(workers: int, cpus: float, gpus: float, nodes: int | None) -> bool:
-    """Whether so many workers of one cell fit, with nothing beside them.
-
-    On ``nodes`` machines, as many on each; None: on any.
-    """
-    fit = [_fit(node, cpus, gpus) for node in _nodes()]
-    if nodes is None:
-        return sum(fit) >= workers
-    return sum(workers // nodes <= here for here in fit) >= nodes
-
-
-def resources() -> str:
-    """What the machines have, in words."""
-    nodes = [f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in _nodes()]
-    return "; ".join(nodes) or "no machine"
 
 
 class _Watch(threading.Thread):
@@ -321,9 +293,3 @@ def _probe(address: str) -> None:
     if (error := _refusal((host, int(port)), PROBE_SECONDS, greet=True)) is not None:
         message = f"no Ray cluster there ({error.strerror or 'no answer'})"
         raise ConfigError(f"--address {address}", "", message)
-
-
-def _nodes() -> list[dict[str, float]]:
-    import ray
-
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]

@@ -1,17 +1,13 @@
 """Runs cells as Ray tasks, one fresh process each, and decides what each ending means.
 
 Retries are ours, not Ray's: a process that died (crash, lost node) is started again and goes
-on from the cell's checkpoint, at most :data:`RESUBMISSIONS` times; an exception or an
-out-of-memory kill would come again and is recorded as the cell's failure. Other cells go on.
-
-Cells start in their order. One on many workers needs room for all of them at once: until it has
-it, no other cell starts, or small ones would take every place that comes free.
+on from the cell's checkpoint, at most :data:`RESUBMISSIONS` times without a new one; an exception
+or an out-of-memory kill would come again and is recorded as the cell's failure. Other cells go on.
 """
 
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,15 +24,16 @@ from msvit.records.store import (
     write_failure,
     write_record,
 )
-from studies.cluster import LOST, Place, RayLost, connected, has_room, packing, resources, slots
+from studies.cluster import LOST, Place, RayLost, connected, packing
 from studies.packing import Packing, out_of_gpu_memory, run_on_share
 from studies.progress import Display, Tail
+from studies.room import Group, NoRoom, described, has_room, remove_abandoned
 from studies.study import StudyCell
-from studies.together import Group, run_together
+from studies.together import run_together
+from studies.waiting import Task, Waiting
 from studies.worker import LostPeers, Train, failure_of, is_locked
 
 RESUBMISSIONS = 2
-BACKLOG = 1  # tasks that wait in Ray, so that their processes start ahead of time
 POLL_SECONDS = 0.5
 
 OnEpoch = Callable[[StudyCell, Mapping[str, Any]], None]
@@ -44,16 +41,11 @@ OnRecord = Callable[[Record], None]
 
 
 @dataclass(frozen=True)
-class _Task:
-    entry: StudyCell
-    attempt: int
-
-
-@dataclass(frozen=True)
 class _Running:
-    task: _Task
+    task: Task
     group: Group  # that it runs with
     tail: Tail  # of what it tells of its progress
+    kept: int  # when its checkpoint was written, in ns; 0: there was none
 
 
 def run_cells(
@@ -82,13 +74,13 @@ def run_cells(
     with connected(place):
         shares = packing(place, results.resolve())
         for group in {_group(entry, place, shares) for entry in entries}:
-            if not has_room(group.count, group.cpus, group.gpus, group.nodes):
+            if not has_room(group):
                 needed = (
                     f"there is no room for {group}"
                     if group.count > 1
                     else f"no machine has the {group.cpus:g} CPUs and {group.gpus:g} GPUs"
                 )
-                message = f"{needed} that one cell is to get; Ray sees {resources()}"
+                message = f"{needed} that one cell is to get; Ray sees {described()}"
                 raise ConfigError("", "", message)
         with display:
             heard = (on_epoch, on_record)
@@ -111,18 +103,23 @@ class _Loop:
         on_record: OnRecord,
     ) -> None:
         import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        self._waiting = deque(_Task(entry, 1) for entry in entries)
+        self._waiting = Waiting([Task(entry) for entry in entries], self._group_of)
         self._running: dict[Any, _Running] = {}
-        self._elsewhere: list[_Task] = []
+        self._elsewhere: list[Task] = []
         self._results = results
         self._display = display
         self._on_epoch, self._on_record = on_epoch, on_record
         self._arguments = (str(data_dir.resolve()) if data_dir else None, train)
         self._place, self._shares = place, shares
-        self._gathering: Any = None  # the task whose workers have no room yet
+        self._gathering: Any = None  # the task whose workers have not begun yet
+        self._has_groups = any(entry.resources.count > 1 for entry in entries)
         self._alone = ray.remote(max_calls=1, max_retries=0)(run_on_share)
-        self._together = ray.remote(num_cpus=0, max_calls=1, max_retries=0)(run_together)
+        # Beside this process: another machine's end then is that of workers, not of who leads them.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        lead = ray.remote(num_cpus=0, max_calls=1, max_retries=0)(run_together)
+        self._together = lead.options(scheduling_strategy=here)
 
     def run(self) -> None:
         import ray
@@ -142,6 +139,9 @@ class _Loop:
                 self._has_begun(reference)
                 self._settle(running, reference)
             self._revisit()
+            if self._has_groups:
+                remove_abandoned()
+                self._bound_waits()
             self._display.update()
 
     def _hear(self, reference: Any, running: _Running, progress: Mapping[str, Any]) -> None:
@@ -158,12 +158,8 @@ class _Loop:
             self._gathering = None
 
     def _submit(self) -> None:
-        while self._waiting and self._gathering is None:
-            # Asked each time: nodes of a cluster come and go, and shares are learned.
-            group = _group(self._waiting[0].entry, self._place, self._shares)
-            if group.count == 1 and self._is_full(group):
-                return
-            task = self._waiting.popleft()
+        while self._gathering is None and (found := self._take()) is not None:
+            task, group = found
             cell = task.entry.cell
             folder = cell_folder(self._results, cell.id)
             if is_locked(folder):
@@ -177,12 +173,13 @@ class _Loop:
                 reference = alone.remote(group.gpus, *given)
             else:
                 reference = self._gathering = self._together.remote(group, *given)
-            self._running[reference] = _Running(task, group, tail)
+            self._running[reference] = _Running(task, group, tail, _kept(folder))
 
-    def _is_full(self, group: Group) -> bool:
-        """Whether one more cell of one process would only wait."""
-        taken = sum(_places(running.group, group) for running in self._running.values())
-        return taken >= max(1, slots(group.cpus, group.gpus)) + BACKLOG
+    def _take(self) -> tuple[Task, Group] | None:
+        return self._waiting.take([running.group for running in self._running.values()])
+
+    def _group_of(self, entry: StudyCell) -> Group:
+        return _group(entry, self._place, self._shares)
 
     def _settle(self, running: _Running, reference: Any) -> None:
         """Decide what the end of a task means for its cell."""
@@ -196,20 +193,25 @@ class _Loop:
             raise getattr(error, "cause", error) from None  # Ray's copy drags a traceback along
         except exceptions.LocalRayletDiedError:
             raise RayLost(LOST) from None
+        except NoRoom:
+            self._waiting.put(task)
+            return
         except (
             exceptions.WorkerCrashedError,
             exceptions.NodeDiedError,
             exceptions.ObjectLostError,
             LostPeers,
         ) as error:
-            if task.attempt <= RESUBMISSIONS:
+            folder = cell_folder(self._results, task.entry.cell.id)
+            losses = task.losses + 1 if _kept(folder) == running.kept else 1
+            if losses <= RESUBMISSIONS:
                 what = "it lost workers" if isinstance(error, LostPeers) else "its process died"
                 self._display.note(task.entry, f"{what}; going on from its checkpoint")
-                self._waiting.appendleft(_Task(task.entry, task.attempt + 1))
+                self._waiting.put(Task(task.entry, task.attempt + 1, losses))
                 return
             outcome = {"failure": _failure(task, getattr(error, "cause", error))}
         except exceptions.RayError as error:
-            outcome = {"failure": _failure(task, error)}
+            outcome = {"failure": _failure(task, getattr(error, "cause", error))}
         if "busy" in outcome:
             self._leave(task)
             return
@@ -217,7 +219,7 @@ class _Loop:
             if group.count == 1 and group.gpus < 1:
                 self._display.note(task.entry, "out of GPU memory; again with a whole GPU")
                 self._shares.give_all(task.entry.cell)
-                self._waiting.appendleft(task)
+                self._waiting.put(task)
                 return
             had = "a whole GPU" if group.count == 1 else f"{group.gpus:g} GPUs for each worker"
             outcome["failure"]["message"] += _TOO_LARGE.format(had)
@@ -237,8 +239,9 @@ class _Loop:
         self._on_record(record)
         self._display.finished(entry, record)
 
-    def _leave(self, task: _Task) -> None:
-        self._display.note(task.entry, "another process is running it; waiting for its result")
+    def _leave(self, task: Task) -> None:
+        if task.attempt == 1:  # else it may be a worker of ours that is about to end
+            self._display.note(task.entry, "another process is running it; waiting for its result")
         self._elsewhere.append(task)
 
     def _revisit(self) -> None:
@@ -253,8 +256,23 @@ class _Loop:
             elif failure := read_failure(self._results, cell_id):
                 self._display.failed(task.entry, failure)
             else:
-                self._waiting.append(task)
+                self._waiting.put(task)
         self._elsewhere = still
+
+    def _bound_waits(self) -> None:
+        """Have cells told, and in the end failed, that wait for room though nothing else runs."""
+        runs = self._running.keys() - {self._gathering}
+        gathers = self._gathering is not None
+        self._waiting.look(is_idle=not runs and (gathers or len(self._waiting) > 0))
+        if gathers:
+            return
+        if (found := self._waiting.told()) is not None:
+            task, text = found
+            self._display.note(task.entry, text)
+        for task, text in self._waiting.overdue():
+            failure = failure_of(task.entry.cell, "NoRoom", text, text, task.attempt)
+            write_failure(self._results, failure)
+            self._display.failed(task.entry, failure)
 
 
 def _group(entry: StudyCell, place: Place, shares: Packing) -> Group:
@@ -265,30 +283,31 @@ def _group(entry: StudyCell, place: Place, shares: Packing) -> Group:
     return Group.of(entry.resources, place.cpus_per_cell, gpus)
 
 
-def _places(taken: Group, wanted: Group) -> float:
-    """For how many of the cells that are ``wanted`` a running one takes the place, about."""
-    if taken.count == 1:
-        return 1.0
-    gpus = taken.gpus / wanted.gpus if wanted.gpus else 0.0
-    return taken.count * max(taken.cpus / wanted.cpus, gpus)
-
-
 _TOO_LARGE = (
     " The cell had {}: a smaller training.batch_size (or eval_batch_size), "
     "training.precision=bf16, or a GPU with more memory may help."
 )
 
 
+_TIMES = f"{1 + RESUBMISSIONS} times, with no new checkpoint between"
 _ENDINGS = {
-    "LostPeers": f"workers were lost {1 + RESUBMISSIONS} times; log.txt, log-1.txt, … tell more",
+    "LostPeers": f"workers were lost {_TIMES}; log.txt, log-1.txt, … tell more",
     "OutOfMemoryError": "the machine's memory was nearly full and Ray ended the process; "
     "with more --cpus-per-cell fewer cells run at once",
-    "WorkerCrashedError": f"the process died {1 + RESUBMISSIONS} times",
-    "NodeDiedError": f"the machine under the process was lost {1 + RESUBMISSIONS} times",
+    "WorkerCrashedError": f"the process died {_TIMES}",
+    "NodeDiedError": f"the machine under the process was lost {_TIMES}",
 }
 
 
-def _failure(task: _Task, error: Exception) -> Failure:
+def _failure(task: Task, error: Exception) -> Failure:
     name, detail = type(error).__name__, str(error).strip()
     message = _ENDINGS.get(name) or next(iter(detail.splitlines()), "")
     return failure_of(task.entry.cell, name, message, detail, task.attempt)
+
+
+def _kept(folder: Path) -> int:
+    """When a cell's checkpoint was written, in ns; 0 where there is none that we could see."""
+    try:
+        return (folder / "checkpoint.pt").stat().st_mtime_ns
+    except OSError:
+        return 0

@@ -13,11 +13,13 @@ runs, and the record says how it ran.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Self
 
 from pydantic import Field, model_validator
 
 from msvit.cells import Cell
+from msvit.data import options_of
 from msvit.options import ConfigError, Options
 from msvit.recipes import TrainingOptions
 
@@ -58,11 +60,26 @@ NOTHING_SAID = Resources.model_validate({})
 
 
 def check_batch(cell: Cell, resources: Resources, where: str) -> None:
-    """Refuse workers that cannot share the recipe's batch evenly.
+    """Refuse workers that cannot share every batch evenly.
+
+    A batch is the recipe's, or the training set, where the cell says that it is smaller. What only
+    the images tell, workers find out (:class:`msvit.workers.UnevenWorkers`).
 
     Raises:
         ConfigError: naming ``where``.
     """
-    options = TrainingOptions.parse(cell.training, "training")
-    if problem := options.uneven(resources.count):
+    options, data = TrainingOptions.parse(cell.training, "training"), options_of(cell.data)
+    images = data.train_per_class and data.train_per_class * data.num_classes
+    if problem := options.uneven(resources.count, images):
         raise ConfigError(where, SECTION, problem)
+
+
+def notes_on_workers(given: Iterable[tuple[Cell, Resources]]) -> list[str]:
+    """What a person should know before waiting for cells that run on ``given`` resources."""
+    for cell, resources in given:
+        if resources.count > 1 and not cell.training.get("sync_batchnorm"):
+            return [
+                "training.sync_batchnorm is off: each worker normalises its own images, so that "
+                "results depend on how many there are"
+            ]
+    return []

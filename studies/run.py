@@ -55,6 +55,7 @@ from studies.configurations import check_data_dir
 from studies.grids import list_grids, load_study
 from studies.images import Trained, check_images
 from studies.remeasure import remeasure
+from studies.resources import notes_on_workers
 from studies.study import Study, show_value
 
 
@@ -102,7 +103,8 @@ def _run(study: Study, options: argparse.Namespace) -> int:
     print(f"{study.name}: {study.question}")
     print(f"{_size(study)}, {_counts(states)}; in {results}", flush=True)
     asked = {str(entry.cell.training["precision"]) for entry in entries}
-    more = (*notes_on_data(data, options.data_dir), *notes_on_precision(asked, options))
+    more = [*notes_on_data(data, options.data_dir), *notes_on_precision(asked, options)]
+    more += notes_on_workers((entry.cell, entry.resources) for entry in entries)
     for note in (*study.notes, *more):
         print(f"note: {note}", flush=True)
     given: dict[str, Any] = {"data_dir": options.data_dir, "on_record": records.add}

@@ -7,16 +7,17 @@ checkpoint and the record. The others write what they print to ``log-<rank>.txt`
 
 Ray Train neither retries nor keeps checkpoints here. Where workers are lost, by a crash, a machine
 or because one hangs and the others give up waiting for it, all of them end, and the cell is run
-again from its own checkpoint like any other whose process died.
+again from its own checkpoint like any other whose process died. So it is where the leading task
+dies, which takes its workers along; what they had taken is freed by :mod:`studies.room`.
 """
 
 from __future__ import annotations
 
 import os
 import tempfile
+import time
 import traceback
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,8 @@ from msvit.allotment import GPU_SHARE
 from msvit.cells import Cell
 from msvit.records.schema import RecordError
 from msvit.records.store import cell_folder
-from studies.cluster import has_room
 from studies.progress import first_line
-from studies.resources import Resources
+from studies.room import Group, NoRoom, free_machines, machines_for
 from studies.worker import LostPeers, Train, failure_of, output_to, reachable, run_cell
 
 HANG_SECONDS = 900.0
@@ -34,32 +34,10 @@ HANG_SECONDS = 900.0
 checkpoint, or to read the images, which some find in the cache of their machine and others do not.
 """
 
+FIRST_SECONDS = 5.0
+"""What the first worker finds as well is told in its words: the others let it speak first."""
+
 NODE_LABEL = "ray.io/node-id"  # that every node of Ray has
-
-
-@dataclass(frozen=True)
-class Group:
-    """``count`` workers with ``cpus`` and ``gpus`` each, on ``nodes`` machines (None: any)."""
-
-    count: int
-    cpus: float
-    gpus: float
-    nodes: int | None
-    hang_seconds: float
-
-    @classmethod
-    def of(cls, resources: Resources, cpus: float, gpus: float) -> Group:
-        """``cpus`` and ``gpus`` are what a worker gets where ``resources`` do not tell."""
-        count = resources.count
-        if resources.cpus is not None:
-            cpus = resources.cpus / count
-        if resources.gpus is not None:
-            gpus = resources.gpus / count
-        return cls(count, cpus, gpus, resources.nodes, HANG_SECONDS)
-
-    def __str__(self) -> str:
-        where = f" on {self.nodes} machines" if self.nodes else ""
-        return f"{self.count} workers{where} with {self.cpus:g} CPUs and {self.gpus:g} GPUs each"
 
 
 class _Ended(Exception):
@@ -85,27 +63,29 @@ def run_together(
 
     Raises:
         RecordError: where the results cannot be written.
+        NoRoom: where the group has not begun, as what was free for it is not any more.
         LostPeers: where a worker was lost; the cell has kept its checkpoint.
+        ray.exceptions.OutOfMemoryError: where one was ended because its machine's memory was full.
     """
-    _settle_ray_train(group)
-    from ray.train import ControllerError, WorkerGroupError
+    _settle_ray_train()
+    from ray.exceptions import RayActorError
+    from ray.train import ControllerError, TrainingFailedError, WorkerGroupError
 
     task: dict[str, Any] = {"cell": dict(cell), "results": results, "data_dir": data_dir}
     task |= {"train": train, "attempt": attempt, "gpus": group.gpus}
-    while True:
-        try:
-            return _fit(group, task)
-        except WorkerGroupError as error:
-            return _ending(error, Cell.from_dict(cell), attempt)
-        except ControllerError as error:
-            if type(error.controller_failure).__name__ != "WorkerGroupStartupTimeoutError":
-                raise LostPeers(f"the workers did not start: {error.controller_failure}") from None
-            # No room within a minute: other cells have it, unless machines are gone.
-            if not has_room(group.count, group.cpus, group.gpus, group.nodes):
-                raise LostPeers(f"there is no room for {group} any more") from None
+    try:
+        return _fit(group, task)
+    except WorkerGroupError as error:
+        return _ending(error, Cell.from_dict(cell), attempt)
+    except ControllerError as error:
+        if type(error.controller_failure).__name__ == "WorkerGroupStartupTimeoutError":
+            raise NoRoom(f"there is no room for {group} any more") from None
+        raise LostPeers(f"the workers did not start: {error.controller_failure}") from None
+    except (RayActorError, TrainingFailedError) as error:  # what watches over them is gone
+        raise LostPeers(first_line(str(error)) or type(error).__name__) from None
 
 
-def _settle_ray_train(group: Group) -> None:
+def _settle_ray_train() -> None:
     """What Ray Train reads from the environment of its driver, which is this process."""
     os.environ |= {
         "RAY_TRAIN_V2_ENABLED": "1",
@@ -114,7 +94,9 @@ def _settle_ray_train(group: Group) -> None:
         "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "0",
         "RAY_TRAIN_METRICS_ENABLED": "0",
         "RAY_CHDIR_TO_TRIAL_DIR": "0",
-        "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": str(group.hang_seconds),
+        # A machine that is taken away ends in its workers' death, and they are started again by us.
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+        "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": str(HANG_SECONDS),
     }
 
 
@@ -130,7 +112,7 @@ def _fit(group: Group, task: Mapping[str, Any]) -> dict[str, Any]:
         use_gpu=group.gpus > 0,
         resources_per_worker=one,
         placement_strategy=strategy,
-        label_selector=_on_nodes(group) if between else None,
+        label_selector=_labels(group) if between else None,
     )
     # NCCL refuses two workers on one GPU.
     backend = "nccl" if group.gpus >= 1 else "gloo"
@@ -138,57 +120,75 @@ def _fit(group: Group, task: Mapping[str, Any]) -> dict[str, Any]:
         trainer = train.torch.TorchTrainer(
             _work,
             train_loop_config=dict(task),
-            torch_config=train.torch.TorchConfig(
-                backend=backend, timeout_s=int(group.hang_seconds)
-            ),
+            torch_config=train.torch.TorchConfig(backend=backend, timeout_s=int(HANG_SECONDS)),
             scaling_config=scaling,
             run_config=train.RunConfig(
                 name="cell",
                 storage_path=notes,
-                failure_config=train.FailureConfig(max_failures=0, controller_failure_limit=0),
+                failure_config=train.FailureConfig(
+                    max_failures=0, controller_failure_limit=0, max_preemption_failures=0
+                ),
             ),
         )
+        _start_less(trainer)
         return trainer.fit().return_value
 
 
-def _on_nodes(group: Group) -> list[dict[str, str]]:
-    """The machine of each worker: as many on each, where most is free now."""
-    from ray._private.state import available_resources_per_node
+def _labels(group: Group) -> list[dict[str, str]]:
+    """The machine of each worker, as Ray selects it.
 
-    free = available_resources_per_node()
+    Raises:
+        NoRoom: where too few machines have room for their part.
+    """
+    chosen = machines_for(group, free_machines())
+    if not chosen:
+        raise NoRoom(f"there is no room for {group} any more")
+    return [{NODE_LABEL: node} for node in chosen]
 
-    def room(node: str) -> int:
-        cpus, gpus = free[node].get("CPU", 0.0), free[node].get("GPU", 0.0)
-        return int(min(cpus / group.cpus, gpus / group.gpus if group.gpus else cpus / group.cpus))
 
-    chosen = sorted(free, key=room, reverse=True)[: group.nodes]
-    return [{NODE_LABEL: node} for node in chosen for _ in range(group.count // len(chosen))]
+_NOT_NEEDED = {
+    "PlacementGroupCleanerCallback",  # asks the dashboard, without end where there is none
+    "DatasetsCallback",  # of Ray Data
+}
+
+
+def _start_less(trainer: Any) -> None:
+    """Have Ray Train start no processes of which a cell makes no use; each takes seconds.
+
+    What a dead leader leaves taken is freed by :func:`studies.room.remove_abandoned`.
+    """
+    made = trainer._create_default_callbacks
+    trainer._create_default_callbacks = lambda: [
+        callback for callback in made() if type(callback).__name__ not in _NOT_NEEDED
+    ]
 
 
 def _ending(error: Any, cell: Cell, attempt: int) -> dict[str, Any]:
     """What the first errors of workers (``WorkerGroupError``) mean for the cell."""
-    own = {r: e for r, e in sorted(error.worker_failures.items()) if not _is_loss(e)}
-    for found in own.values():
-        if isinstance(found, _Ended):
-            return found.outcome
-        if isinstance(found, RecordError):
-            raise found
+    found = {rank: _cause(failure) for rank, failure in sorted(error.worker_failures.items())}
+    for cause in found.values():
+        if isinstance(cause, _Ended):
+            return cause.outcome
+        if isinstance(cause, RecordError) or _is_of_ray(cause, "OutOfMemoryError"):
+            raise cause
+    own = {r: e for r, e in found.items() if not isinstance(e, LostPeers) and not _is_of_ray(e)}
     if not own:
-        reasons = {f"worker {r}: {_said(e)}" for r, e in error.worker_failures.items()}
-        raise LostPeers("; ".join(sorted(reasons)))
+        said = (f"worker {r}: {first_line(str(e)) or type(e).__name__}" for r, e in found.items())
+        raise LostPeers("; ".join(said))
     rank, first = next(iter(own.items()))
     message = f"worker {rank}: {first}"
     return {"failure": failure_of(cell, type(first).__name__, message, str(error), attempt)}
 
 
-def _is_loss(error: BaseException) -> bool:
-    """Whether it tells of the group, and not of the cell; Ray's own errors do."""
-    return isinstance(error, LostPeers) or type(error).__module__.split(".")[0] == "ray"
+def _cause(error: BaseException) -> BaseException:
+    """What Ray Train has found to be wrong with a worker that does not answer, or its error."""
+    return getattr(error, "health_check_failure", error)
 
 
-def _said(error: BaseException) -> str:
-    cause = getattr(error, "health_check_failure", error)
-    return first_line(str(cause)) or type(cause).__name__
+def _is_of_ray(error: BaseException, name: str = "") -> bool:
+    """Whether it tells of processes and machines, and not of the cell."""
+    kind = type(error)
+    return kind.__module__.split(".")[0] == "ray" and name in ("", kind.__name__)
 
 
 def _work(task: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -198,32 +198,46 @@ def _work(task: Mapping[str, Any]) -> dict[str, Any] | None:
 
     os.environ[GPU_SHARE] = f"{task['gpus']:g}"
     train = task["train"] or train_cell
-    cell, results, data_dir = task["cell"], task["results"], task["data_dir"]
     try:
         if workers.is_first():
-            begun = _Beginning(train)
-            outcome = run_cell(cell, results, data_dir, begun, task["attempt"])
-            if not begun.told:  # another process has the cell, or has finished it
-                workers.from_first(False)
-            if "failure" in outcome:
-                raise _Ended(outcome)
-            return outcome
+            return _lead(train, task)
         if workers.from_first(None):
-            resolved = Cell.from_dict(cell)
-            folder = cell_folder(reachable(Path(results)), resolved.id)
-            folder.mkdir(parents=True, exist_ok=True)
-            place = Path(data_dir) if data_dir else None
-            with output_to(folder / f"log-{workers.rank()}.txt"):
-                try:
-                    train(resolved, folder, data_dir=place, report=lambda progress: None)
-                except Exception:
-                    traceback.print_exc()
-                    raise
+            _follow(train, task)
     except RuntimeError as error:
         if workers.is_loss_of_another(error):
             raise LostPeers(str(error)) from None
         raise
     return None
+
+
+def _lead(train: Train, task: Mapping[str, Any]) -> dict[str, Any]:
+    from msvit import workers
+
+    begun = _Beginning(train)
+    given = (task["cell"], task["results"], task["data_dir"], begun, task["attempt"])
+    outcome = run_cell(*given)
+    if not begun.told:  # another process has the cell, or has finished it
+        workers.from_first(False)
+    if "failure" in outcome:
+        raise _Ended(outcome)
+    return outcome
+
+
+def _follow(train: Train, task: Mapping[str, Any]) -> None:
+    from msvit import workers
+
+    cell = Cell.from_dict(task["cell"])
+    folder = cell_folder(reachable(Path(task["results"])), cell.id)
+    folder.mkdir(parents=True, exist_ok=True)
+    place = Path(task["data_dir"]) if task["data_dir"] else None
+    with output_to(folder / f"log-{workers.rank()}.txt"):
+        try:
+            train(cell, folder, data_dir=place, report=lambda progress: None)
+        except Exception as error:
+            traceback.print_exc()
+            if not workers.is_loss_of_another(error):
+                time.sleep(FIRST_SECONDS)
+            raise
 
 
 class _Beginning:

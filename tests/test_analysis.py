@@ -381,6 +381,27 @@ def test_a_table_says_how_many_workers_shared_a_batch(tmp_path):
     record = make_record(cell, 0.9, 0.1, environment=known, workers=shared)
     results.add(GROUPS[0], cell, record)
     assert "4 threads a worker, 8 workers a cell" in markdown(compare(results.study()))
+    assert "different numbers of workers" not in markdown(compare(results.study()))
+
+    alone = make_cell({"name": "msvit", "scales": [1]}, 1)
+    results.add(GROUPS[0], alone, make_record(alone, 0.9, 0.1, environment=known))
+    text = markdown(compare(results.study()))
+    assert (
+        "Zen 5, 4 threads a worker, float32; 8 workers a cell (1 cell); 1 worker a cell (1 " in text
+    )
+    assert (
+        "(training.sync_batchnorm is off), and are not of one recipe: msvit scales=1 (1; 8)" in text
+    )
+
+
+def test_workers_that_share_statistics_are_of_one_recipe(tmp_path):
+    results = Results(tmp_path)
+    for seed, count in enumerate((1, 8)):
+        cell = make_cell({"name": "msvit", "scales": [1]}, seed)
+        cell.training["sync_batchnorm"] = True
+        shared = {"count": count, "machines": 1, "joined_by": "gloo"}
+        results.add(GROUPS[0], cell, make_record(cell, 0.9, 0.1, workers=shared))
+    assert "different numbers of workers" not in markdown(compare(results.study()))
 
 
 @pytest.mark.parametrize(("accuracy", "named"), [(0.1, True), (0.131, True), (0.133, False)])

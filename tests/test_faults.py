@@ -197,6 +197,10 @@ def test_a_disk_is_recognised_behind_what_a_library_says(tmp_path, monkeypatch):
         ("RuntimeError", "CUDA unknown error - this may be due to an incorrect setup", True),
         ("RuntimeError", "DataLoader worker (pid 7) is killed by signal: Bus error.", True),
         ("WorkerCrashedError", "the process died 3 times", True),  # killed for memory, most often
+        ("LostPeers", "workers were lost 3 times", True),
+        ("NoRoom", "waited 1:00:00 for room", True),
+        ("UnevenWorkers", "2 workers cannot share a batch of 130 images evenly", True),
+        ("ConfigError", "a batch of 2 images cannot be had in 4 parts", False),
         ("LocalRayletDiedError", "the node's raylet died", True),
         ("RuntimeEnvSetupError", "the working directory cannot be unpacked", True),
         ("ValueError", "out of memory of what was meant", False),

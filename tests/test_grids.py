@@ -6,6 +6,7 @@ import pytest
 
 from msvit.options import ConfigError
 from studies.grids import list_grids, load_study
+from studies.resources import notes_on_workers
 
 BASE = """
     question: Which?
@@ -440,9 +441,25 @@ def test_resources_are_of_a_grid_an_include_or_the_command_line_and_of_no_cell(g
             ["resources.gpus=64"],
             "64 workers cannot share a batch of 64 images evenly, in pairs",
         ),
+        (
+            "base: {model: {name: msvit}, data: {name: digits, train_per_class: 13}, "
+            "training: {batch_size: 512, mixup: 0.5}}",
+            ["resources.workers=2"],
+            "--set resources.workers=2: .*2 workers cannot share a batch of 130 images evenly",
+        ),
     ],
 )
 def test_resources_that_cannot_be_are_refused(grid, more, overrides, message):
     base = "question: Which?\n" if more.startswith("base") else BASE
     with pytest.raises(ConfigError, match=message):
         load_study(grid(more, base), overrides)
+
+
+def test_a_study_tells_when_results_depend_on_the_number_of_workers(grid):
+    def told(*overrides):
+        cells = load_study(grid("include: [{training: {epochs: 5}}]"), overrides).cells
+        return notes_on_workers((entry.cell, entry.resources) for entry in cells)
+
+    (note,) = told("resources.workers=2")
+    assert note.startswith("training.sync_batchnorm is off: each worker normalises its own images")
+    assert told() == told("resources.workers=2", "training.sync_batchnorm=true") == []

@@ -1,28 +1,29 @@
-"""Cells on several workers through Ray: two machines, a worker that dies, one that hangs."""
+"""Cells on several workers through Ray: two machines, where a leader and workers die or hang."""
 
 import os
-import signal
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
-from msvit import kernels, workers
+from msvit import kernels
 from msvit.cells import Cell
 from msvit.records.schema import RecordError
 from msvit.records.store import cell_folder, read_record
-from msvit.training import cell as cell_module
 from msvit.training import train_cell
-from studies import cluster, executor, together
+from studies import executor, room, together, waiting
 from studies.cluster import Place
 from studies.executor import run_cells
 from studies.grids import load_study
 from studies.packing import Packing
 from studies.progress import Display
 from studies.resources import Resources
+from studies.room import Group, NoRoom
 from studies.study import StudyCell
+from studies.waiting import Task, Waiting
 from studies.worker import LostPeers
+from tests.mishaps import hanging, ill_fated, leading
 from tests.ray_cluster import ENVIRONMENT, ray_of
 from tests.test_run import TINY
 from tests.test_training import comparable
@@ -34,30 +35,6 @@ def two_machines():
     """The address of a Ray of two nodes with one CPU each."""
     with ray_of([{"num_cpus": 1}, {"num_cpus": 1}]) as address:
         yield address
-
-
-def ill_fated(cell, folder, *, data_dir, report):
-    """``train_cell``, but in its second epoch the second worker dies, and the next time hangs."""
-    make, passes = cell_module.create_model, []
-
-    def mishap(module, inputs):
-        passes.append(1)
-        if len(passes) != 20 or workers.rank() == 0:
-            return
-        for name in ("died", "hung"):
-            if not (folder / name).exists():
-                (folder / name).touch()
-                if name == "died":
-                    os.kill(os.getpid(), signal.SIGKILL)
-                time.sleep(1000)
-
-    def create(**options):
-        model = make(**options)
-        model.register_forward_pre_hook(mishap)
-        return model
-
-    cell_module.create_model = create
-    return train_cell(cell, folder, data_dir=data_dir, report=report)
 
 
 def group(entry_resources, gpus=0.0, **place):
@@ -80,16 +57,99 @@ def test_workers_get_a_gpu_each_where_there_are_any():
     assert group({"workers": 4}, cpus_per_cell=3.0).cpus == 3
 
 
+def of(count, cpus, gpus, nodes=None):
+    return Group(count, cpus, gpus, nodes)
+
+
 def test_room_is_counted_machine_by_machine(monkeypatch):
-    nodes = [{"CPU": 64.0, "GPU": 8.0}, {"CPU": 64.0, "GPU": 8.0}, {"CPU": 4.0}]
-    monkeypatch.setattr(cluster, "_nodes", lambda: nodes)
-    assert cluster.has_room(16, 8, 1, None)
-    assert cluster.has_room(16, 8, 1, 2)
-    assert not cluster.has_room(16, 8, 1, 1)
-    assert not cluster.has_room(17, 1, 1, None)
-    assert not cluster.has_room(16, 9, 1, None)
-    assert cluster.has_room(3, 1, 0, 3)
-    assert not cluster.has_room(3, 1, 1, 3)
+    nodes = {"a": {"CPU": 64.0, "GPU": 8.0}, "b": {"CPU": 64.0, "GPU": 8.0}, "c": {"CPU": 4.0}}
+    monkeypatch.setattr(room, "machines", lambda: nodes)
+    assert room.has_room(of(16, 8, 1))
+    assert room.has_room(of(16, 8, 1, 2))
+    assert not room.has_room(of(16, 8, 1, 1))
+    assert not room.has_room(of(17, 1, 1))
+    assert not room.has_room(of(16, 9, 1))
+    assert room.has_room(of(3, 1, 0, 3))
+    assert not room.has_room(of(3, 1, 1, 3))
+
+
+def test_workers_are_spread_over_as_many_machines_as_were_asked_for_or_wait():
+    eight = {"CPU": 8.0}
+    three = {"a": {"CPU": 3.0}, "b": eight, "c": eight}
+    assert room.machines_for(of(4, 1, 0, 2), three) == ["b", "b", "c", "c"]
+    assert room.machines_for(of(6, 1, 0, 3), three) == ["b", "b", "c", "c", "a", "a"]
+    two = {"b": eight, "c": eight}
+    assert room.machines_for(of(6, 1, 0, 3), two) == []
+    assert room.machines_for(of(8, 1, 0, 4), three) == []
+    assert room.machines_for(of(8, 1, 0, 2), three) == ["b"] * 4 + ["c"] * 4
+    assert room.machines_for(of(2, 1, 0, 2), {}) == []
+
+
+def test_what_was_started_has_its_room_before_ray_knows(monkeypatch):
+    monkeypatch.setattr(room, "machines", lambda: {"a": {"CPU": 4.0}})
+    monkeypatch.setattr(room, "free_machines", room.machines)
+    assert room.is_free(of(4, 1, 0), [])
+    assert room.is_free(of(3, 1, 0), [of(1, 1, 0)])
+    assert not room.is_free(of(4, 1, 0), [of(1, 1, 0)])
+    monkeypatch.setattr(room, "free_machines", lambda: {"a": {"CPU": 1.0}})
+    assert not room.is_free(of(2, 1, 0), [])
+
+
+@pytest.fixture
+def queue(monkeypatch):
+    """A cell on four workers before one of one process, on a machine that can change."""
+    has = {"a": {"CPU": 4.0}}
+    clock = [0.0]
+    monkeypatch.setattr(room, "machines", lambda: has)
+    monkeypatch.setattr(room, "free_machines", lambda: has)
+    monkeypatch.setattr(waiting.time, "monotonic", lambda: clock[0])
+    groups = {"large": of(4, 1, 0), "small": of(1, 1, 0)}
+    tasks = [Task(StudyCell(Cell({}, {}, {}, 0), name)) for name in groups]
+    return Waiting(tasks, lambda entry: groups[entry.group]), has, clock
+
+
+def taken(tasks, started=()):
+    found = tasks.take(started)
+    return found and found[0].entry.group
+
+
+def test_small_cells_wait_for_a_large_one_whose_room_cells_of_the_study_have(queue):
+    tasks, _, _ = queue
+    assert taken(tasks, [of(1, 1, 0)]) is None
+    assert taken(tasks) == "large"
+    assert taken(tasks, [of(4, 1, 0)]) == "small"  # started ahead of time
+
+
+def test_small_cells_go_ahead_where_a_machine_is_gone_and_the_large_one_waits_its_time(queue):
+    tasks, has, clock = queue
+    has["a"]["CPU"] = 2.0
+    assert taken(tasks, [of(1, 1, 0)]) == "small"
+    assert taken(tasks) is None
+    tasks.look(is_idle=True)
+    assert tasks.told() is None
+    clock[0] += waiting.ROOM_SECONDS - 1
+    _, text = tasks.told()
+    assert text.startswith("waits for room for 4 workers with 1 CPUs and 0 GPUs each; Ray sees 2 ")
+    assert tasks.told() is None
+    assert not list(tasks.overdue())
+    tasks.look(is_idle=True)
+    clock[0] += 1
+    ((task, text),) = tasks.overdue()
+    assert (task.entry.group, text.split(";")[0]) == (
+        "large",
+        "waited 1:00:00 for room for 4 workers with 1 CPUs and 0 GPUs each",
+    )
+    assert len(tasks) == 0
+
+
+def test_a_wait_begins_anew_when_something_has_run(queue):
+    tasks, _, clock = queue
+    tasks.look(is_idle=True)
+    clock[0] += waiting.ROOM_SECONDS
+    tasks.look(is_idle=False)
+    tasks.look(is_idle=True)
+    assert not list(tasks.overdue())
+    assert len(tasks) == 2
 
 
 @pytest.mark.parametrize(
@@ -106,36 +166,94 @@ def test_what_a_worker_raises_is_the_failure_and_not_what_others_make_of_it(fail
     assert f"{failure['error']}: {failure['message']}" == ending
 
 
-def test_lost_workers_are_no_failure_and_a_full_disk_is_nobody_s():
+def test_lost_workers_are_no_failure_and_a_full_disk_or_memory_is_nobody_s():
     cell = Cell({}, {}, {}, 0)
-    from ray.exceptions import RayActorError  # not before others have set what Ray reads
+    # Not before others have set what Ray reads.
+    from ray.exceptions import OutOfMemoryError, RayActorError
 
-    both = SimpleNamespace(worker_failures={0: LostPeers("closed"), 1: RayActorError()})
+    def ending(first, second):
+        seen = RuntimeError("the health check has failed")
+        seen.health_check_failure = second
+        failures = {0: first, 1: seen}
+        return together._ending(SimpleNamespace(worker_failures=failures), cell, 1)
+
     with pytest.raises(LostPeers, match="worker 0: closed; worker 1: The actor"):
-        together._ending(both, cell, 1)
+        ending(LostPeers("closed"), RayActorError())
     with pytest.raises(RecordError, match="full"):
-        together._ending(SimpleNamespace(worker_failures={0: RecordError("full")}), cell, 1)
+        ending(RecordError("full"), RayActorError())
+    with pytest.raises(OutOfMemoryError):
+        ending(LostPeers("closed"), OutOfMemoryError("killed"))
+
+
+@pytest.mark.slow  # Ray Train is imported
+def test_what_ends_who_watches_over_the_workers_is_a_loss_and_no_room_is_none(monkeypatch):
+    monkeypatch.setenv("RAY_TRAIN_V2_ENABLED", "1")
+    monkeypatch.setattr(together, "_settle_ray_train", lambda: None)
+    from ray.exceptions import RayActorError
+    from ray.train import ControllerError
+    from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+
+    def run(error):
+        def fit(*_):
+            raise error
+
+        monkeypatch.setattr(together, "_fit", fit)
+        together.run_together(of(2, 1, 0), Cell({}, {}, {}, 0).as_dict(), "results")
+
+    for error in (RayActorError(), ControllerError(RuntimeError("no worker"))):
+        with pytest.raises(LostPeers):
+            run(error)
+    with pytest.raises(NoRoom, match="no room for 2 workers"):
+        run(ControllerError(WorkerGroupStartupTimeoutError(2)))
+
+
+@pytest.fixture
+def large(tmp_path):
+    """A cell on two workers, each on a machine of its own, and its grid."""
+    grid = tmp_path / "tiny.yaml"
+    grid.write_text(TINY)
+    on_two = ["model.scales=[1]", "training.epochs=4", "resources.workers=2", "resources.nodes=2"]
+    (entry,) = load_study(str(grid), on_two, seeds=1).cells
+    return entry, grid
 
 
 @pytest.mark.slow
-def test_a_cell_outlives_workers_that_die_and_hang_and_a_small_one_runs_beside_it(
-    two_machines, tmp_path, monkeypatch, capsys
+def test_workers_give_up_on_one_that_hangs_and_leave_the_cell_its_checkpoint(large, tmp_path):
+    cell, results = large[0].cell, tmp_path / "results"
+    task = {"cell": cell.as_dict(), "results": str(results), "data_dir": None, "gpus": 0.0}
+
+    def work(rank):
+        with pytest.raises(LostPeers):
+            together._work({**task, "train": hanging, "attempt": 1})
+        torch.save("gave up", tmp_path / f"{rank}.pt")
+        os._exit(0)  # there is no group any more
+
+    assert two_workers(tmp_path, work) == ["gave up"] * 2
+    folder = cell_folder(results, cell.id)
+    assert (folder / "checkpoint.pt").exists()
+    assert not (folder / "failure.json").exists()
+
+
+@pytest.mark.slow
+def test_a_cell_outlives_its_leader_and_a_worker_and_a_small_one_runs_beside_it(
+    two_machines, large, tmp_path, monkeypatch, capsys
 ):
     for name, value in ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(together, "HANG_SECONDS", 20.0)
+    monkeypatch.setattr(executor, "run_together", leading)
+    monkeypatch.setattr(executor, "RESUBMISSIONS", 1)  # without a new checkpoint between
+    monkeypatch.setattr(waiting, "ROOM_SECONDS", 300.0)  # should what they had not be freed
     kernels.available()  # compiled now, not while one worker waits for another
-    grid = tmp_path / "tiny.yaml"
-    grid.write_text(TINY)
-    on_two = ["model.scales=[1]", "resources.workers=2", "resources.nodes=2"]
-    (large,) = load_study(str(grid), on_two, seeds=1).cells
+    large, grid = large
     (small,) = load_study(str(grid), ["model.scales=[1,3]"], seeds=1).cells
     results = tmp_path / "results"
+    results.mkdir()
     display = Display([large, small], 0, 2)
     run_cells([large, small], results, Place(two_machines), display, train=ill_fated)
 
     told = capsys.readouterr().out
-    assert told.count("it lost workers; going on from its checkpoint") == 2
+    assert told.count("its process died; going on from its checkpoint") == 1
+    assert told.count("it lost workers; going on from its checkpoint") == 1
     assert "workers" not in read_record(results, small.cell.id)
     folder = cell_folder(results, large.cell.id)
     log = (folder / "log.txt").read_text()

@@ -21,6 +21,7 @@ from msvit.training import cell as cell_module
 from msvit.training import train_cell
 from msvit.training.augmentation import Augmentation
 from msvit.training.batches import Normalise, train_batches
+from msvit.training.data_parallel import data_parallel
 from msvit.training.loading import Loader
 from msvit.training.loop import Trainer
 from msvit.training.optimization import make_erasing, make_mixup, make_optimizer
@@ -160,6 +161,40 @@ def test_meters_of_several_workers_add_up_to_that_of_one(name):
     assert whole.result().operations
 
 
+@pytest.fixture
+def one_process(tmp_path):
+    """A process group of this process alone."""
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def test_gradients_come_in_the_same_buckets_from_the_first_step_on(one_process):
+    """More than two workers would else round the first step after a stop otherwise."""
+    model = small_model("msvit", timesteps=1, image_size=16).train()
+    x = small_input(model, 2, torch.float32)
+    places = {weight: place for place, weight in enumerate(model.parameters())}
+    steps = []
+
+    def learn(module):
+        module(x).square().mean().backward()
+
+    def summed(_, bucket):
+        steps[-1].append([places[weight] for weight in bucket.parameters()])
+        done = torch.futures.Future()
+        done.set_result(bucket.buffer())
+        return done
+
+    joined = data_parallel(model, learn, shares_statistics=True)
+    joined.register_comm_hook(None, summed)
+    for _ in range(3):
+        steps.append([])
+        learn(joined)
+    assert sorted(place for bucket in steps[0] for place in bucket) == sorted(places.values())
+    assert steps[0] == steps[1] == steps[2]
+
+
 # ---- Two processes -----------------------------------------------------------------------------
 
 MODELS = {
@@ -248,8 +283,9 @@ def trained(cell, folder, update=None):
 def all_of_it(folder):
     """What two workers find, each in its process."""
     found = {name: steps(name, SHARED) for name in MODELS}
-    found["own statistics"] = steps("msvit", {})
-    found["plain DDP"] = plain_ddp("msvit")
+    for name in ("msvit", "spikingresformer"):  # whose running firing rate reaches the forward pass
+        found[f"own statistics: {name}"] = steps(name, {})
+        found[f"plain DDP: {name}"] = plain_ddp(name)
     found["in turns"] = steps("msvit", {"grad_accum_steps": 2, **SHARED})
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MSVIT_KERNELS", "off")
@@ -286,12 +322,13 @@ def test_two_workers_at_8_end_as_one_at_16(together, name):
 
 
 @pytest.mark.slow
-def test_with_statistics_of_its_own_each_worker_does_what_plain_ddp_does(together):
+@pytest.mark.parametrize("name", ["msvit", "spikingresformer"])
+def test_with_statistics_of_its_own_each_worker_does_what_plain_ddp_does(together, name):
     for found in together:
-        assert_same(found["own statistics"], found["plain DDP"])
-        norms = [name for name in found["plain DDP"] if name.endswith("running_var")]
-        one = together[0]["msvit"]
-        assert not torch.allclose(found["plain DDP"][norms[0]], one[norms[0]])
+        plain = found[f"plain DDP: {name}"]
+        assert_same(found[f"own statistics: {name}"], plain)
+        norms = [name for name in plain if name.endswith("running_var")]
+        assert not torch.allclose(plain[norms[0]], together[0][name][norms[0]])
 
 
 @pytest.mark.slow

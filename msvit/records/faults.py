@@ -30,6 +30,7 @@ _KINDS_ELSEWHERE = {  # of torch and Ray; a worker also crashes where memory's g
     *("OutOfMemoryError", "AcceleratorError", "NodeDiedError", "WorkerCrashedError"),
     *("LocalRayletDiedError", "OwnerDiedError", "ObjectLostError", "RuntimeEnvSetupError"),
     *("OutOfDiskError", "ObjectStoreFullError", "RaySystemError", "RpcError", "LostPeers"),
+    *("NoRoom", "UnevenWorkers"),
 }
 # What torch and Python raise as a plain RuntimeError, in lower case: allocators, devices, threads,
 # files, processes that load data, a checkpoint cut short.

@@ -76,7 +76,8 @@ def train_cell(
     reads and writes ``folder`` and reports; all need the images.
 
     Raises:
-        ConfigError: when several workers cannot share a batch evenly.
+        ConfigError: when a batch has fewer images than parts that it is to be had in.
+        UnevenWorkers: when several workers cannot share a batch evenly.
         TrainingDiverged: when a loss, a gradient, weights or running statistics are not finite.
         DataError: when images are missing or broken, or others than those of the epochs before, or
             the weights to start from are missing.
@@ -90,8 +91,10 @@ def train_cell(
     options = TrainingOptions.parse(cell.training, "training")
     splits = load_splits(options_of(cell.data), data_dir)
     train_set, is_cropped = _as_cropped(splits.train, options)
-    if problem := options.uneven(workers.count(), len(train_set)):
+    if problem := options.uneven(1, len(train_set)):
         raise ConfigError("training", "batch_size", problem)
+    if problem := options.uneven(workers.count(), len(train_set)):
+        raise workers.UnevenWorkers("training", "batch_size", problem)
     train = Loader(train_set, options.batch_size // workers.count(), device)
     held_out = as_scored(splits.validation, options)
     validation = Loader(held_out, options.eval_batch_size, device)
@@ -113,7 +116,8 @@ def train_cell(
     if options.start_from is not None and not state:
         if workers.is_first():
             load_start(model, options.start_from, folder.absolute().parents[1])
-        model.load_state_dict(workers.from_first(model.state_dict()))
+        first = {name: value.cpu() for name, value in model.state_dict().items()}
+        model.load_state_dict(workers.from_first(first))
     steps = steps_per_epoch(len(splits.train), options)
     optimizer = make_optimizer(model, options, device)
     average = None if options.ema_decay is None else ModelEmaV3(model, options.ema_decay)

@@ -1,10 +1,10 @@
 """A model whose gradient is that of all workers: torch's DistributedDataParallel, made exact.
 
-DDP sums gradients in buckets while the backward pass goes on. Two things it has to be told, or
-would find out at a cost: which parameters get no gradient (a bias in front of a norm, whatever is
-frozen), for which it would wait without end or search in every step; and in which order gradients
-come, by which it arranges its buckets behind the first step. A training that is resumed would take
-that step with others, and round sums of more than two workers otherwise.
+DDP sums gradients in buckets while the backward pass goes on, and behind the first step arranges
+them by the order in which gradients came. A training that is resumed would take that step with
+other buckets than one that goes on, and round sums of more than two workers otherwise: it is taken
+on trial. DDP waits for a gradient of every parameter that wants one; a bias in front of a norm,
+which no loss depends on, is given zeros where workers train together (:mod:`msvit.kernels`).
 """
 
 from __future__ import annotations
@@ -29,15 +29,8 @@ def data_parallel(
     undone. Where they are not shared already (``shares_statistics``), all go on with the first
     worker's running statistics at each step, as in every script that uses DDP.
     """
-    with _undone(model):
-        learn(model)
-        without = [w for w in model.parameters() if w.requires_grad and w.grad is None]
-    for weight in without:  # DDP does not take in what needs no gradient when it is made
-        weight.requires_grad_(False)
     joined = DistributedDataParallel(model, gradient_as_bucket_view=True)
     joined.broadcast_buffers = not shares_statistics  # as an argument it has another name by now
-    for weight in without:
-        weight.requires_grad_(True)
     with _undone(model):
         learn(joined)
     return joined

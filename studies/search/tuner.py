@@ -21,8 +21,9 @@ from msvit.records.faults import disk_error
 from msvit.records.measures import all_measures, mean_measures
 from msvit.records.schema import RecordError
 from msvit.records.store import has_record, write_record
-from studies.cluster import Place, RayLost, connected, packing, resources, slots
+from studies.cluster import Place, RayLost, connected, packing
 from studies.packing import Packing
+from studies.room import described, slots
 from studies.search.ledger import Ledger, Proposal
 from studies.search.space import Space, largest_epochs
 from studies.search.trial import run_trial
@@ -55,7 +56,7 @@ def search(
                 "",
                 "",
                 f"no machine has the {place.cpus_per_cell:g} CPUs and {gpus:g} GPUs that one "
-                f"trial is to get; Ray sees {resources()}",
+                f"trial is to get; Ray sees {described()}",
             )
         deaths = 0
         while True:
