@@ -152,6 +152,7 @@ class Comparison:
             one (the median); NaN where there are too few seeds.
         seeds_differ: whether configurations have finished different seeds, so that means of theirs
             are no comparison.
+        decided: whether there are seeds enough for any test; else all others are ``ties``.
     """
 
     best: str
@@ -160,6 +161,7 @@ class Comparison:
     visible: float = np.nan
     uneven: float = np.nan
     seeds_differ: bool = False
+    decided: bool = True
 
 
 def compare_with_best(study: StudyResults, column: str = "test_accuracy") -> Comparison | None:
@@ -192,7 +194,7 @@ def tell_apart(
     others = [group for group in values.columns if group != best]
     seeds_differ = bool(values.isna().any(axis=None))
     if fitted.freedom < 2 or not others:
-        return Comparison(best, (), tuple(others), seeds_differ=seeds_differ)
+        return Comparison(best, (), tuple(others), seeds_differ=seeds_differ, decided=False)
     bound, visible = _bounds(len(values.columns), fitted.freedom)
     errors = {group: fitted.error(group, best, rounding(step)) for group in others}
     ahead = {group: sign * (fitted.effects[best] - fitted.effects[group]) for group in others}

@@ -61,6 +61,14 @@ def effects(study: StudyResults, column: str) -> pd.DataFrame:
 def why_none(study: StudyResults) -> str:
     """Why a study has no effects to tell, in a sentence; empty where it has."""
     axes = _levels(study)
+    if len(study.axes) < 2:
+        return "Main effects need a grid of two or more axes."
+    known = set(study.cells.dropna(subset="model")["group"])
+    if len(known) < len(study.groups):  # of others it is not told yet which options they have
+        return (
+            "Main effects need a result of every combination of the axes: "
+            f"{len(known)} of {len(study.groups)} configurations have one."
+        )
     if len(axes) < 2:
         return "Main effects need a grid of two or more axes."
     wanted, known = list(product(*axes.values())), _corners(study, list(axes))

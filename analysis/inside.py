@@ -140,7 +140,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--results", type=Path, default=DEFAULT_RESULTS, help="of --grid (default: %(default)s)")
     add("--out", type=Path, metavar="DIR", help="write there, not in the cell's folder")
     options = parser.parse_args(arguments)
-    if (options.cell is None) == (options.grid is None):
+    if options.cell is not None and options.grid is not None:
+        parser.error("CELL and --grid both choose cells: give one of them")
+    if options.cell is None and options.grid is None:
         parser.error("which cell? its folder, or --grid NAME of a study")
     if options.images and options.classes:
         parser.error("--images and --classes both choose images: give one of them")
@@ -152,6 +154,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.grid is not None:
             return _look_into_all(_of_grid(options.results, options.grid), wanted, options)
         whole = options.cell.resolve()
+        if whole.parent.name != "cells":
+            raise RecordError(f"{options.cell}: no folder <results>/cells/<id> of a cell")
         look_into(Place(whole.parent.parent, whole.name), wanted, options.data_dir, options.out)
     except (CheckpointError, ConfigError, DataError, RecordError) as error:
         print_error(error)

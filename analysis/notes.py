@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pandas as pd
 
@@ -12,7 +13,7 @@ from analysis.collect import StudyResults
 from analysis.comparisons import MOST_SEEDS, Outlook, compare_with_best
 from analysis.statistics import CONFIDENCE, POWER, image_error, summarize
 from msvit.data import DATASETS
-from msvit.records.energy_choice import EnergyChoice
+from msvit.records.energy_choice import USUAL, EnergyChoice
 
 
 def notes(study: StudyResults, sources: Mapping[str, str], energy: EnergyChoice) -> list[str]:
@@ -42,9 +43,9 @@ def notes(study: StudyResults, sources: Mapping[str, str], energy: EnergyChoice)
         f"sample is in none of these numbers: alone it makes ± {_points(highest, fewest)} points "
         f"({CONFIDENCE:.0%}) of the highest accuracy."
     )
-    found.append(f"Firing rate: spikes per neuron and time step. {energy.note()}")
-    if lacking := _lacking(finished, energy):
-        found.append(lacking)
+    told = replace(energy, models=_telling(finished, energy) or USUAL.models)
+    found.append(f"Firing rate: spikes per neuron and time step. {told.note()}")
+    found += _lacking(finished, energy)
     found += _which_images(finished)
     found += _at_chance(finished)
     found += _mixed_precisions(finished)
@@ -56,16 +57,25 @@ def notes(study: StudyResults, sources: Mapping[str, str], energy: EnergyChoice)
     return found
 
 
-def _lacking(finished: pd.DataFrame, energy: EnergyChoice) -> str:
+def _telling(finished: pd.DataFrame, energy: EnergyChoice) -> tuple[str, ...]:
+    """The models that tell of any cell."""
+    named = zip(energy.models, energy.measures, strict=True)
+    return tuple(model for model, measure in named if finished[measure].notna().any())
+
+
+def _lacking(finished: pd.DataFrame, energy: EnergyChoice) -> list[str]:
     """What an energy model cannot tell: cells of earlier versions, and networks of other kinds."""
     named = zip(energy.models, energy.measures, strict=True)
     missing = [model for model, measure in named if finished[measure].isna().any()]
-    if not missing:
-        return ""
-    return (
-        f"Not of all cells: energy by {', '.join(missing)}. It is not defined for them, or an "
-        "earlier version has counted less: studies/run.py --remeasure counts again."
-    )
+    telling = _telling(finished, energy)
+    of_none = [model for model in missing if model not in telling]
+    of_some = [model for model in missing if model in telling]
+    return [
+        f"{which}: energy by {', '.join(models)}. It is not defined for them, or an earlier "
+        "version has counted less: studies/run.py --remeasure counts again."
+        for which, models in (("Of no cell", of_none), ("Not of all cells", of_some))
+        if models
+    ]
 
 
 def _at_chance(finished: pd.DataFrame) -> list[str]:
@@ -208,6 +218,11 @@ def verdict(study: StudyResults) -> str:
         "where the spread over seeds is alike"
     )
     best = found.best
+    if not found.decided:
+        return (
+            "Too few seeds to say anything of the order: that takes configurations with several "
+            "seeds that they share."
+        )
     if not found.ties:
         told = f"{best} has the highest accuracy, apart from every other ({how})."
     elif not found.apart:

@@ -69,6 +69,7 @@ WRITERS: dict[str, Callable[[Drawn, Path], None]] = {
 }
 """What a report holds beside its tables: written into a folder."""
 
+_MADE = {"parquet": "frames", "figures": "figures", "html": PAGE}
 ALL = (*FORMATS, *WRITERS)
 
 
@@ -104,8 +105,11 @@ def _remove_old(folder: Path, stems: Iterable[str]) -> None:
             (folder / f"{stem}{end}").unlink(missing_ok=True)
 
 
-def print_summary(drawn: Drawn, out: Path | None = None) -> None:
-    """Print the main tables of a study, its failed and missing cells, and where its files are."""
+def print_summary(drawn: Drawn, formats: Collection[str] = ALL, out: Path | None = None) -> None:
+    """Print the main tables of a study, its failed and missing cells, and its files of ``formats``.
+
+    Files of other formats may be there, of an earlier question.
+    """
     shown, study, tables = console(), drawn.study, drawn.tables
     for name in PRINTED:
         if name in tables:
@@ -115,11 +119,12 @@ def print_summary(drawn: Drawn, out: Path | None = None) -> None:
     for line in (*study.warnings, *_unfinished_lines(study)):
         shown.print(line, soft_wrap=True)
     folder = study.folder if out is None else out
-    files = [path.name for stem in tables for path in sorted(folder.glob(f"{stem}.*"))]
-    files += [f"{name}/" for name in ("frames", "figures") if (folder / name).is_dir()]
-    files += [PAGE] if (page := folder / PAGE).is_file() else []
+    kinds = [name for name in formats if name in FORMATS]
+    found = [folder / f"{stem}.{kind}" for stem in tables for kind in kinds]
+    found += [folder / made for name, made in _MADE.items() if name in formats]
+    files = [f"{path.name}{'/' * path.is_dir()}" for path in found if path.exists()]
     shown.print(f"\n{folder}: {', '.join(files) or 'nothing written yet'}", soft_wrap=True)
-    if page.is_file():  # a path of its own, which terminals open
+    if (page := folder / PAGE) in found and page.is_file():  # a path of its own: terminals open it
         shown.print(f"page: {page}", soft_wrap=True)
 
 
@@ -168,7 +173,7 @@ def _several(
         folder = None if out is None else out / each.study.name
         if rest:
             write_report(each, rest, folder)
-        print_summary(each, folder)
+        print_summary(each, rest, folder)
     for search in searches:
         if rest:
             write_search_report(search, view.energy)
@@ -232,7 +237,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if len(studies) == 1 and not spaces:
             drawn = Drawn(studies[0], view)
             write_report(drawn, formats, options.out)
-            print_summary(drawn, options.out)
+            print_summary(drawn, formats, options.out)
         else:
             _several(studies, spaces, options.results, view, formats, options.out)
     except (ConfigError, RecordError) as error:

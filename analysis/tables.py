@@ -115,10 +115,11 @@ def compare(study: StudyResults, view: View = USUAL) -> Table:
 def energy_measures(study: StudyResults, view: View) -> list[str]:
     """Names of the measures of energy that were asked for, where they can tell of any cell.
 
-    A model that needs what earlier versions did not count has nothing to say of their records.
+    A model that needs what earlier versions did not count has nothing to say of their records, and
+    some are for certain networks only. Where none is left, the default model stands for them.
     """
     asked = list(view.energy.measures)
-    return [name for name in asked if study.cells[name].notna().any()] or asked[:1]
+    return [name for name in asked if study.cells[name].notna().any()] or [*USUAL.energy.measures]
 
 
 def comparison_numbers(study: StudyResults) -> tuple[pd.DataFrame, dict[str, str]]:

@@ -30,9 +30,13 @@ from analysis.figures import (
 )
 from analysis.formats import latex, latex_text, markdown
 from analysis.heatmaps import firing_maps
-from analysis.report import main, print_summary
+from analysis.notes import verdict
+from analysis.page.answer import answer
+from analysis.report import main, print_summary, write_report
 from analysis.statistics import image_error, summarize, t_interval
 from analysis.tables import compare
+from analysis.view import View
+from msvit.records.energy_choice import EnergyChoice
 from msvit.records.schema import RecordError
 from tests.results_folder import LAYERS, SCALES, Results, fill_scales, make_cell, make_record
 
@@ -347,6 +351,41 @@ def test_images_that_are_not_those_of_their_name_are_told(tmp_path):
     assert f"not all cells have seen the same images of cifar10: digests {'a' * 16}, b" in (
         notes.lower()
     )
+
+
+def test_nothing_is_said_of_an_order_that_no_test_was_made_for(tmp_path):
+    results = Results(tmp_path)
+    results.add_seeds("a", {"name": "msvit", "scales": [1]}, [0.93, 0.94], [2e-3] * 2)
+    results.add_seeds("b", {"name": "spikformer"}, [0.82], [1e-3])
+    study = results.study()
+    assert verdict(study).startswith("Too few seeds to say anything of the order")
+    told = " ".join(answer(study, View()))
+    assert "Mean test accuracy of a" in told
+    assert "needs least" not in told
+    assert "told apart" not in told
+
+
+def test_an_energy_that_no_cell_has_leaves_the_default_one(scales, tmp_path):
+    view = View(energy=EnergyChoice(("sdt",)))
+    study = scales.study()
+    text = markdown(compare(study, view))
+    assert "energy by sop_spikformer (" in text
+    assert "by the model sop_spikformer" in text
+    assert "Of no cell: energy by sdt." in text
+    drawn = Drawn(study, view)
+    write_report(drawn, ("md", "figures"), tmp_path)
+    assert (tmp_path / "figures" / "energy_scales.png").exists()
+
+
+def test_the_summary_lists_what_was_asked_for(scales, capsys):
+    drawn = Drawn(scales.study())
+    folder = write_report(drawn, ("md", "tex", "html"))
+    print_summary(drawn, ("md",))
+    shown = "".join(capsys.readouterr().out.splitlines()[-2:])
+    assert "table.md" in shown
+    assert "table.tex" not in shown
+    assert "report.html" not in shown
+    assert (folder / "report.html").exists()
 
 
 def test_seeds_of_another_precision_are_named(tmp_path):

@@ -212,6 +212,12 @@ def test_a_grid_without_effects_says_why(tmp_path):
         (results.folder / "cells" / entry["id"] / "record.json").unlink()
     assert "7 of 8" in why_none(results.study())
     assert effects(results.study(), "test_accuracy").empty
+    study = results.study()
+    second = {entry["group"] for entry in results.entries[12:]}  # of one axis, all of one value
+    for cell in study.cells.itertuples():
+        if cell.group in second:
+            (results.folder / "cells" / cell.id / "record.json").unlink(missing_ok=True)
+    assert "4 of 8" in why_none(results.study())  # and not: of a grid of two axes
 
 
 @pytest.mark.slow

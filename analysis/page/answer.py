@@ -43,6 +43,8 @@ def _highest(study: StudyResults, view: View) -> list[str]:
     interval = f" ({CONFIDENCE:.0%} interval over seeds {low:.2f} to {high:.2f})"
     shown = "" if accuracy["n"][best] < 2 else interval
     found = [f"Mean test accuracy of {best}: {mean:.2f} %{shown}."]
+    if not compared.decided:
+        return found
     name = energy_measures(study, view)[0]
     energy = summarize(study, name)["mean"][[best, *compared.ties]].dropna()
     if len(energy) < 2 or best not in energy:

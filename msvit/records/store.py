@@ -46,9 +46,9 @@ _AGAIN = f"{_RESTART} If the search had a --storage of its own, give it again."
 
 
 _FULL = "Free some space and run the same command again; nothing finished is lost."
-_RIGHTS = "Choose a folder that you may write to with --results."
-_ELSEWHERE = "Choose another folder with --results."
-_IN_THE_WAY = "A file stands where a folder is needed; choose another folder with --results."
+_RIGHTS = "Choose a folder that you may write to (--results, or --out)."
+_ELSEWHERE = "Choose another folder (--results, or --out)."
+_IN_THE_WAY = "A file stands where a folder is needed; choose another folder (--results, or --out)."
 _HINTS: dict[int | None, str] = {
     errno.ENOSPC: _FULL,
     errno.EDQUOT: _FULL,
