@@ -222,6 +222,7 @@ def test_images_of_a_folder_are_brought_to_size(tmp_path, capsys):
         (["spikformer", "--data", "digit"], "did you mean 'digits'"),
         (["spikformer", "--data", "digits"], "takes (3, 32, 32)"),
         (["spikformer", "--images", "/nowhere"], "no images"),
+        (["qkformer_dvs128", "--images", "tests"], "takes frames of events"),
         (["spikformer", "--weights", "/nowhere"], "/nowhere"),
     ],
 )

@@ -87,11 +87,17 @@ def images_of(
     """Images to measure on, ``most`` of them evenly over all; None where none are given.
 
     Raises:
-        ConfigError: for an unknown data set, or both.
+        ConfigError: for an unknown data set, both, and images of a folder for a network of events.
         DataError: where images are missing, or not of the size that the network takes.
     """
     if data is not None and folder is not None:
         raise ConfigError("--images", "", "--data names the images already")
+    if folder is not None and network.events:
+        takes = "frames of events, and a folder has images"
+        names = ", ".join(name for name, options in DATASETS.items() if options.events)
+        raise ConfigError(
+            "--images", "", f"{network.what} takes {takes}: --data has them ({names})"
+        )
     if data is not None:
         return _of_data_set(network, data, data_dir, most)
     return _of_folder(network, folder, most) if folder is not None else None
