@@ -176,6 +176,19 @@ def test_a_trained_cell_costs_what_its_record_says(finished, tmp_path, capsys):
     assert [row["layer"] for row in rows] == [row["layer"] for row in record["operations"]]
 
 
+def test_a_cell_is_measured_in_the_precision_of_its_record(tmp_path, capsys):
+    cell = tiny_cell(precision="bf16")
+    folder = cell_folder(tmp_path, cell.id)
+    record = train_cell(cell, folder)
+    write_record(tmp_path, record)
+    table = tmp_path / "costs.csv"
+    arguments = ["--data", "digits", "--most", "9999", "--csv", str(table)]
+    assert main([str(folder), *arguments]) == 0
+    assert "in bf16, measured on" in capsys.readouterr().out
+    shown = [float(row["synops"] or 0) for row in csv.DictReader(table.open(encoding="utf-8"))]
+    assert shown == [row.get("synops") or 0 for row in record["operations"]]
+
+
 def test_without_data_rates_are_assumed_and_said_to_be(capsys):
     assert main(["spikformer", "--rate", "0.1", "--energy", "all"]) == 0
     text = capsys.readouterr().out

@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from math import isclose
 from typing import Any
 
+import torch
+
 from msvit.metrics import measure
 from msvit.metrics.assumed import assumed_operations
 from msvit.metrics.sources import Network, Seen
+from msvit.precision import choose_precision
 from msvit.records.energy import ENERGY_MODELS
 from msvit.records.energy_by_row import energy_by_row
 from msvit.records.neurobench import neurobench
@@ -35,7 +38,9 @@ def measured_costs(
 ) -> Costs:
     """What ``network`` costs on ``images``, or at an assumed rate where there are none."""
     if images is not None:
-        operations = measure(network.model, images.batches).operations
+        cpu = torch.device("cpu")
+        with choose_precision(network.precision, cpu).autocast(cpu):
+            operations = measure(network.model, images.batches).operations
         how = f"{network.what}, measured on {images.what}"
     else:
         share = USUAL_RATE if rate is None else rate
