@@ -133,6 +133,13 @@ def test_every_count_of_a_row_is_missed_or_depends_on_its_layer():
     assert missed == set(Operations.__annotations__) - depends
 
 
+def test_counting_again_changes_nothing_that_a_record_says(finished, results):
+    record = finished[1]
+    rows = [{**row, "steps": 77} for row in record["operations"]]
+    told = [{k: v for k, v in row.items() if k not in ("votes", "states")} for row in rows]
+    assert remeasured(results, {**record, "operations": told})["operations"] == rows
+
+
 def test_other_weights_and_missing_ones_leave_a_record_as_it_is(finished, results, capsys):
     old = as_an_earlier_version(finished[1])
     write_record(results, old)
@@ -237,6 +244,9 @@ def test_images_of_a_folder_are_brought_to_size(tmp_path, capsys):
         (["spikformer", "--images", "/nowhere"], "no images"),
         (["qkformer_dvs128", "--images", "tests"], "takes frames of events"),
         (["spikformer", "--weights", "/nowhere"], "/nowhere"),
+        (["spikformer", "--data", "digits", "--rate", "0.1"], "--rate: rates are measured"),
+        (["spikformer", "--images", "tests", "--rate", "0"], "--rate: rates are measured"),
+        (["spikformer", "--data-dir", "tests"], "--data-dir: it tells where --data is"),
     ],
 )
 def test_wrong_input_ends_in_one_line(arguments, said, capsys):

@@ -90,14 +90,10 @@ def network_of(name: str, weights: Path | None) -> Network:
 def _precision(place: Path, cell: Any) -> str:
     """What the record of a cell says; without one, what its training would be here."""
     folder = (place if place.is_dir() else place.parent).resolve()
-    record = read_record(folder.parent.parent, folder.name) if _is_cell(folder) else None
+    record = read_record(folder.parent.parent, folder.name)
     if record is not None:
         return record["precision"].split()[0]
     return choose_precision(cell.training.get("precision", "auto"), torch.device("cpu")).name
-
-
-def _is_cell(folder: Path) -> bool:
-    return (folder / "record.json").is_file()
 
 
 def images_of(
