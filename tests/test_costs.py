@@ -208,6 +208,11 @@ def test_without_data_rates_are_assumed_and_said_to_be(capsys):
     assert all(f"{name} (mJ)" in text for name in ENERGY_MODELS)
 
 
+def test_no_rate_is_assumed_of_what_does_not_spike():
+    costs = measured_costs(Network(small_model("vit"), "it"), None, None, ["exact_synops"])
+    assert costs.notes[0] == "it."
+
+
 @pytest.mark.parametrize(
     ("timesteps", "rate", "said"),
     [

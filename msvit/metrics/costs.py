@@ -45,10 +45,13 @@ def measured_costs(
     else:
         share = USUAL_RATE if rate is None else rate
         operations = assumed_operations(network.model, share, network.events)
-        how = (
-            f"{network.what}. Rates are assumed, not measured: {share:g} spikes per value and time "
-            "step everywhere; --data or --images measures them"
-        )
+        spiking = any(row["input"] in ("spikes", "integer") for row in operations)
+        how = network.what
+        if spiking:
+            how += (
+                f". Rates are assumed, not measured: {share:g} spikes per value and time step "
+                "everywhere; --data or --images measures them"
+            )
     parts = {model: energy_by_row(operations, model) for model in models}
     rows = [_row(row, {m: parts[m][i] for m in models}) for i, row in enumerate(operations)]
     totals = {m: ENERGY_MODELS[m](operations) for m in models}
