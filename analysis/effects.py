@@ -63,11 +63,11 @@ def why_none(study: StudyResults) -> str:
     axes = _levels(study)
     if len(study.axes) < 2:
         return "Main effects need a grid of two or more axes."
-    known = set(study.cells.dropna(subset="model")["group"])
-    if len(known) < len(study.groups):  # of others it is not told yet which options they have
+    told = study.cells.dropna(subset="model")["group"].nunique()
+    if told < len(study.groups):  # of others it is not known yet which options they have
         return (
             "Main effects need a result of every combination of the axes: "
-            f"{len(known)} of {len(study.groups)} configurations have one."
+            f"{told} of {len(study.groups)} configurations have one."
         )
     if len(axes) < 2:
         return "Main effects need a grid of two or more axes."

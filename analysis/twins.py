@@ -1,12 +1,14 @@
 """Spiking configurations beside their twins: the same structure without spikes, and transformers.
 
 A configuration is a twin of a spiking one where it has the option ``twin`` and every other option
-of its model says the same; a quantised one has to be of as many time steps. A vision transformer
-stands beside all of them.
+of its model and data says the same; a quantised one has to be of as many time steps. A vision
+transformer stands beside all of them. Both may be trained in another way; of several that differ in
+nothing else, the one that is trained most alike is the twin.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -22,8 +24,11 @@ from msvit.records.energy import DEFAULT_ENERGY_MODEL
 TWIN_MODELS = ("exact_synops", "memory_aware", "lemaire")
 """Shown of twins beside what was asked for: no single model tells what a network costs."""
 
-_APART = ("model.twin", "model.twin_of_timesteps", "model.timesteps")
+_APART = ("model.twin", "model.twin_of_timesteps", "model.timesteps", "data.frames_number")
 """What a twin has of its own."""
+
+_Options = Mapping[str, Any]
+"""A configuration by the names of its columns."""
 
 
 def pairs(study: StudyResults) -> list[tuple[str, str]]:
@@ -31,19 +36,18 @@ def pairs(study: StudyResults) -> list[tuple[str, str]]:
     finished = study.finished
     if "model.twin" not in finished:
         return []
-    first = finished.drop_duplicates("group").set_index("group")
-    spiking = [group for group in first.index if not pd.isna(first.loc[group, "firing_rate"])]
-    others = [group for group in first.index if group not in spiking]
-    return [
-        (group, other)
-        for group in spiking
-        for other in others
-        if _is_twin(first.loc[other].to_dict(), first.loc[group].to_dict())
-    ]
+    first = finished.drop_duplicates("group").set_index("group").to_dict("index")
+    others = {name: row for name, row in first.items() if pd.isna(row["firing_rate"])}
+    found = []
+    for group, row in first.items():
+        if group not in others:
+            twins = {name: other for name, other in others.items() if _is_twin(other, row)}
+            found += [(group, name) for name in _trained_alike(twins, row)]
+    return found
 
 
-def _is_twin(twin: dict[str, Any], spiking: dict[str, Any]) -> bool:
-    if twin["data"] != spiking["data"]:
+def _is_twin(twin: _Options, spiking: _Options) -> bool:
+    if not _agree(twin, spiking, [key for key in twin if key.partition(".")[0] == "data"]):
         return False
     if not _has(twin["model.twin"]):  # another architecture
         return twin["model"] != spiking["model"]
@@ -52,9 +56,40 @@ def _is_twin(twin: dict[str, Any], spiking: dict[str, Any]) -> bool:
         usual = TwinOptions.model_fields["twin_of_timesteps"].default
         if spiking["model.timesteps"] != (of if _has(of) else usual):
             return False
-    options = (key for key in twin if key.startswith("model.") and key not in _APART)
-    same = all(twin[key] == spiking[key] for key in options if _has(twin[key]))
-    return same and twin["model"] == spiking["model"]
+    known = (key for key in twin if key.partition(".")[0] == "model" and _has(twin[key]))
+    return _agree(twin, spiking, known)
+
+
+def _trained_alike(twins: Mapping[str, _Options], spiking: _Options) -> list[str]:
+    """Those of ``twins`` that differ from ``spiking`` in the fewest settings of training.
+
+    Each of them is compared with those that are the same network on the same data.
+    """
+    apart = {
+        name: sum(not _agree(twin, spiking, [key]) for key in twin if key.startswith("training."))
+        for name, twin in twins.items()
+    }
+
+    def same(one: _Options, other: _Options) -> bool:
+        options = [key for key in one if key.partition(".")[0] == "model"]
+        return _agree(one, other, options, apart=())
+
+    return [
+        name
+        for name, twin in twins.items()
+        if apart[name] == min(apart[other] for other in twins if same(twin, twins[other]))
+    ]
+
+
+def _agree(
+    one: _Options, other: _Options, options: Iterable[str], apart: Iterable[str] = _APART
+) -> bool:
+    """Whether both say the same of all ``options`` that are not kept ``apart``."""
+    return all(
+        one[key] == other[key] or not (_has(one[key]) or _has(other[key]))
+        for key in options
+        if key not in apart
+    )
 
 
 def _has(value: Any) -> bool:

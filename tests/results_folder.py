@@ -29,12 +29,14 @@ LAYERS = [
 ]
 
 
-def make_cell(model: dict, seed: int, data: str = "digits", timesteps: int = 4) -> Cell:
+def make_cell(
+    model: dict, seed: int, data: str = "digits", timesteps: int = 4, **training: float
+) -> Cell:
     size = {"digits": 16, "cifar10": 32, "imagenet": 224}[data]
     return Cell(
         model={"dim": 48, "timesteps": timesteps, "image_size": size, "num_classes": 10, **model},
         data={"name": data, "image_size": size},
-        training={"epochs": 2, "lr": 2e-3, "batch_size": 16},
+        training={"epochs": 2, "lr": 2e-3, "batch_size": 16, **training},
         seed=seed,
     )
 

@@ -133,6 +133,13 @@ def test_every_count_of_a_row_is_missed_or_depends_on_its_layer():
     assert missed == set(Operations.__annotations__) - depends
 
 
+def test_counting_again_changes_nothing_that_a_record_says(finished, results):
+    record = finished[1]
+    rows = [{**row, "steps": 77} for row in record["operations"]]
+    told = [{k: v for k, v in row.items() if k not in ("votes", "states")} for row in rows]
+    assert remeasured(results, {**record, "operations": told})["operations"] == rows
+
+
 def test_other_weights_and_missing_ones_leave_a_record_as_it_is(finished, results, capsys):
     old = as_an_earlier_version(finished[1])
     write_record(results, old)
@@ -176,6 +183,19 @@ def test_a_trained_cell_costs_what_its_record_says(finished, tmp_path, capsys):
     assert [row["layer"] for row in rows] == [row["layer"] for row in record["operations"]]
 
 
+def test_a_cell_is_measured_in_the_precision_of_its_record(tmp_path, capsys):
+    cell = tiny_cell(precision="bf16")
+    folder = cell_folder(tmp_path, cell.id)
+    record = train_cell(cell, folder)
+    write_record(tmp_path, record)
+    table = tmp_path / "costs.csv"
+    arguments = ["--data", "digits", "--most", "9999", "--csv", str(table)]
+    assert main([str(folder), *arguments]) == 0
+    assert "in bf16, measured on" in capsys.readouterr().out
+    shown = [float(row["synops"] or 0) for row in csv.DictReader(table.open(encoding="utf-8"))]
+    assert shown == [row.get("synops") or 0 for row in record["operations"]]
+
+
 def test_without_data_rates_are_assumed_and_said_to_be(capsys):
     assert main(["spikformer", "--rate", "0.1", "--energy", "all"]) == 0
     text = capsys.readouterr().out
@@ -186,6 +206,11 @@ def test_without_data_rates_are_assumed_and_said_to_be(capsys):
     assert "as much as a twin with 86.7% zeros" in text
     assert "60.0% to 90.0% zeros: its zeros decide" in text
     assert all(f"{name} (mJ)" in text for name in ENERGY_MODELS)
+
+
+def test_no_rate_is_assumed_of_what_does_not_spike():
+    costs = measured_costs(Network(small_model("vit"), "it"), None, None, ["exact_synops"])
+    assert costs.notes[0] == "it."
 
 
 @pytest.mark.parametrize(
@@ -222,7 +247,11 @@ def test_images_of_a_folder_are_brought_to_size(tmp_path, capsys):
         (["spikformer", "--data", "digit"], "did you mean 'digits'"),
         (["spikformer", "--data", "digits"], "takes (3, 32, 32)"),
         (["spikformer", "--images", "/nowhere"], "no images"),
+        (["qkformer_dvs128", "--images", "tests"], "takes frames of events"),
         (["spikformer", "--weights", "/nowhere"], "/nowhere"),
+        (["spikformer", "--data", "digits", "--rate", "0.1"], "--rate: rates are measured"),
+        (["spikformer", "--images", "tests", "--rate", "0"], "--rate: rates are measured"),
+        (["spikformer", "--data-dir", "tests"], "--data-dir: it tells where --data is"),
     ],
 )
 def test_wrong_input_ends_in_one_line(arguments, said, capsys):
@@ -285,6 +314,23 @@ def test_a_published_energy_gives_back_the_rate_that_made_it():
         assert found == pytest.approx(0.3)
 
 
+def test_padding_alone_is_left_out_of_a_published_energy():
+    model = small_model("spikformer", image_size=16)
+    padded = assume(assumed_operations(model, 1.0), 0.3)
+    found = published_energy.without_padding(padded)
+    changed = {old["layer"] for old, new in zip(padded, found, strict=True) if old != new}
+    assert changed == {
+        row["layer"] for row in padded if row["kind"] == "conv" and row["kernel"] == [3, 3]
+    }
+    for old, new in zip(padded, found, strict=True):
+        if old["layer"] in changed:
+            side = round((old["outputs"] / old["biases"] / old["steps"]) ** 0.5)
+            share = ((3 * side - 2) / (3 * side)) ** 2  # of taps: those at both edges see nothing
+            assert new["macs"] == pytest.approx(share * old["macs"])
+            assert new["acs"] == pytest.approx(share * old["acs"])
+            assert new["macs"] + new["acs"] > 0
+
+
 @pytest.mark.slow
 def test_the_page_says_what_its_numbers_say(tmp_path):
     rows = [
@@ -294,7 +340,7 @@ def test_the_page_says_what_its_numbers_say(tmp_path):
             "dim": dim,
             "energy_mj": 10.0,
             "gmac": 20.0,
-            "exact_mj": 9.0,
+            "unpadded_mj": 9.0,
             **{f"rate:{model}": rate for model in published_energy.MODELS},
             **{f"least_mj:{model}": 2.0 for model in published_energy.MODELS},
         }

@@ -14,6 +14,8 @@ from torch.nn.functional import conv2d, linear
 from msvit.kernels import NeuronSpec
 from msvit.layers.synapses import Conv, Linear, MatrixProduct
 from msvit.metrics import measure
+from msvit.metrics.costs import break_even
+from msvit.neuron_kinds import bits_of
 from msvit.neurons import Neuron
 from msvit.options import ConfigError
 from msvit.records.energy import (
@@ -518,13 +520,73 @@ def test_spikes_and_their_twin_cost_the_same_at_a_share_of_zeros():
     assert found.rate == pytest.approx(0.2)
     assert found.zeros_at_break_even() == pytest.approx(1 - 0.8 / 3)
     assert found.zeros_at_break_even(ratio=0.5) == pytest.approx(-0.6)
-    assert found.zeros() == pytest.approx((0.2, 0.8))
+    assert found.zeros == pytest.approx((0.2, 0.8))
     assert found.crossover() == pytest.approx(3 / 4)
     assert found.crossover(zeros=0.6) == pytest.approx(0.3)
     at = found.zeros_at_break_even()
     assert found.crossover(zeros=at) == pytest.approx(found.rate)
     busy = twin([row(steps=4, synapses=400.0, synops=400.0, inputs=50.0, active_inputs=50.0)])
-    assert busy.zeros() == (0, 0)
+    assert busy.zeros == (0, 0)
+
+
+def layer_of(bits, active, **changes):
+    """100 synapses, 4 steps, and spikes, or ones among sums up to 4, on a share of its inputs."""
+    known = {"input": "integer", "input_peak": 4.0} if bits == 5 else {}
+    counts = {"synapses": 400.0, "synops": 400 * active, "inputs": 80.0}
+    return row(steps=4, **counts, active_inputs=80 * active, **known, **changes)
+
+
+@pytest.mark.parametrize(
+    ("layers", "spikes", "cheapest", "dearest", "verdict"),
+    [
+        # 0.9 pJ × 400 × (0.9 + 0.05); 270 × 0.9 + 450 × 0.05; 270 × 1 + 450 × 0.2
+        ([(3, 0.9), (5, 0.05)], 342.0, 265.5, 360.0, "its zeros decide"),
+        # Over synapses half of the twin is zero; over its cost, 270 × 0.9 + 450 × 0.9 is not
+        ([(3, 0.02), (5, 0.9)], 331.2, 410.4, 471.6, "spikes cost no more, whatever its zeros"),
+        # Busy and silent layers do not make up for one another: 270 × 1 + 270 × 0.08
+        ([(3, 0.95), (3, 0.02)], 349.2, 261.9, 291.6, "spikes cost more, whatever its zeros"),
+    ],
+)
+def test_the_verdict_on_a_twin_is_the_comparison_of_picojoule(
+    layers, spikes, cheapest, dearest, verdict
+):
+    operations = [layer_of(*layer) for layer in layers]
+    assert exact_synops(operations) == pytest.approx(spikes * 1e-9)
+    found = twin(operations)
+    bounds = [found.picojoule * (1 - zeros) for zeros in reversed(found.zeros)]
+    assert bounds == pytest.approx([cheapest, dearest])
+    assert 1 - found.zeros_at_break_even() == pytest.approx(spikes / found.picojoule)
+    assert f"zeros: {verdict}." in break_even(found)
+
+
+@pytest.mark.parametrize("timesteps", [1, 2])
+def test_spikes_on_few_synapses_of_many_bits_are_cheap(timesteps):
+    """Bits differ behind every shortcut of a real network, and so does activity."""
+    model = small_model("spikformer", timesteps, image_size=16, dim=16, heads=2)
+    fire(model)
+    operations = measure(model, [small_input(model, 2, torch.float32)]).operations
+    layers = [row for row in operations if row["input"] in ("spikes", "integer")]
+    layers = [row for row in layers if "averaged" not in row]
+    dense = [
+        row["synapses"] / timesteps * bits_of(timesteps * int(max(1, row["input_peak"]))) * 0.9
+        for row in layers
+    ]
+    active = [row["active_inputs"] / row["inputs"] for row in layers]
+    cheapest = sum(pj * a for pj, a in zip(dense, active, strict=True))
+    dearest = sum(pj * min(1, timesteps * a) for pj, a in zip(dense, active, strict=True))
+    found = twin(operations)
+    assert len({*found.bits}) == 2
+    # By synapses where they are spikes: taps over padding do not see the mean.
+    assert found.picojoule * (1 - found.zeros[1]) == pytest.approx(cheapest, rel=0.03)
+    assert found.picojoule * (1 - found.zeros[0]) == pytest.approx(dearest, rel=0.03)
+    spikes = 0.9 * sum(row["synops"] for row in layers)
+    assert spikes < 0.97 * cheapest
+    assert "spikes cost no more" in break_even(found)
+
+
+def test_at_one_step_of_spikes_alone_a_network_is_its_own_twin():
+    padded = row(synapses=90.0, synops=17.0)
+    assert "spikes cost no more" in break_even(twin([padded, row()]))
 
 
 def test_what_does_not_spike_has_no_twin():
@@ -551,6 +613,18 @@ def test_constants_are_data(tmp_path):
         ("exact_synops: {acs: 1}", "exact_synops.acs", "did you mean 'ac'"),
         ("exact_synops: {ac: -1}", "exact_synops.ac", "at least 0"),
         ("exact_synops: {ac: much}", "exact_synops.ac", "at least 0"),
+        pytest.param(
+            f"exact_synops: {{ac: {10**400}}}", "exact_synops.ac", "float holds", id="huge"
+        ),
+        ("quantised_twin: {mac: 0}", "quantised_twin.mac", "above 0"),
+        ("quantised_twin: {ac: 0.0}", "quantised_twin.ac", "above 0"),
+        ("memory_aware: {int8: {weight_bits: 1.5}}", "memory_aware.int8.weight_bits", "at least 1"),
+        (
+            "memory_aware: {fp16: {potential_bits: 0}}",
+            "memory_aware.fp16.potential_bits",
+            "at least 1",
+        ),
+        ("lemaire: {word_bytes: 0}", "lemaire.word_bytes", "whole number of at least 1"),
         ("exact_synops: 1", "exact_synops", "names and values"),
         ("memory_aware: {precision: fp8}", "memory_aware.precision", "fp32"),
         ("lemaire: {sram_bytes: [0, 9, 8, 10]}", "lemaire.sram_bytes", "rising"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -382,6 +384,46 @@ def test_configurations_stand_beside_their_own_twins(beside):
         ("msvit", "vit"),
         ("two steps", "ann"),
         ("two steps", "vit"),
+    ]
+
+
+def silent(cell, accuracy=0.9, **changes):
+    return make_record(cell, accuracy, 1e-3, firing=[], firing_rate=0.0, **changes)
+
+
+def test_a_twin_is_trained_as_its_network_where_one_is(tmp_path):
+    results = Results(tmp_path, "rates", ("training.lr",))
+    spiking, quantised = {"name": "msvit"}, {"name": "msvit", "twin": "quantised"}
+    for lr in (1e-3, 1e-2):
+        results.add_seeds(f"spikes {lr}", spiking, [0.9], [1.0], lr=lr)
+        cell = make_cell(quantised, 0, timesteps=1, lr=lr)
+        results.add(f"quantised {lr}", cell, silent(cell))
+        # Never as they are, but one is nearer
+        cell = make_cell({"name": "vit"}, 0, timesteps=1, lr=lr, epochs=9)
+        results.add(f"vit {lr}", cell, silent(cell))
+    cell = make_cell({"name": "msvit", "twin": "ann"}, 0, timesteps=1, lr=0.5)  # the only one
+    results.add("ann", cell, silent(cell))
+    assert pairs(results.study()) == [
+        (f"spikes {lr}", other)
+        for lr in (0.001, 0.01)
+        for other in (f"quantised {lr}", f"vit {lr}", "ann")
+    ]
+
+
+def test_a_twin_has_seen_the_same_images(tmp_path):
+    results = Results(tmp_path, "few", ("data.train_per_class",))
+    for few in (None, 5):
+        for name, model, timesteps in (
+            ("spikes", {"name": "msvit"}, 4),
+            ("ann", {"name": "msvit", "twin": "ann"}, 1),
+            ("vit", {"name": "vit"}, 1),
+        ):
+            cell = make_cell(model, 0, timesteps=timesteps)
+            cell = replace(cell, data={**cell.data, "train_per_class": few})
+            record = silent(cell) if timesteps == 1 else make_record(cell, 0.9, 1e-3)
+            results.add(f"{name} {few}", cell, record)
+    assert pairs(results.study()) == [
+        (f"spikes {few}", f"{other} {few}") for few in (None, 5) for other in ("ann", "vit")
     ]
 
 

@@ -31,6 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from msvit.checkpoints import CheckpointError
 
     try:
+        _refuse_idle(options)
         energy = energy_choice(options)
         network = network_of(options.model, options.weights)
         images = images_of(network, options.data, options.images, options.data_dir, options.most)
@@ -44,6 +45,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.csv is not None:
         print(f"written: {options.csv}")
     return 0
+
+
+def _refuse_idle(options: argparse.Namespace) -> None:
+    """Options that would do nothing beside the others."""
+    if options.rate is not None and (options.data is not None or options.images is not None):
+        raise ConfigError("--rate", "", "rates are measured where --data or --images are given")
+    if options.data_dir is not None and options.data is None:
+        raise ConfigError("--data-dir", "", "it tells where --data is, which is not given")
 
 
 def _show(costs: Costs, energy: EnergyChoice) -> None:

@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from math import isclose
 from typing import Any
 
+import torch
+
 from msvit.metrics import measure
 from msvit.metrics.assumed import assumed_operations
 from msvit.metrics.sources import Network, Seen
+from msvit.precision import choose_precision
 from msvit.records.energy import ENERGY_MODELS
 from msvit.records.energy_by_row import energy_by_row
 from msvit.records.neurobench import neurobench
@@ -35,15 +38,20 @@ def measured_costs(
 ) -> Costs:
     """What ``network`` costs on ``images``, or at an assumed rate where there are none."""
     if images is not None:
-        operations = measure(network.model, images.batches).operations
+        cpu = torch.device("cpu")
+        with choose_precision(network.precision, cpu).autocast(cpu):
+            operations = measure(network.model, images.batches).operations
         how = f"{network.what}, measured on {images.what}"
     else:
         share = USUAL_RATE if rate is None else rate
         operations = assumed_operations(network.model, share, network.events)
-        how = (
-            f"{network.what}. Rates are assumed, not measured: {share:g} spikes per value and time "
-            "step everywhere; --data or --images measures them"
-        )
+        spiking = any(row["input"] in ("spikes", "integer") for row in operations)
+        how = network.what
+        if spiking:
+            how += (
+                f". Rates are assumed, not measured: {share:g} spikes per value and time step "
+                "everywhere; --data or --images measures them"
+            )
     parts = {model: energy_by_row(operations, model) for model in models}
     rows = [_row(row, {m: parts[m][i] for m in models}) for i, row in enumerate(operations)]
     totals = {m: ENERGY_MODELS[m](operations) for m in models}
@@ -104,14 +112,19 @@ def _table(rows: Sequence[dict[str, Any]], totals: dict[str, float | None]) -> l
     return [*shown, [*total, *[""] * (len(heads) - len(total))]]
 
 
-def _break_even(pair: Twin) -> str:
-    """Where spikes cost as much as the twin, and on which side of it they are."""
+def break_even(pair: Twin) -> str:
+    """Where spikes cost as much as the twin, and on which side of it they are.
+
+    Spikes, the cheapest and the dearest twin are compared in accumulates a synapse.
+    """
     fewest, most = pair.bits
-    bits = f"{most} bits" if fewest == most else f"{fewest} to {most} bits"
-    equal, (low, high) = pair.zeros_at_break_even(), pair.zeros()
-    if equal > high or isclose(equal, high):
+    bits = f"{most} bit{'s' * (most > 1)}" if fewest == most else f"{fewest} to {most} bits"
+    steps = "1 time step" if pair.timesteps == 1 else f"{pair.timesteps} time steps"
+    equal, (low, high) = pair.zeros_at_break_even(), pair.zeros
+    cheapest, dearest = pair.ratio * (1 - high), pair.ratio * (1 - low)
+    if pair.spikes < cheapest or isclose(pair.spikes, cheapest):
         verdict = "spikes cost no more, whatever its zeros"
-    elif equal < low:
+    elif pair.spikes > dearest and not isclose(pair.spikes, dearest):
         verdict = "spikes cost more, whatever its zeros"
     else:
         verdict = "its zeros decide"
@@ -121,11 +134,11 @@ def _break_even(pair: Twin) -> str:
         else "more than a twin without zeros"
     )
     return (
-        f"Quantised twin: {bits} for {pair.timesteps} time steps, a MAC as {pair.ratio:.2f} "
+        f"Quantised twin: {bits} for {steps}, a MAC as {pair.ratio:.2f} "
         "accumulates (our reading). Without zeros in it spikes cost less below a rate of "
         f"{pair.crossover():.3f}; here it is {pair.rate:.3f}, {pair.spikes:.3f} spikes a synapse, "
         f"which cost {at}. With this activity it has {low:.1%} to {high:.1%} zeros: "
-        f"{verdict}. Compute alone, by arXiv 2409.08290."
+        f"{verdict}. A zero weighs what its MACs cost. Compute alone, by arXiv 2409.08290."
     )
 
 
@@ -147,7 +160,7 @@ def _notes(operations: Sequence[Operations], models: Sequence[str]) -> list[str]
         )
     pair = twin(operations)
     if "quantised_twin" in models and pair is not None:
-        found.append(_break_even(pair))
+        found.append(break_even(pair))
     lacking = [m for m in models if ENERGY_MODELS[m](operations) is None]
     if lacking:
         found.append(f"Not defined for this network: {', '.join(lacking)}.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,9 @@ from msvit.data import DATASETS, data_options, load_splits, options_of
 from msvit.models import create_model, zoo
 from msvit.models.base import Model
 from msvit.options import ConfigError, DataError, unknown
+from msvit.precision import choose_precision
 from msvit.recipes import TrainingOptions
+from msvit.records.store import read_record
 from msvit.training.batches import Normalise, time_first
 from msvit.training.cell import as_scored
 from msvit.training.loading import Loader
@@ -39,6 +42,8 @@ class Network:
     cell: Cell | None = None
     events: bool = False
     """Whether it is for frames of events."""
+    precision: str = "fp32"
+    """That a cell was tested in, as ``training.precision`` names it."""
 
 
 @dataclass(frozen=True)
@@ -71,14 +76,24 @@ def network_of(name: str, weights: Path | None) -> Network:
         raise ConfigError(f"--weights {weights}", "", f"{name} has weights of its own")
     trained = load_trained(name)
     assert isinstance(trained, Model)
-    prepare = trained.prepare
+    prepare, precision = trained.prepare, _precision(Path(name), trained.cell)
     return Network(
         trained,
-        f"the cell of {name}",
+        f"the cell of {name} in {precision}",
         prepare if callable(prepare) else None,
         trained.cell if isinstance(trained.cell, Cell) else None,
         events=isinstance(prepare, PrepareEvents),
+        precision=precision,
     )
+
+
+def _precision(place: Path, cell: Any) -> str:
+    """What the record of a cell says; without one, what its training would be here."""
+    folder = (place if place.is_dir() else place.parent).resolve()
+    record = read_record(folder.parent.parent, folder.name)
+    if record is not None:
+        return record["precision"].split()[0]
+    return choose_precision(cell.training.get("precision", "auto"), torch.device("cpu")).name
 
 
 def images_of(
@@ -87,11 +102,17 @@ def images_of(
     """Images to measure on, ``most`` of them evenly over all; None where none are given.
 
     Raises:
-        ConfigError: for an unknown data set, or both.
+        ConfigError: for an unknown data set, both, and images of a folder for a network of events.
         DataError: where images are missing, or not of the size that the network takes.
     """
     if data is not None and folder is not None:
         raise ConfigError("--images", "", "--data names the images already")
+    if folder is not None and network.events:
+        takes = "frames of events, and a folder has images"
+        names = ", ".join(name for name, options in DATASETS.items() if options.events)
+        raise ConfigError(
+            "--images", "", f"{network.what} takes {takes}: --data has them ({names})"
+        )
     if data is not None:
         return _of_data_set(network, data, data_dir, most)
     return _of_folder(network, folder, most) if folder is not None else None

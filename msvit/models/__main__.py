@@ -24,7 +24,7 @@ from msvit.options import unknown
 def zoo_table(pattern: str = "*") -> str:
     """One row per registry name that matches: parameters, cost of a time step, evidence."""
     lines = [
-        "| model | M params | published | GMAC per step | by others | compared with authors' code "
+        "| model | M params | published | GMAC per step | otherwise | compared with authors' code "
         "| remark |",
         "|---|---:|---:|---:|---:|---|---|",
     ]
@@ -33,7 +33,7 @@ def zoo_table(pattern: str = "*") -> str:
         with torch.device("meta"):  # shapes without memory or arithmetic
             model = create_model(name)
         millions = sum(p.numel() for p in model.parameters()) / 1e6
-        counted = [f"by others: {entry['gmac_source']}"] if "gmac_source" in entry else []
+        counted = [f"otherwise: {entry['gmac_source']}"] if "gmac_source" in entry else []
         remarks = [*([entry["note"]] if "note" in entry else []), *counted]
         lines.append(
             f"| `{name}` | {millions:.2f} | {_figure(entry.get('published_m'))} "

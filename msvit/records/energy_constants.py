@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import copy
-import math
+import reprlib
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,9 @@ CONSTANTS: dict[str, dict[str, Any]] = copy.deepcopy(dict(SHIPPED))
 """By model and name, in picojoule unless the name says otherwise."""
 
 _WORDS = {"integers": ("mac", "ac"), "precision": ("fp32", "fp16", "int8")}
+_SIZES = ("weight_bits", "potential_bits", "word_bytes")
+_COMPARED = ("quantised_twin.mac", "quantised_twin.ac")
+"""One is told in the other, and spikes in both."""
 
 
 def use_constants(file: Path | None) -> list[str]:
@@ -70,11 +74,20 @@ def _check(usual: Any, value: Any, file: str, name: str, key: str) -> None:
         rises = key == "sram_bytes"  # and what an access costs must not fall with it
         if not same or value != sorted(set(value) if rises else value):
             what = "rising numbers" if rises else "numbers that do not fall"
-            raise ConfigError(file, name, f"a list of {len(usual)} {what} is needed, not {value!r}")
+            raise _needed(f"a list of {len(usual)} {what}", value, file, name)
+    elif key in _SIZES:
+        if not (_is_amount(value) and isinstance(value, int) and value):
+            raise _needed("a whole number of at least 1", value, file, name)
     elif not _is_amount(value):
-        raise ConfigError(file, name, f"a number of at least 0 is needed, not {value!r}")
+        raise _needed("a number of at least 0 that a float holds", value, file, name)
+    elif name in _COMPARED and not value:
+        raise _needed("a number above 0", value, file, name)
+
+
+def _needed(what: str, value: Any, file: str, name: str) -> ConfigError:
+    return ConfigError(file, name, f"{what} is needed, not {reprlib.repr(value)}")
 
 
 def _is_amount(value: Any) -> bool:
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and math.isfinite(value) and value >= 0
+    return number and 0 <= value <= sys.float_info.max

@@ -8,7 +8,6 @@ its own (:mod:`msvit.activations`).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import inf
 
 from msvit.neuron_kinds import bits_of
 from msvit.records.energy_constants import CONSTANTS
@@ -56,11 +55,12 @@ class Twin:
         timesteps: T of the spiking one.
         bits: of the activations, layer by layer: the fewest and the most.
         synapses: of layers that are given spikes, once.
-        picojoule: of a MAC at each of them, on its bits.
+        picojoule: of a MAC at each of them, on its bits: the twin where it skips nothing.
         ratio: k = E_MAC / E_ACC, such a MAC in accumulates of the spiking one, mean over synapses.
         macs: on analog input, once.
         spikes: that meet a synapse, all time steps together: T · rate.
-        active: share of values that are not zero in a time step, mean over synapses.
+        zeros: the fewest and the most that a twin with the same activity can have, as a share of
+            ``picojoule``: what it saves where it skips them.
     """
 
     timesteps: int
@@ -70,25 +70,18 @@ class Twin:
     ratio: float
     macs: float
     spikes: float
-    active: float
+    zeros: tuple[float, float]
 
     def zeros_at_break_even(self, ratio: float | None = None) -> float:
         """The share γ of zeros among the twin's activations at which both cost the same.
 
         Spikes cost less while T · rate ≤ k · (1 - γ) (arXiv 2409.08290): with fewer zeros than
         1 - T · rate / k. Below 0 they cost more whatever the zeros are. Compute alone, of a twin
-        that skips its zeros; k is ``ratio``, by default the twin's own.
+        that skips its zeros; k is ``ratio``, by default the twin's own. With other bits in other
+        layers a zero weighs what its MACs cost, as in ``zeros``.
         """
         k = self.ratio if ratio is None else ratio
         return 1 - self.spikes / k
-
-    def zeros(self) -> tuple[float, float]:
-        """The fewest and the most zeros that a twin with the same activity can have.
-
-        A value of the twin is zero where all T of the train are: of values of which a share ``a``
-        is active in a step, between a and T · a are not.
-        """
-        return max(0.0, 1 - self.timesteps * self.active), 1 - self.active
 
     def crossover(self, zeros: float = 0.0) -> float:
         """The rate, spikes per value and time step, below which spikes cost less: k (1 - γ) / T."""
@@ -114,28 +107,43 @@ def twin(operations: Rows) -> Twin | None:
         return None
     constants = CONSTANTS["quantised_twin"]
     mac, ac = constants["mac"], constants["ac"]
-    synapses = spikes = active = picojoule = 0.0
+    synapses = spikes = picojoule = fewest = most = 0.0
     for row in spiking:
         once = row["synapses"] / row["steps"]
+        cost = once * cost_on_levels(_bits(row), mac, ac)
+        active = _active(row)
         synapses += once
-        picojoule += once * cost_on_levels(_bits(row), mac, ac)
         spikes += row["synops"] or 0.0
-        active += once * row["active_inputs"] / row["inputs"]
+        picojoule += cost
+        # A value of the twin is zero where all T of the train are: of values of which a share `a`
+        # is active in a step, between a and T · a are not.
+        fewest += cost * max(0.0, 1 - row["steps"] * active)
+        most += cost * (1 - active)
     bits = [_bits(row) for row in spiking]
     return Twin(
         timesteps=max(row["steps"] for row in layers),
         bits=(min(bits), max(bits)),
         synapses=synapses,
         picojoule=picojoule,
-        ratio=picojoule / (ac * synapses) if ac else inf,
+        ratio=picojoule / (ac * synapses),
         macs=sum(
             (row["dense_macs"] if is_classifier(row) else row["synapses"]) / row["steps"]
             for row in layers
             if multiplies(row) or is_classifier(row)
         ),
         spikes=spikes / synapses,
-        active=active / synapses,
+        zeros=(fewest / picojoule, most / picojoule),
     )
+
+
+def _active(row: Operations) -> float:
+    """The share of what comes to a synapse in a time step that is not zero.
+
+    Of whole numbers above 1, the share among the values of the layer's input.
+    """
+    if (row["input_peak"] or 0.0) <= 1:
+        return (row["synops"] or 0.0) / row["synapses"]
+    return row["active_inputs"] / row["inputs"]
 
 
 def _bits(row: Operations) -> int:
