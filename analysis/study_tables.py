@@ -161,7 +161,11 @@ def twin_table(study: StudyResults, view: View = USUAL) -> Table | None:
             Entry(e.text, _bracket(low, high, 2), e.rank) if row in starts else Entry("")
             for row, (e, low, high) in enumerate(
                 zip(
-                    _signed(points["accuracy_difference"], 2, _beside(points, 0)),
+                    _signed(
+                        points["accuracy_difference"],
+                        2,
+                        _beside(points["accuracy_low"], points["accuracy_high"], 0),
+                    ),
                     points["accuracy_low"],
                     points["accuracy_high"],
                     strict=True,
@@ -175,7 +179,7 @@ def twin_table(study: StudyResults, view: View = USUAL) -> Table | None:
             Entry(f"{ratio:.2f}", "" if pd.isna(low) else f"[{low:.2f}, {high:.2f}]", int(apart))
             for ratio, low, high, apart in zip(
                 *(numbers[name] for name in ("ratio", "low", "high")),
-                _beside(numbers, 1),
+                _beside(numbers["low"], numbers["high"], 1),
                 strict=True,
             )
         ],
@@ -205,9 +209,8 @@ def _at(rows: Sequence[int], texts: Iterable[str]) -> list[Entry]:
     return [Entry(text if row in rows else "") for row, text in enumerate(texts)]
 
 
-def _beside(frame: pd.DataFrame, value: float) -> pd.Series:
-    """Where an interval, the last columns called low and high, does not hold ``value``."""
-    low, high = (frame[next(c for c in frame if c.endswith(end))] for end in ("low", "high"))
+def _beside(low: pd.Series, high: pd.Series, value: float) -> pd.Series:
+    """Where an interval does not hold ``value``."""
     return (low > value) | (high < value)
 
 

@@ -452,6 +452,10 @@ def test_the_table_of_twins_tells_accuracy_and_energy_by_several_models(beside):
     assert fields[6].startswith("**0.50** [0.")
     assert fields[7] == "3"
     assert len(table.rows) == 5 * 4
+    bold = [bool(entry.rank) for entry in table.columns["ratio"]]
+    apart = [row.low > 1 or row.high < 1 for row in table.numbers.itertuples()]
+    assert bold == apart
+    assert {*apart} == {True, False}
 
 
 def test_twins_stand_below_their_spiking_network_under_the_models_of_their_table(beside):
