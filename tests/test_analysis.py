@@ -22,6 +22,7 @@ from analysis.collect import cell_columns, collect
 from analysis.comparisons import compare_with_best, paired_differences, tell_apart
 from analysis.drawn import Drawn
 from analysis.figures import (
+    FIGURES,
     accuracy_energy,
     accuracy_over_axis,
     draw_figures,
@@ -365,27 +366,26 @@ def test_nothing_is_said_of_an_order_that_no_test_was_made_for(tmp_path):
     assert "told apart" not in told
 
 
-def test_an_energy_that_no_cell_has_leaves_the_default_one(scales, tmp_path):
+def test_an_energy_that_no_cell_has_leaves_the_default_one(scales):
     view = View(energy=EnergyChoice(("sdt",)))
     study = scales.study()
     text = markdown(compare(study, view))
     assert "energy by sop_spikformer (" in text
     assert "by the model sop_spikformer" in text
     assert "Of no cell: energy by sdt." in text
-    drawn = Drawn(study, view)
-    write_report(drawn, ("md", "figures"), tmp_path)
-    assert (tmp_path / "figures" / "energy_scales.png").exists()
+    (figure,) = FIGURES["energy"](study, view).values()
+    assert "by sop_spikformer" in figure.axes[0].get_ylabel()
 
 
 def test_the_summary_lists_what_was_asked_for(scales, capsys):
     drawn = Drawn(scales.study())
-    folder = write_report(drawn, ("md", "tex", "html"))
+    folder = write_report(drawn, ("md", "tex"))
+    (folder / "report.html").touch()  # of then
     print_summary(drawn, ("md",))
     shown = "".join(capsys.readouterr().out.splitlines()[-2:])
     assert "table.md" in shown
     assert "table.tex" not in shown
     assert "report.html" not in shown
-    assert (folder / "report.html").exists()
 
 
 def test_seeds_of_another_precision_are_named(tmp_path):
