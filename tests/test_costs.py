@@ -297,6 +297,44 @@ def test_an_assumed_rate_is_that_of_all_spikes():
     assert head["mean_macs"] == pytest.approx(some * head["dense_macs"])
 
 
+@pytest.mark.parametrize("rate", [0.0, 0.25, 1.0])
+@pytest.mark.parametrize(
+    ("name", "neuron", "of_update", "of_spike"),
+    [
+        ("msvit", {"neuron": "ilif"}, 1, 1),
+        ("msvit", {"hard_reset": False}, 1, 1),
+        ("sdt", {}, 1, 0),
+        ("qkformer", {"neuron": "glif"}, 2, 2),
+    ],
+)
+def test_an_assumed_rate_is_that_of_votes_and_neurons_too(rate, name, neuron, of_update, of_spike):
+    rows = assumed_operations(small_model(name, image_size=16, **neuron), rate)
+    of_neurons = [row for row in rows if row["kind"] == "neuron"]
+    for row in of_neurons:
+        additions = row["updates"] * of_update + rate * row["outputs"] * of_spike
+        assert row["additions"] == pytest.approx(additions)
+        assert row["output_peak"] == 1
+    masks = [row for row in rows if row["kind"] == "mask"]
+    votes = [row for row in masks if row["votes"]]
+    columns = [row for row in masks if row["layer"].endswith(".gather")]
+    assert of_neurons
+    assert bool(votes) == (name != "sdt")
+    assert bool(columns) == (name == "sdt")
+    for row in votes:
+        assert row["additions"] == rate * row["votes"]
+    for row in columns:
+        assert row["additions"] == rate**2 * row["outputs"]
+
+
+def test_a_product_of_spikes_is_assumed_to_meet_by_chance():
+    rows = assumed_operations(small_model("spikformer", image_size=16), 0.25)
+    products = [row for row in rows if row["kind"] == "product" and "joint_synops" in row]
+    assert products
+    for row in products:
+        share = 0.25 if row["other_input"] == "analog" else 0.25**2
+        assert row["joint_synops"] == share * row["synapses"]
+
+
 def test_events_are_spikes_and_images_of_two_channels_are_not():
     model = small_model("spikformer", image_size=16, in_channels=2)
     for events in (False, True):

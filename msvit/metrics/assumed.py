@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from msvit.layers.norm import BatchNorm
 from msvit.metrics import measure
+from msvit.metrics.membranes import usual_update
 from msvit.models.base import Model
 from msvit.neuron_kinds import ActivationName
 from msvit.records.schema import Operations
@@ -47,15 +48,11 @@ def assume(operations: Sequence[Operations], rate: float) -> list[Operations]:
 
 def _at(row: Operations, rate: float) -> Operations:
     if row["kind"] == "neuron":
-        active = rate * row["outputs"]
-        changed: Operations = {**row, "active_outputs": active}
-        if row["neuron"] not in get_args(ActivationName):
-            changed["spikes"] = active
-        return changed
+        return _neuron_at(row, rate)
     if row["input"] in ("analog", "levels"):
         return row
     synops = rate * row["synapses"]
-    changed = {
+    changed: Operations = {
         **row,
         "input": "spikes",
         "input_rate": rate,
@@ -77,4 +74,27 @@ def _at(row: Operations, rate: float) -> Operations:
     if "joint_synops" in row:
         both = rate if row["other_input"] == "analog" else rate**2
         changed["joint_synops"] = both * row["synapses"]
+    if row["kind"] == "mask":  # votes for it, or its columns, are summed up: an addition a spike
+        summed = rate * row["votes"] if row["votes"] else rate**2 * row["outputs"]
+        changed["additions"] = summed if row["additions"] else 0.0
     return changed
+
+
+def _neuron_at(row: Operations, rate: float) -> Operations:
+    """What spikes take beside updates is in proportion to them."""
+    active = rate * row["outputs"]
+    changed: Operations = {**row, "active_outputs": active}
+    if row["neuron"] in get_args(ActivationName):
+        return changed
+    changed["spikes"] = active
+    changed["output_peak"] = 1.0
+    seen = row["active_outputs"]
+    each = usual_update(row["neuron"], row["steps"])
+    more = active / seen if seen else 0.0
+    changed["additions"] = _scaled(row["additions"], row["updates"] * each.additions, more)
+    changed["multiplies"] = _scaled(row["multiplies"], row["updates"] * each.multiplies, more)
+    return changed
+
+
+def _scaled(counted: float, of_updates: float, more: float) -> float:
+    return of_updates + more * (counted - of_updates)

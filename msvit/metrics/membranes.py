@@ -24,7 +24,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from msvit.kernels import NeuronSpec
-from msvit.neuron_kinds import ActivationName, NeuronName
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class Update:
     states: int
 
 
-_UPDATES: dict[NeuronName | ActivationName, Update] = {
+_UPDATES: dict[str, Update] = {
     "if": Update(1, 0, 0, 0, 1),
     "lif": Update(1, 1, 0, 0, 1),
     "plif": Update(1, 1, 0, 0, 1),
@@ -49,11 +48,14 @@ _UPDATES: dict[NeuronName | ActivationName, Update] = {
 }
 
 
+def usual_update(kind: str, steps: int) -> Update:
+    """What a neuron of this kind, with a hard reset, does in each of ``steps`` time steps."""
+    return Update(steps, steps, 0, 0, 0) if kind == "psn" else _UPDATES[kind]
+
+
 def update_of(spec: NeuronSpec, steps: int) -> Update:
-    """What a neuron of this kind does in each of ``steps`` time steps."""
-    if spec.kind == "psn":
-        return Update(steps, steps, 0, 0, 0)
-    found = _UPDATES[spec.kind]
+    """What a neuron does in each of ``steps`` time steps."""
+    found = usual_update(spec.kind, steps)
     resets = spec.kind in ("if", "lif", "plif", "klif")
     if resets and not spec.hard_reset:
         return Update(found.additions, found.multiplies, 1, 0, found.states)
