@@ -244,6 +244,7 @@ def test_learning_curves_have_a_panel_per_configuration(scales):
     ]
     band = figure.axes[0].collections[0]
     assert band.get_paths()[0].get_extents().ymax <= 100
+    assert figure.axes[0].get_ylim()[1] <= 100  # no axis of what cannot be
 
 
 def test_bars_of_energy_are_as_long_as_the_energy(scales):
@@ -325,6 +326,20 @@ def test_energy_models_stand_beside_each_other_and_their_ratios_to_a_baseline(co
     found = {line.get_label(): list(line.get_xdata()) for line in ratios.lines}
     by_seed = np.sqrt((2 / 1) * (3 / 2))  # the geometric mean
     assert found["exact_synops"] == pytest.approx([1, by_seed])
+
+
+def test_a_long_baseline_leaves_both_axes_their_names(tmp_path):
+    results, name = Results(tmp_path), "msvit scales=1 attn_threshold=0.5 widths=0.25,0.5,1.0"
+    for label, scales in ((name, [1]), ("other", [1, 3])):
+        cell = make_cell({"name": "msvit", "scales": scales}, 0)
+        record = make_record(cell, 0.9, 1e-3, layers=4)
+        record["operations"] = [counted_row(row, 1e4) for row in record["operations"]]
+        results.add(label, cell, record)
+    figure = FIGURES["models"](results.study(), View(name))
+    figure.draw_without_rendering()
+    left, right = (axes.xaxis.label.get_window_extent() for axes in figure.axes)
+    assert left.x1 < right.x0
+    assert right.x1 <= figure.bbox.x1
 
 
 def test_figures_show_the_energy_that_was_asked_for(counted, models):
