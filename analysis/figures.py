@@ -185,8 +185,11 @@ def over_axis(study: StudyResults, axis: str, name: str) -> Figure:
 
 
 def over_axes(study: StudyResults, name: str) -> dict[str, Figure]:
-    """:func:`over_axis` for every axis of the grid, by the option's name."""
-    options = {slug(axis.split(".", 1)[-1]): axis for axis in study.axes}
+    """:func:`over_axis` for every axis of which two values have results, by the option's name."""
+    columns = {axis: axis.removesuffix(".name") for axis in study.axes}
+    found = study.finished.reindex(columns=list(columns.values())).map(str, na_action="ignore")
+    several = [axis for axis, column in columns.items() if found[column].nunique() > 1]
+    options = {slug(axis.split(".", 1)[-1]): axis for axis in several}
     return {option: over_axis(study, axis, name) for option, axis in options.items()}
 
 
