@@ -144,6 +144,12 @@ def looks() -> list[dict[str, Any]]:
     return [{"color": color, "marker": marker} for color, marker in pairs]
 
 
+def keep_to_possible(axes: Axes, most: float = 100) -> None:
+    """Nothing on the y axis that cannot be, such as a percentage above 100."""
+    low, high = axes.get_ylim()
+    axes.set_ylim(max(low, 0), min(high, most))
+
+
 def width_for(labels: Iterable[str]) -> float:
     """Inches of a figure whose rows have these labels at their left: as others, or wider."""
     return max(mpl.rcParams["figure.figsize"][0], 3.0 + 0.055 * max(map(len, labels), default=0))

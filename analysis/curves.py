@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from analysis.canvas import say, style
+from analysis.canvas import keep_to_possible, say, style
 from analysis.collect import StudyResults
 from analysis.statistics import summarize
 from analysis.view import USUAL, View
@@ -45,6 +45,7 @@ def learning_curves(study: StudyResults, view: View = USUAL) -> Figure | None:
             title = group + (" (one seed)" if seeds[group] == 1 else "")
             axes.set_title(textwrap.fill(title, 28), size=7, pad=3)
             axes.xaxis.get_major_locator().set_params(integer=True)
+        keep_to_possible(every[0])  # and so all of them: they share it
         for place in range(len(groups), len(every)):
             every[place].remove()
             every[place - columns].tick_params(labelbottom=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import textwrap
 from collections.abc import Sequence
 
 import pandas as pd
@@ -20,6 +21,7 @@ from analysis.view import USUAL, View
 from msvit.records.measures import all_measures
 
 _OF_OTHERS = "quantised_twin"  # charges another network than the one that was trained
+_LETTERS = 30  # of a line below a panel
 _ORDERS = 10  # ratios that differ by more are on a logarithmic axis
 
 
@@ -47,13 +49,13 @@ def energy_by_model(study: StudyResults, view: View = USUAL) -> Figure | None:
         panels: list[Axes] = list(figure.subplots(1, columns, sharey=True, squeeze=False)[0])
         _lines(panels[0], means * measure.units[unit])
         _to_log(panels[0])
-        panels[0].set_xlabel(f"energy per image ({unit}, computed)")
+        panels[0].set_xlabel(f"energy per image\n({unit}, computed)")
         if ratios is not None:
             _lines(panels[1], ratios)
             if ratios.max().max() > _ORDERS * ratios.min().min():
                 _to_log(panels[1])
             panels[1].axvline(1, color="0.3", lw=0.8, zorder=1)
-            panels[1].set_xlabel(f"ratio to {view.baseline}")
+            panels[1].set_xlabel(textwrap.fill(f"ratio to {view.baseline}", _LETTERS))
         panels[0].set_yticks(range(len(groups)), groups)
         panels[0].set_ylim(len(groups) - 0.5, -0.5)
         for axes in panels:

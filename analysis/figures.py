@@ -17,7 +17,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.canvas import DASHES, canvas, looks, say, slug, style, write_figures
+from analysis.canvas import DASHES, canvas, keep_to_possible, looks, say, slug, style, write_figures
 from analysis.collect import StudyResults
 from analysis.curves import learning_curves
 from analysis.energy_figures import energy_by_model
@@ -95,7 +95,7 @@ def accuracy_energy(study: StudyResults, view: View = USUAL) -> Figure:
             marks.append(Mark(label, x, y, color=_OTHERS))
         axes.margins(0.22, 0.18)
         axes.set_xlim(left=max(0, axes.get_xlim()[0]))
-        _keep_to_possible(axes)
+        keep_to_possible(axes)
         remarks = ["mean ± std"] + (["†: published"] if others else [])
         corners: list[tuple[float, float]] = []
         for group in pareto_front(energy["mean"], accuracy["mean"]):
@@ -173,7 +173,7 @@ def over_axis(study: StudyResults, axis: str, name: str) -> Figure:
             if not math.isnan(row["low"]):
                 axes.axhspan(row["low"], row["high"], color=look["color"], alpha=0.1, lw=0)
             marks.append(Mark(group, 1, row["mean"], color=look["color"]))
-        _keep_to_possible(axes, most)
+        keep_to_possible(axes, most)
         say(
             axes,
             study,
@@ -185,8 +185,11 @@ def over_axis(study: StudyResults, axis: str, name: str) -> Figure:
 
 
 def over_axes(study: StudyResults, name: str) -> dict[str, Figure]:
-    """:func:`over_axis` for every axis of the grid, by the option's name."""
-    options = {slug(axis.split(".", 1)[-1]): axis for axis in study.axes}
+    """:func:`over_axis` for every axis of which two values have results, by the option's name."""
+    columns = {axis: axis.removesuffix(".name") for axis in study.axes}
+    found = study.finished.reindex(columns=list(columns.values())).map(str, na_action="ignore")
+    several = [axis for axis, column in columns.items() if found[column].nunique() > 1]
+    options = {slug(axis.split(".", 1)[-1]): axis for axis in several}
     return {option: over_axis(study, axis, name) for option, axis in options.items()}
 
 
@@ -229,12 +232,6 @@ def _point(
 def _within(y: float, below: float, above: float, most: float = 100) -> tuple[float, float]:
     """Lengths of the error bars of what ends at 0 and ``most``, such as a percentage."""
     return (min(below, y), min(above, most - y)) if not math.isnan(below) else (math.nan, math.nan)
-
-
-def _keep_to_possible(axes: Axes, most: float = 100) -> None:
-    """Nothing on the y axis that cannot be, such as a percentage above 100."""
-    low, high = axes.get_ylim()
-    axes.set_ylim(max(low, 0), min(high, most))
 
 
 def _looks(study: StudyResults) -> dict[str, dict[str, Any]]:

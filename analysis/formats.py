@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import replace
+import textwrap
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
 FORMATS = ("md", "csv", "tex")
 """What a table can be written as, by the ends of its files."""
 _ROWS_OF_A_PAGE = 45
+_LETTERS_OF_A_PAGE, _LETTERS_OF_A_COLUMN = 130, 66
+"""What is broader is parted: made smaller, nobody could read it."""
+_BETWEEN, _EDGES = 3, 4  # letters: between two columns; around the first one
+_HEADER = 12  # letters of a line, or its longest word
 
 
 def write_table(table: Table, folder: Path, stem: str, formats: Collection[str] = FORMATS) -> None:
@@ -41,6 +46,44 @@ def narrowed(table: Table) -> Table:
         return table
     kept = {header: fields for header, fields in table.columns.items() if header in table.narrow}
     return replace(table, columns=kept)
+
+
+def parted(table: Table, room: int) -> list[Table]:
+    """Tables of no more than ``room`` letters across, each with the first column and some others.
+
+    All are about as broad. What has no room even beside the first column alone is there anyway.
+    """
+    first, *others = table.columns
+    room -= width_of(table, first)
+    widths = {header: _BETWEEN + width_of(table, header) for header in others}
+    parts = _filled(widths, room)
+    while len(parts) > 1 and room > 0 and len(_filled(widths, room - 1)) == len(parts):
+        room -= 1
+    columns = table.columns
+    return [
+        replace(table, columns={header: columns[header] for header in (first, *part)})
+        for part in _filled(widths, room)
+    ]
+
+
+def _filled(widths: Mapping[str, int], room: int) -> list[list[str]]:
+    """Names in their order, in groups of which none is broader than ``room`` but of one name."""
+    groups: list[list[str]] = [[]]
+    left = room
+    for name, width in widths.items():
+        if width > left and groups[-1]:
+            groups.append([])
+            left = room
+        groups[-1].append(name)
+        left -= width
+    return groups
+
+
+def width_of(table: Table, header: str) -> int:
+    """Letters of the longest entry of a column, or of the longest line of its header."""
+    fields = (f"{entry.text} {entry.detail}".strip() for entry in table.columns[header])
+    lines = textwrap.wrap(header, _HEADER, break_long_words=False, break_on_hyphens=False)
+    return max(map(len, (*lines, *fields)))
 
 
 def console() -> rich.console.Console:
@@ -87,13 +130,16 @@ def latex(table: Table, wide: bool = True) -> str:
     """The table as LaTeX floats; needs ``\\usepackage{booktabs,graphicx}``.
 
     The best values are bold, the second best underlined; the notes stand under the rules. ``wide``
-    goes over both columns of a two-column page. What is broader than that is made smaller, and
-    what is longer than a page goes on in another float, from the next block of rows on.
+    goes over both columns of a two-column page. What is much broader than that goes on in another
+    float with its other columns, and what is longer than a page from the next block of rows on.
     """
+    parts = parted(table, _LETTERS_OF_A_PAGE if wide else _LETTERS_OF_A_COLUMN)
     pages = list(pairwise([*_pages(table), len(table.rows)]))
+    floats = [(part, page) for page in pages for part in parts]
+    last = len(floats) - 1
     return "\n".join(
         ["% needs \\usepackage{booktabs,graphicx}"]
-        + [_float(table, pages, number, wide) for number in range(len(pages))]
+        + [_float(*each, n == 0, n == last, wide) for n, each in enumerate(floats)]
     )
 
 
@@ -107,13 +153,12 @@ def _pages(table: Table) -> list[int]:
     return starts
 
 
-def _float(table: Table, pages: list[tuple[int, int]], number: int, wide: bool) -> str:
-    first, last = number == 0, number == len(pages) - 1
+def _float(table: Table, page: tuple[int, int], first: bool, last: bool, wide: bool) -> str:
     caption = table.caption + (" Best in bold, second underlined." if table.ranked else "")
     caption += "" if first else " Continued."
     rows = []
-    for place in range(*pages[number]):
-        rows += [r"\midrule"] if place in table.blocks and place != pages[number][0] else []
+    for place in range(*page):
+        rows += [r"\midrule"] if place in table.blocks and place != page[0] else []
         rows.append(" & ".join(map(_latex_entry, table.rows[place])) + r" \\")
     # Units in a second row: the table has to fit a page.
     heads = zip(*(_split_unit(header) for header in table.headers), strict=True)
@@ -182,15 +227,32 @@ def _label(name: str) -> str:
     return "".join(c if c.isalnum() else "-" for c in name)
 
 
-def terminal(table: Table) -> rich.table.Table:
-    """The table for a terminal; best bold, second underlined."""
+def terminal(table: Table) -> rich.console.RenderableType:
+    """The table for a terminal, parted where that is too narrow; best bold, second underlined."""
+    return _Parted(table)
+
+
+@dataclass(frozen=True)
+class _Parted:
+    table: Table
+
+    def __rich_console__(
+        self, console: rich.console.Console, options: rich.console.ConsoleOptions
+    ) -> Iterator[rich.table.Table]:
+        for number, part in enumerate(parted(self.table, options.max_width - _EDGES)):
+            yield _shown(part, titled=number == 0)
+
+
+def _shown(table: Table, titled: bool) -> rich.table.Table:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    shown = RichTable(box=SIMPLE_HEAD, title=Text(table.caption), title_justify="left")
+    title = Text(table.caption) if titled else None
+    shown = RichTable(box=SIMPLE_HEAD, title=title, title_justify="left")
     for header, left in zip(table.headers, to_the_left(table), strict=True):
-        shown.add_column(Text(header), justify="left" if left else "right", no_wrap=left)
+        width = width_of(table, header)
+        shown.add_column(Text(header), justify="left" if left else "right", width=width)
     for row in table.rows:
         styles = ["bold" if e.rank == 1 else "underline" if e.rank == 2 else "" for e in row]
         shown.add_row(

@@ -22,6 +22,8 @@ from matplotlib.transforms import Bbox
 DISTANCES = (5, 9, 16, 26, 38, 52)  # points between a mark and its label, nearest first
 DIRECTIONS = (0, 180, 90, 270, 45, 315, 135, 225, 20, 340, 160, 200)  # degrees, best first
 
+_AXES = 0.75  # of a figure's height, at least
+
 
 @dataclass(frozen=True)
 class Mark:
@@ -49,7 +51,7 @@ def label_marks(
         figure.set_layout_engine("none")  # placed labels must not move the axes again
         return
     key = [Line2D([], [], ls="none", label=f"{i}  {mark.text}") for i, mark in enumerate(marks, 1)]
-    columns = math.ceil(len(key) * 1.6 * size / (72 * figure.get_figheight()))
+    columns = math.ceil(len(key) * 1.6 * size / (72 * _AXES * figure.get_figheight()))
     shown = {"handlelength": 0, "handletextpad": 0, "ncols": columns}
     width, longest = figure.get_figwidth(), max(len(mark.text) for mark in marks) + 4
     # At least as wide as it takes, so that the axes keep their place until the room is known.
@@ -60,6 +62,10 @@ def label_marks(
     figure.set_figwidth(width + room)
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
+    # Beside the axes, not beside the title: that may be as wide as the figure was.
+    frame = axes.get_position()
+    legend.set_loc("upper left")
+    legend.set_bbox_to_anchor((frame.x1, frame.y1), figure.transFigure)
     numbers = [replace(mark, text=str(i)) for i, mark in enumerate(marks, 1)]
     if not _place_all(axes, numbers, lines, size):
         for mark in numbers:

@@ -22,12 +22,12 @@ from analysis.view import USUAL, View
 from msvit.records.measures import Measure, all_measures
 
 KINDS: dict[str, dict[str, Any]] = {
-    "stem, embeddings": {"color": "#0072B2", "hatch": None},
-    "attention": {"color": "#E69F00", "hatch": "/////"},
-    "MLP": {"color": "#8CCBEE", "hatch": None},
-    "head": {"color": "#000000", "hatch": None},
+    "stem, embeddings": {"color": "#0072B2"},
+    "attention": {"color": "#E69F00"},
+    "MLP": {"color": "#C9E6F7"},
+    "head": {"color": "#000000"},
 }
-"""What parts are called together, told apart in grey as well."""
+"""What parts are called together: each as grey its own, from black to nearly white."""
 _COLUMNS = 3  # of panels
 _WIDE_ENOUGH = 0.035  # for a number, of the widest bar
 
@@ -108,10 +108,9 @@ def _of(pieces: pd.Series, group: str, kind: str) -> pd.Series:
 
 
 def _write(axes: Axes, x: float, y: float, text: str, kind: str) -> None:
-    box = {"boxstyle": "round,pad=0.15", "fc": KINDS[kind]["color"], "ec": "none"}
     dark = kind in ("stem, embeddings", "head")
     color = "white" if dark else "black"
-    axes.text(x, y, text, ha="center", va="center", size=6, color=color, bbox=box)
+    axes.text(x, y, text, ha="center", va="center", size=6, color=color)
 
 
 def _kind(layer: pd.Series) -> str:

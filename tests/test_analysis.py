@@ -639,6 +639,9 @@ def test_crowded_points_get_numbers_and_a_key(tmp_path):
     numbers = {text.get_text() for text in figure.axes[0].texts} - {""}
     assert numbers == {str(i) for i in range(1, 15)}
     assert figure.get_figwidth() >= 6
+    # The title may be as wide as the axes and more: the key begins below it.
+    assert key.get_window_extent().y1 <= figure.axes[0].get_window_extent().y1 + 1
+    assert key.get_window_extent().y0 >= 0
 
 
 def test_accuracy_over_scales_counts_them_and_names_baselines(scales):

@@ -16,6 +16,7 @@ from torch import nn
 from analysis.drawn import Drawn
 from analysis.inside import main
 from analysis.look.making import Wanted, look_inside
+from analysis.look.scales import weight_of_scales
 from analysis.look.words import sentences
 from analysis.page.study import study_part
 from msvit.data.splits import Images
@@ -211,6 +212,20 @@ def test_a_survey_tells_what_scales_are_known_to_vote_for():
     np.testing.assert_allclose(pair.first_map, (tall + short) / 2)
     np.testing.assert_allclose(pair.second_map, np.roll(tall + short, -1, 1) / 2)
     np.testing.assert_allclose(pair.by_image, [1 / 2, 1 / 4] * 3)
+
+
+def test_numbers_of_scales_stand_off_the_bars_and_no_axis_passes_all_of_them():
+    labels = [0, 1] * 3
+    cell = known_cell([bar(2 if label else 4) for label in labels], labels)
+    figure = weight_of_scales(look_inside(cell, "known", Wanted()), "attention")
+    figure.draw_without_rendering()
+    shown = {axes.get_xlabel().partition("\n")[0]: axes for axes in figure.axes}
+    explained = shown["explained"]
+    assert [text.get_text() for text in explained.texts] == ["100.0", "100.0"]
+    for name in ("share of", "kept if it", "changed", "explained"):
+        assert shown[name].get_xlim()[1] <= 100
+        inside = shown[name].get_window_extent()
+        assert all(text.get_window_extent().x0 > inside.x1 for text in shown[name].texts)
 
 
 def test_a_class_explains_what_chance_would_not():

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import re
 import subprocess
 
 import numpy as np
 import pandas as pd
 import pytest
+from rich.console import Console
 
 from analysis.drawn import Drawn
 from analysis.figures import FIGURES, difference_forest, over_axis
-from analysis.formats import latex, markdown, narrowed, write_table
+from analysis.formats import latex, latex_text, markdown, narrowed, terminal, write_table
 from analysis.frames import write_frames
 from analysis.layers import layer_names, layers, outline, parts
 from analysis.report import ALL, main, write_report
@@ -244,6 +246,7 @@ def test_learning_curves_have_a_panel_per_configuration(scales):
     ]
     band = figure.axes[0].collections[0]
     assert band.get_paths()[0].get_extents().ymax <= 100
+    assert figure.axes[0].get_ylim()[1] <= 100  # no axis of what cannot be
 
 
 def test_bars_of_energy_are_as_long_as_the_energy(scales):
@@ -325,6 +328,43 @@ def test_energy_models_stand_beside_each_other_and_their_ratios_to_a_baseline(co
     found = {line.get_label(): list(line.get_xdata()) for line in ratios.lines}
     by_seed = np.sqrt((2 / 1) * (3 / 2))  # the geometric mean
     assert found["exact_synops"] == pytest.approx([1, by_seed])
+
+
+def test_tables_of_many_energies_are_parted_where_they_are_too_wide(counted):
+    every = EnergyChoice(("sop_spikformer", "spikingformer_code", "exact_synops", "lemaire"))
+    table = study_tables(counted.study(), View("[1]", every))["differences"]
+    for width in (60, 80, 120):
+        with (shown := Console(width=width, file=io.StringIO())).capture() as caught:
+            shown.print(terminal(table))
+        text = caught.get()
+        assert "…" not in text
+        assert max(map(len, text.splitlines())) <= width
+        words = text.split()
+        for header, fields in table.columns.items():
+            assert words.count(header.split()[-1]) >= 1
+            for word in f"{header} {fields[0].text} {fields[0].detail}".split():
+                assert word in words, (width, header)
+    floats = latex(table, wide=False).split(r"\end{table}")[:-1]
+    assert len(floats) > 1
+    assert [text.count(r"\label") for text in floats] == [1] + [0] * (len(floats) - 1)
+    assert all("\n[1, 3] & " in text for text in floats)  # each with the names of its rows
+    together = "".join(floats)
+    for model in every.models:
+        assert together.count(latex_text(f"energy by {model}")) == 1
+
+
+def test_a_long_baseline_leaves_both_axes_their_names(tmp_path):
+    results, name = Results(tmp_path), "msvit scales=1 attn_threshold=0.5 widths=0.25,0.5,1.0"
+    for label, scales in ((name, [1]), ("other", [1, 3])):
+        cell = make_cell({"name": "msvit", "scales": scales}, 0)
+        record = make_record(cell, 0.9, 1e-3, layers=4)
+        record["operations"] = [counted_row(row, 1e4) for row in record["operations"]]
+        results.add(label, cell, record)
+    figure = FIGURES["models"](results.study(), View(name))
+    figure.draw_without_rendering()
+    left, right = (axes.xaxis.label.get_window_extent() for axes in figure.axes)
+    assert left.x1 < right.x0
+    assert right.x1 <= figure.bbox.x1
 
 
 def test_figures_show_the_energy_that_was_asked_for(counted, models):

@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from analysis.layers import LayerName, layer_names
-from msvit.inside import ImageLook, Survey
+from msvit.inside import ImageLook, LayerSurvey, Pair, Survey
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Look:
         label: of its configuration, seed and all.
         survey: its token attentions over test images; without layers where it has none.
         images: those that were chosen; ``rasters`` are those whose spikes are drawn.
-        differing: by layer, those on which the first two scales differ most.
+        differing: by layer, those on which the two scales that are least alike differ most.
         classes: those that figures show.
         recorded: test accuracy that the record says.
     """
@@ -45,6 +45,17 @@ class Look:
         spiking = [layer for image in self.images[:1] for layer in image.spikes]
         voting = {path: seen.branches for path, seen in self.survey.layers.items()}
         return voting_words(voting, spiking)
+
+
+def least_alike(seen: LayerSurvey) -> Pair:
+    """Of two or more scales, those that would keep the fewest of their tokens both."""
+    return min(seen.pairs, key=_overlap)
+
+
+def _overlap(pair: Pair) -> float:
+    """Of what either alone would keep, the share that both would."""
+    either = pair.both + pair.only_first + pair.only_second
+    return pair.both / either if either else 1.0
 
 
 def voting_words(

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from analysis.canvas import slug, write_figures
 from analysis.look import MANIFEST
-from analysis.look.content import Look, first_of_each_class, voting_words
+from analysis.look.content import Look, first_of_each_class, least_alike, voting_words
 from analysis.look.frames import frames
 from analysis.look.maps import differing_images, pairs_of_scales, votes_of_classes, votes_of_images
 from analysis.look.scales import weight_of_scales
@@ -156,9 +156,9 @@ def _check_places(option: str, places: Sequence[int], there: int, what: str) -> 
 
 
 def _differing(found: Survey) -> dict[str, list[int]]:
-    """By layer, the images on which its first two branches disagree most."""
+    """By layer, the images on which its two least alike branches disagree most."""
     order = {
-        path: np.argsort(-seen.pairs[0].by_image, kind="stable")[:DIFFERING]
+        path: np.argsort(-least_alike(seen).by_image, kind="stable")[:DIFFERING]
         for path, seen in found.layers.items()
         if seen.pairs
     }

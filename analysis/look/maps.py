@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from analysis.look.content import Look, branch_words
+from analysis.look.content import Look, branch_words, least_alike
 from analysis.look.panels import Column, map_grid, picture
 from msvit.inside import ImageLook, Pair
 from msvit.inside.look import ImageVotes
@@ -74,14 +74,16 @@ def pairs_of_scales(look: Look, layer: str) -> Figure | None:
 
 
 def differing_images(look: Look, layer: str) -> Figure | None:
-    """The images on which the first two scales disagree most, and where."""
+    """The images on which the two least alike scales disagree most, and where."""
     images = look.differing.get(layer)
     if not images:
         return None
-    first, second = (branch_words(name) for name in images[0].votes[layer].branches[:2])
+    pair = least_alike(look.survey.layers[layer])
+    first, second = branch_words(pair.first), branch_words(pair.second)
     seen = [image.votes[layer] for image in images]
-    votes = [[v.scores[i].mean((0, 1)) for v in seen] for i in (0, 1)]
-    only = [[_only(v, i, 1 - i) for v in seen] for i in (0, 1)]
+    one, other = (seen[0].branches.index(name) for name in (pair.first, pair.second))
+    votes = [[v.scores[i].mean((0, 1)) for v in seen] for i in (one, other)]
+    only = [[_only(v, *two) for v in seen] for two in ((one, other), (other, one))]
     columns = [
         _pictures(images),
         *(Column(f"{name}", votes[i], _VOTES) for i, name in enumerate((first, second))),

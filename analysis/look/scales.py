@@ -14,7 +14,6 @@ from analysis.look.frames import scale_rows
 MOST_CLASSES = 20
 """On an axis; of more, votes by class are in the frames only."""
 
-_BEHIND = {"facecolor": "white", "edgecolor": "none", "pad": 0.4}  # of numbers over a line
 _BARS = {
     "vote_share": "share of\nall votes (%)",
     "kept_alone": "kept if it\nalone voted (%)",
@@ -65,11 +64,13 @@ def _bars(
     known = np.nan_to_num(values)
     axes.barh(places, known, color=[f"C{i % 7}" for i in places], height=0.6)
     for place, value in enumerate(values):
-        text = "none vary" if np.isnan(value) else f" {value:.1f}"
-        axes.text(np.nan_to_num(value), place, text, va="center", size=6, bbox=_BEHIND)
+        text = "none vary" if np.isnan(value) else f"{value:.1f}"
+        # In a column of its own, where neither bars nor the line are.
+        aside = axes.get_yaxis_transform()
+        axes.text(1.03, place, text, va="center", size=6, transform=aside)
     axes.set_yticks(places, names if first else [""] * len(names))
     axes.invert_yaxis()
-    axes.set_xlim(0, max(1.45 * known.max(), 1.1 * (line or 0), 1e-9))
+    axes.set_xlim(0, min(100, max(1.05 * known.max(), 1.05 * (line or 0), 1e-9)))
     if line is not None:
         axes.axvline(line, color="0.3", ls="--", lw=0.9)
     axes.set_xlabel(label)

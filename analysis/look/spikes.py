@@ -19,7 +19,10 @@ _BAND = NEURONS + 1  # rows of a layer: its neurons, and a line between it and t
 
 
 def spikes_of_image(look: Look, image: ImageLook) -> Figure:
-    """A band per layer: some of its neurons, its rate in each step, the share that fires at all."""
+    """A band per layer: some of its neurons, its rate in each step, the share that fires at all.
+
+    In a single time step all neurons that fire look alike: then there is no raster.
+    """
     layers = list(image.spikes)
     seen = list(image.spikes.values())
     steps = len(seen[0].rate)
@@ -30,25 +33,28 @@ def spikes_of_image(look: Look, image: ImageLook) -> Figure:
     with style():
         figure = Figure(figsize=(5.6, 1.2 + 0.17 * len(seen)))
         FigureCanvasAgg(figure)
-        panels = figure.subplots(1, 3, width_ratios=[1.2, 1.2, 0.9])
+        widths = [1.2, 1.2, 0.9] if steps > 1 else [1.2, 0.9]
+        panels = figure.subplots(1, len(widths), width_ratios=widths)
         box = (-0.5, steps - 0.5, len(seen) - 0.5, -0.5)
-        raster, heat, active = panels
-        raster.imshow(
-            rows, cmap="gray_r", vmin=0, aspect="auto", interpolation="nearest", extent=box
-        )
+        *rasters, heat, active = panels
         drawn = heat.imshow(rates, vmin=0, aspect="auto", interpolation="nearest", extent=box)
         active.barh(range(len(seen)), [100 * one.active for one in seen], color="0.45", height=0.7)
         names = outline([look.words[layer] for layer in layers])
         for axes in panels:
             axes.set_ylim(len(seen) - 0.5, -0.5)
-            axes.set_yticks(range(len(seen)), names if axes is raster else [""] * len(seen), size=6)
+            axes.set_yticks(
+                range(len(seen)), names if axes is panels[0] else [""] * len(seen), size=6
+            )
             axes.tick_params(length=0)
             axes.grid(False)
-        for axes in (raster, heat):
+        for axes in (*rasters, heat):
             _steps(axes, steps)
-        for edge in np.arange(0.5, len(seen) - 1):
-            raster.axhline(edge, color="0.8", lw=0.4)
-        raster.set_title(f"{NEURONS} neurons each")
+        for raster in rasters:
+            look_of = {"cmap": "gray_r", "aspect": "auto", "interpolation": "nearest"}
+            raster.imshow(rows, vmin=0, extent=box, **look_of)
+            for edge in np.arange(0.5, len(seen) - 1):
+                raster.axhline(edge, color="0.8", lw=0.4)
+            raster.set_title(f"{NEURONS} neurons each")
         heat.set_title("spikes per neuron")
         active.set_title("fire at all")
         active.set_xlabel("share of neurons (%)")
@@ -60,9 +66,10 @@ def spikes_of_image(look: Look, image: ImageLook) -> Figure:
         title = [
             f"{look.label}: which neurons fire, image {image.index}, class {image.label}{read}"
         ]
-        title.append(
-            "The neurons are some of those that fire, evenly over all that do; dark: a spike."
-        )
+        if rasters:
+            title.append(
+                "The neurons are some of those that fire, evenly over all that do; dark: a spike."
+            )
         entitle(figure, title)
     return figure
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from analysis.look.content import Look, branch_words
+from analysis.look.content import Look, branch_words, least_alike
 from msvit.inside import LayerSurvey, Pair
 
 
@@ -15,7 +15,7 @@ def sentences(look: Look) -> list[str]:
         where = look.words[layer].words
         found.append(f"{where[0].upper()}{where[1:]}: {_weights(seen)}")
         if seen.pairs:
-            found.append(_pair(min(seen.pairs, key=_alike)))
+            found.append(_pair(least_alike(seen)))
     return found
 
 
@@ -45,12 +45,6 @@ def _weights(seen: LayerSurvey) -> str:
         f"of all votes {shares}; {kept}. {changed:.1%} of these decisions would be others without "
         f"{most}, {least_changed:.1%} without {least}."
     )
-
-
-def _alike(pair: Pair) -> float:
-    """Overlap of what each alone would keep."""
-    either = pair.both + pair.only_first + pair.only_second
-    return pair.both / either if either else 1.0
 
 
 def _pair(pair: Pair) -> str:
