@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from analysis.canvas import DASHES, looks, say, style, width_for
 from analysis.collect import StudyResults
 from analysis.layer_energy import model_of
+from analysis.series import joined
 from analysis.statistics import summarize
 from analysis.tables import energy_measures
 from analysis.twins import energy_ratio
@@ -26,10 +27,11 @@ _ORDERS = 10  # ratios that differ by more are on a logarithmic axis
 
 
 def energy_by_model(study: StudyResults, view: View = USUAL) -> Figure | None:
-    """Mean energy per image of every configuration (log), a line per energy model.
+    """Mean energy per image of every configuration (log), a mark per energy model.
 
-    Beside it, with a baseline, the ratio to it, paired by seed. All models that tell of the study
-    are shown, whatever the view asks for, but the twin's. None where fewer than two of them do.
+    Lines join neighbours along an axis of the grid. Beside it, with a baseline, the ratio to it,
+    paired by seed. All models that tell of the study are shown, whatever the view asks for, but
+    the twin's. None where fewer than two of them do.
     """
     asked = energy_measures(study, view)
     known = [name for name in all_measures() if name.partition(":")[0] == "energy_mj"]
@@ -41,17 +43,18 @@ def energy_by_model(study: StudyResults, view: View = USUAL) -> Figure | None:
     groups, measure = list(means.index), all_measures()["energy_mj"]
     unit = measure.unit(means.min())
     ratios = _ratios(study, means, view.baseline)
+    runs = joined(study, groups)
     with style():
         size = (width_for(groups) + 1.6 * (ratios is not None), 1.9 + 0.24 * len(groups))
         figure = Figure(figsize=size)
         FigureCanvasAgg(figure)
         columns = 1 if ratios is None else 2
         panels: list[Axes] = list(figure.subplots(1, columns, sharey=True, squeeze=False)[0])
-        _lines(panels[0], means * measure.units[unit])
+        _marks(panels[0], means * measure.units[unit], runs)
         _to_log(panels[0])
         panels[0].set_xlabel(f"energy per image\n({unit}, computed)")
         if ratios is not None:
-            _lines(panels[1], ratios)
+            _marks(panels[1], ratios, runs)
             if ratios.max().max() > _ORDERS * ratios.min().min():
                 _to_log(panels[1])
             panels[1].axvline(1, color="0.3", lw=0.8, zorder=1)
@@ -91,9 +94,12 @@ def _to_log(axes: Axes) -> None:
     axes.xaxis.set_major_formatter("{x:g}")
 
 
-def _lines(axes: Axes, values: pd.DataFrame) -> None:
-    """A line down the configurations for each column, the name of a measure of energy."""
-    places: Sequence[int] = range(len(values))
+def _marks(axes: Axes, values: pd.DataFrame, runs: Sequence[Sequence[str]]) -> None:
+    """A mark for each configuration and column, the name of a measure of energy; lines of runs."""
+    places = dict(zip(values.index, range(len(values)), strict=True))
+    joins = any(len(run) > 1 for run in runs)
     for name, look, dash in zip(values, looks(), itertools.cycle(("-", *DASHES)), strict=False):
-        label = model_of(str(name))
-        axes.plot(values[name], places, ls=dash, lw=0.9, ms=4, label=label, **look)
+        line = {"ls": dash if joins else "none", "lw": 0.9, "ms": 4, **look}
+        for number, run in enumerate(runs):
+            label = model_of(str(name)) if number == 0 else "_"
+            axes.plot(values[name][run], [places[group] for group in run], label=label, **line)

@@ -26,7 +26,7 @@ from analysis.heatmaps import firing_maps
 from analysis.label_placement import Mark, label_marks, label_right
 from analysis.layer_figures import energy_by_layer
 from analysis.published import published_on, read_published
-from analysis.series import axis_series
+from analysis.series import axis_series, counted, numeric
 from analysis.statistics import CONFIDENCE, summarize
 from analysis.tables import energy_measures
 from analysis.view import USUAL, View
@@ -148,13 +148,13 @@ def over_axis(study: StudyResults, axis: str, name: str) -> Figure:
     series, baselines = axis_series(study, axis)
     option = axis.removesuffix(".name").split(".", 1)[-1].replace("_", " ")
     values = list(dict.fromkeys(value for line in series for value in line.values))
-    counted = _counted(values)
-    option = f"number of {option}" if counted else option
+    by_count = counted(values)
+    option = f"number of {option}" if by_count else option
     with style():
         figure, axes = canvas()
         axes.set_xlabel(option)
         axes.set_ylabel(measure.axis(unit))
-        places, span = _ticks(axes, values, counted)
+        places, span = _ticks(axes, values, by_count)
         each, marks = iter(looks()), []
         for number, (line, look) in enumerate(zip(series, each, strict=False)):
             ordered = sorted(zip(line.values, line.groups, strict=True), key=lambda p: places[p[0]])
@@ -162,7 +162,7 @@ def over_axis(study: StudyResults, axis: str, name: str) -> Figure:
             shift = 0.015 * span * (number - (len(series) - 1) / 2)
             xs = [places[value] + shift for value, _ in ordered]
             rows = found.loc[[group for _, group in ordered]]
-            if counted or _numeric(values):
+            if by_count or numeric(values):
                 axes.plot(xs, rows["mean"], color=look["color"])
             for x, (mean, low, high) in zip(xs, rows.to_numpy(), strict=True):
                 _point(axes, x, mean, math.nan, _within(mean, mean - low, high - mean, most), look)
@@ -241,31 +241,18 @@ def _looks(study: StudyResults) -> dict[str, dict[str, Any]]:
     return {group: of_model[model] for group, model in models.items()}
 
 
-def _counted(values: Sequence[Any]) -> bool:
-    """Whether the values are tuples of different lengths, so that the length says it all."""
-    return (
-        bool(values)
-        and all(isinstance(value, tuple) for value in values)
-        and len({len(value) for value in values}) == len(values)
-    )
-
-
-def _numeric(values: Sequence[Any]) -> bool:
-    return all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
-
-
-def _ticks(axes: Axes, values: Sequence[Any], counted: bool) -> tuple[dict[Any, float], float]:
+def _ticks(axes: Axes, values: Sequence[Any], by_count: bool) -> tuple[dict[Any, float], float]:
     """Place of each value on the x axis, and the width of all; the ticks are set.
 
     A place is a count, the number itself, or for anything else its turn.
     """
-    numeric = _numeric(values)
-    if counted:
+    numbers = numeric(values)
+    if by_count:
         places = {value: float(len(value)) for value in values}
         names = [f"{len(value)}\n{value}".replace(",)", ")") for value in values]
     else:
-        places = {v: float(v) if numeric else float(i) for i, v in enumerate(values)}
-        names = [f"{v:g}" if numeric else str(v) for v in values]
+        places = {v: float(v) if numbers else float(i) for i, v in enumerate(values)}
+        names = [f"{v:g}" if numbers else str(v) for v in values]
     axes.set_xticks(list(places.values()), names)
     if not places:
         return places, 1.0

@@ -9,9 +9,9 @@ import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from analysis.canvas import slug, style
+from analysis.canvas import entitle, slug, style
 from analysis.collect import StudyResults
-from analysis.layers import layer_names, outline
+from analysis.layers import in_reading_order, layer_names, outline
 from analysis.statistics import summarize
 from analysis.view import USUAL, View
 
@@ -32,7 +32,8 @@ def firing_maps(study: StudyResults, view: View = USUAL) -> dict[str, Figure]:
     for group in firing["group"].drop_duplicates():
         rows = firing[firing["group"] == group]
         rates = rows.pivot_table(index=["position", "layer"], columns="timestep", values="rate")
-        maps[group] = rates.droplevel("position")
+        rates = rates.droplevel("position")
+        maps[group] = rates.loc[in_reading_order(list(rates.index))]
     maps = {group: maps[group] for group in study.groups if group in maps}
     if not maps:
         return {}  # networks without neurons
@@ -67,6 +68,8 @@ def _firing_figure(study: StudyResults, maps: dict[str, pd.DataFrame], highest: 
         axes.set_title(f"{group}{_seeds_of(study, group)}")
     for axes in panels[len(maps) :]:
         axes.remove()
+    if len(maps) > 1:  # one says its configuration
+        entitle(figure, [f"{study.name}: firing rates by layer and time step"])
     figure.colorbar(
         image, ax=panels[: len(maps)], label="spikes per neuron and time step", aspect=30
     )

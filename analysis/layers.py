@@ -217,6 +217,20 @@ def _woven(first: Sequence[str], second: Sequence[str]) -> list[str]:
     return order
 
 
+def in_reading_order(paths: Sequence[str]) -> list[str]:
+    """``paths`` in their order, but the branches of one attention by their size."""
+    found: list[str] = []
+    for _, same in groupby(paths, key=lambda path: (bool(_size(path)), _block(path)[0])):
+        found += sorted(same, key=_size)
+    return found
+
+
+def _size(path: str) -> int:
+    """Tokens that a branch sees; 0 of what is no branch."""
+    scale = re.search(r"\.branches\.(?:\w+\.)?scale(\d+)", path)
+    return int(scale[1]) if scale else 0
+
+
 def outline(names: Sequence[LayerName]) -> list[str]:
     """Words of consecutive layers, where a part is named at its first one only."""
     found = []

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import pandas as pd
 
 from analysis.collect import StudyResults
+
+
+def counted(values: Sequence[Any]) -> bool:
+    """Whether the values are tuples of different lengths, so that the length says it all."""
+    return (
+        bool(values)
+        and all(isinstance(value, tuple) for value in values)
+        and len({len(value) for value in values}) == len(values)
+    )
+
+
+def numeric(values: Sequence[Any]) -> bool:
+    return all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
 
 
 @dataclass(frozen=True)
@@ -43,6 +58,24 @@ def axis_series(study: StudyResults, axis: str) -> tuple[list[Series], list[str]
         series = [line for line in series if len(line.groups) > 1]
     on_lines = {group for line in series for group in line.groups}
     return series, [group for group in finished.index if group not in on_lines]
+
+
+def joined(study: StudyResults, groups: Sequence[str]) -> list[list[str]]:
+    """``groups`` in runs, each of neighbours along one axis whose values have an order."""
+    beside = {
+        pair
+        for axis in study.axes
+        for line in axis_series(study, axis)[0]
+        if numeric(line.values) or counted(line.values)
+        for pair in pairwise(line.groups)
+    }
+    runs: list[list[str]] = []
+    for group in groups:
+        if runs and (runs[-1][-1], group) in beside:
+            runs[-1].append(group)
+        else:
+            runs.append([group])
+    return runs
 
 
 def _connected(valued: pd.DataFrame, same: list[str], axis: str) -> list[Series]:

@@ -15,8 +15,9 @@ from analysis.drawn import Drawn
 from analysis.figures import FIGURES, difference_forest, over_axis
 from analysis.formats import latex, latex_text, markdown, narrowed, terminal, write_table
 from analysis.frames import write_frames
-from analysis.layers import layer_names, layers, outline, parts
+from analysis.layers import in_reading_order, layer_names, layers, outline, parts
 from analysis.report import ALL, main, write_report
+from analysis.series import joined
 from analysis.study_tables import study_tables
 from analysis.view import USUAL, View
 from msvit.records.energy_choice import EnergyChoice
@@ -328,6 +329,21 @@ def test_energy_models_stand_beside_each_other_and_their_ratios_to_a_baseline(co
     found = {line.get_label(): list(line.get_xdata()) for line in ratios.lines}
     by_seed = np.sqrt((2 / 1) * (3 / 2))  # the geometric mean
     assert found["exact_synops"] == pytest.approx([1, by_seed])
+
+
+def test_branches_of_an_attention_stand_by_their_size():
+    attention = "stages.0.0.attention.branches"
+    paths = ["patch_embed.proj", f"{attention}.wide.scale5", f"{attention}.wide.scale3"]
+    paths += [f"{attention}.scale1", f"{attention}.k", "stages.0.1.attention.branches.scale1"]
+    shown = in_reading_order(paths)
+    assert shown == [paths[0], paths[3], paths[2], paths[1], *paths[4:]]
+
+
+def test_lines_join_what_lies_along_an_ordered_axis_only(scales, grid):
+    one, two, three, four, *others = scales.study().groups
+    runs = joined(scales.study(), [one, two, three, four, *others])
+    assert runs == [[one, two, three, four], *([other] for other in others)]
+    assert joined(scales.study(), [two, one]) == [[two], [one]]
 
 
 def test_tables_of_many_energies_are_parted_where_they_are_too_wide(counted):

@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from analysis.canvas import entitle, style
-from analysis.layers import outline
+from analysis.layers import in_reading_order, outline
 from analysis.look.content import Look
 from msvit.inside import ImageLook
 from msvit.inside.look import NEURONS
@@ -23,8 +23,8 @@ def spikes_of_image(look: Look, image: ImageLook) -> Figure:
 
     In a single time step all neurons that fire look alike: then there is no raster.
     """
-    layers = list(image.spikes)
-    seen = list(image.spikes.values())
+    layers = in_reading_order(list(image.spikes))
+    seen = [image.spikes[layer] for layer in layers]
     steps = len(seen[0].rate)
     rates = np.stack([one.rate for one in seen])
     rows = np.full((_BAND * len(seen), steps), np.nan)
