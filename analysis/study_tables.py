@@ -19,7 +19,7 @@ from analysis.layers import layers, parts
 from analysis.notes import told_of_differences
 from analysis.published import published_on, read_published
 from analysis.statistics import CONFIDENCE
-from analysis.tables import NOTHING, Entry, Table, compare, energy_measures, entries
+from analysis.tables import NOTHING, Entry, Table, compare, energy_measures, energy_unit, entries
 from analysis.twins import accuracy_lost, energy_ratio, pairs, twin_measures
 from analysis.view import USUAL, View
 from msvit.options import unknown
@@ -47,7 +47,7 @@ def differences(study: StudyResults, view: View) -> Table | None:
     accuracy = judged["test_accuracy"]
     columns = {
         "configuration": [Entry(group) for group in groups],
-        **_judged_columns(judged),
+        **_judged_columns(study, judged),
         "seeds": [Entry(f"{0 if pd.isna(n) else n:.0f}") for n in accuracy["n"]],
     }
     future = outlook(study, "test_accuracy", baseline)
@@ -84,7 +84,7 @@ def main_effects(study: StudyResults, view: View = USUAL) -> Table | None:
     several = [len(change) > 1 for change in changes]
     columns = {
         "effect of": [Entry(effect_label(study, change)) for change in changes],
-        **_judged_columns(judged),
+        **_judged_columns(study, judged),
     }
     return Table(
         name=f"{study.name}-effects",
@@ -222,6 +222,7 @@ def layer_table(study: StudyResults, view: View = USUAL) -> Table | None:
     if study.operations.empty:
         return None
     energies = energy_measures(study, view)
+    of_energy = energy_unit(study, energies)
     each = parts(study, energies)
     measures = all_measures()
     starts = list(each.index[each["group"] != each["group"].shift()])
@@ -229,7 +230,8 @@ def layer_table(study: StudyResults, view: View = USUAL) -> Table | None:
         "configuration": _at(starts, each["group"]),
         "part": [Entry(whole) for whole in each["whole"]],
         "firing rate": entries(each["rate"], measures["firing_rate"].decimals),
-        **dict(_in_unit(measures[name], each[name]) for name in ("macs", "acs", *energies)),
+        **dict(_in_unit(measures[name], each[name]) for name in ("macs", "acs")),
+        **dict(_in_unit(measures[name], each[name], of_energy) for name in energies),
         "of all (%)": entries(100 * each["share"], 1),
     }
     return Table(
@@ -257,17 +259,15 @@ def seed_table(study: StudyResults, view: View = USUAL) -> Table:
     cells = study.cells.reset_index(drop=True)
     measures = all_measures()
     starts = list(cells.index[cells["group"] != cells["group"].shift()])
-    names = (
-        "test_accuracy",
-        "accuracy",
-        "firing_rate",
-        *energy_measures(study, view),
-        "training_seconds",
-    )
+    energies = energy_measures(study, view)
+    names = ("test_accuracy", "accuracy", "firing_rate", *energies, "training_seconds")
+    unit = dict.fromkeys(energies, energy_unit(study, energies))
     columns = {
         "configuration": _at(starts, cells["group"]),
         "seed": [Entry(str(seed)) for seed in cells["seed"]],
-        **dict(_in_unit(measures[name], cells[name].astype(float)) for name in names),
+        **dict(
+            _in_unit(measures[name], cells[name].astype(float), unit.get(name)) for name in names
+        ),
         "epoch": [Entry(NOTHING if pd.isna(e) else f"{e:.0f}") for e in cells["selected_epoch"]],
         "state": [Entry(state) for state in cells["status"]],
     }
@@ -373,12 +373,13 @@ def _told(table: Table, view: View) -> Table:
     return replace(table, notes=(*table.notes, own))
 
 
-def _judged_columns(judged: dict[str, pd.DataFrame]) -> dict[str, list[Entry]]:
+def _judged_columns(study: StudyResults, judged: dict[str, pd.DataFrame]) -> dict[str, list[Entry]]:
     """Accuracy with its whole judgement, then each energy with its interval."""
     columns: dict[str, list[Entry]] = {}
+    of_energy = energy_unit(study, [name for name in judged if name != "test_accuracy"])
     for name, frame in judged.items():
         measure = all_measures()[name]
-        unit = measure.unit(frame["difference"].abs())
+        unit = "%" if name == "test_accuracy" else of_energy
         scaled = frame[["difference", "low", "high"]] * measure.units[unit]
         apart = frame["p"] < 1 - CONFIDENCE
         if name == "test_accuracy":
@@ -442,9 +443,11 @@ def _side_by_side(judged: dict[str, pd.DataFrame]) -> pd.DataFrame:
     return pd.concat(frames, axis=1)
 
 
-def _in_unit(measure: Measure, values: pd.Series) -> tuple[str, list[Entry]]:
-    """Heading and fields of one measure, in a unit that fits all its values."""
-    unit = measure.unit(values)
+def _in_unit(
+    measure: Measure, values: pd.Series, unit: str | None = None
+) -> tuple[str, list[Entry]]:
+    """Heading and fields of one measure, in ``unit`` or in one that fits all its values."""
+    unit = measure.unit(values) if unit is None else unit
     return measure.column(unit), entries(values * measure.units[unit], measure.decimals)
 
 

@@ -75,10 +75,11 @@ def compare(study: StudyResults, view: View = USUAL) -> Table:
     numbers, sources = comparison_numbers(study)
     measures = all_measures()
     energies = energy_measures(study, view)
+    of_energy = energy_unit(study, energies)
 
     def column(name: str, ranked: bool = False) -> tuple[str, list]:
         measure, values = measures[name], numbers[f"{name}_mean"]
-        unit = measure.unit(values)
+        unit = of_energy if name in energies else measure.unit(values)
         best = (max if measure.better == "maximize" else min) if ranked else None
         shown = entries(values * measure.units[unit], measure.decimals, best=best)
         return measure.column(unit), shown
@@ -98,9 +99,8 @@ def compare(study: StudyResults, view: View = USUAL) -> Table:
         columns["top-1† (%)"] = entries(numbers["published_top1_percent"], 2)
         if numbers["published_energy_mj"].notna().any():
             ours = measures["energy_mj"]
-            unit = ours.unit(numbers["energy_mj_mean"])
-            published = entries(numbers["published_energy_mj"] * ours.units[unit])
-            columns[ours.column(unit, "energy†")] = published
+            published = entries(numbers["published_energy_mj"] * ours.units[of_energy])
+            columns[ours.column(of_energy, "energy†")] = published
     return Table(
         name=study.name,
         caption=study.question,
@@ -120,6 +120,11 @@ def energy_measures(study: StudyResults, view: View) -> list[str]:
     """
     asked = list(view.energy.measures)
     return [name for name in asked if study.cells[name].notna().any()] or [*USUAL.energy.measures]
+
+
+def energy_unit(study: StudyResults, energies: Sequence[str]) -> str:
+    """The unit of all these energies in all tables of a study, so that columns can be compared."""
+    return all_measures()["energy_mj"].unit(study.finished[[*energies]].to_numpy(float).ravel())
 
 
 def comparison_numbers(study: StudyResults) -> tuple[pd.DataFrame, dict[str, str]]:

@@ -371,7 +371,7 @@ def test_without_weights_or_a_record_nothing_can_be_looked_at(trained, tmp_path,
 def test_the_command_needs_one_cell_and_one_choice_of_images(capsys):
     for given, message in (
         ([], "which cell? its folder, or --grid NAME of a study"),
-        (["a", "--grid", "b"], "which cell?"),
+        (["a", "--grid", "b"], "CELL and --grid both choose cells: give one of them"),
         (["a", "--images", "1", "--classes", "1"], "give one of them"),
         (["a", "--images", "1;2"], "whole numbers with commas are needed (got '1;2')"),
     ):

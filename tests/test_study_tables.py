@@ -300,6 +300,13 @@ def test_layers_add_up_under_every_model_that_was_asked_for(counted, models):
     assert len([axes for axes in drawn.axes if axes.patches]) == len(names)
 
 
+def test_energies_have_one_unit_in_all_tables(counted, models):
+    tables = study_tables(counted.study(), View("[1]", models))
+    headings = [h for name in tables for h in tables[name].columns if h.startswith("energy")]
+    assert len(headings) == 4 * len(models.models)
+    assert len({heading.rsplit("(", 1)[1] for heading in headings}) == 1
+
+
 def test_every_table_names_constants_of_ones_own(counted):
     own = EnergyChoice(("exact_synops",), ("exact_synops.ac = 90",))
     tables = study_tables(counted.study(), View("[1]", own))
