@@ -23,6 +23,7 @@ from analysis.report import main, write_report
 from analysis.search import collect_search
 from analysis.search_figures import draw_search_figures
 from analysis.view import USUAL, View
+from msvit.records.energy_choice import EnergyChoice
 from msvit.records.measures import mean_measures
 from msvit.records.store import read_study, search_folder, write_search, write_study
 from studies.hpo import manifest
@@ -148,6 +149,8 @@ def test_commands_make_the_same_study_again(results):
         "--set 'model.scales=[1, 3]' --seeds 3 --baseline 'msvit scales=1'",
         "python analysis/report.py --grid scales --baseline 'msvit scales=1'",
     ]
+    two = View(energy=EnergyChoice(("sop_spikformer", "exact_synops")))
+    assert all("--energy sop_spikformer,exact_synops" in told for told in commands(theirs, two)[1:])
     dirty = theirs.cells.assign(**{"environment.commit": "abc123-dirty"})
     own = dataclasses.replace(theirs, cells=dirty, grid_file="my grids/a.yaml", overrides=())
     assert commands(own, USUAL)[0].startswith("python studies/run.py --grid 'my grids/a.yaml'")

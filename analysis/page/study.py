@@ -18,7 +18,7 @@ from analysis.page.figure_data import data_of_figures
 from analysis.page.inside import insides_of
 from analysis.page.pictures import pictures_of, room_left
 from analysis.study_tables import value_label
-from analysis.view import View
+from analysis.view import USUAL, View
 from msvit.cells import SECTIONS
 
 _TAIL = 15  # lines of a log
@@ -167,9 +167,11 @@ def commands(study: StudyResults, view: View) -> list[str]:
     if all(found == list(range(len(seeds[0]))) for found in seeds):
         words += ["--seeds", str(len(seeds[0]))]
     shown = ["python", "analysis/report.py", "--grid", study.name]
-    if view.baseline is not None:
-        words += ["--baseline", view.baseline]
-        shown += ["--baseline", view.baseline]
+    asked = [] if view.baseline is None else ["--baseline", view.baseline]
+    if view.energy.models != USUAL.energy.models:
+        asked += ["--energy", ",".join(view.energy.models)]
+    words += asked
+    shown += asked
     found = [shlex.join(words), shlex.join(shown)]
     commits = set(study.finished.get("environment.commit", pd.Series(dtype=object)).dropna())
     if len(commits) == 1 and "-" not in (commit := str(commits.pop())):
