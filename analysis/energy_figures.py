@@ -13,13 +13,12 @@ from matplotlib.figure import Figure
 
 from analysis.canvas import DASHES, looks, say, style, width_for
 from analysis.collect import StudyResults
-from analysis.layer_energy import model_of
 from analysis.series import joined
 from analysis.statistics import summarize
 from analysis.tables import energy_measures
 from analysis.twins import energy_ratio
 from analysis.view import USUAL, View
-from msvit.records.measures import all_measures
+from msvit.records.measures import all_energies, all_measures, energy_model
 
 _OF_OTHERS = "quantised_twin"  # charges another network than the one that was trained
 _LETTERS = 30  # of a line below a panel
@@ -34,8 +33,7 @@ def energy_by_model(study: StudyResults, view: View = USUAL) -> Figure | None:
     the twin's. None where fewer than two of them do.
     """
     asked = energy_measures(study, view)
-    known = [name for name in all_measures() if name.partition(":")[0] == "energy_mj"]
-    known = [name for name in known if name in asked or model_of(name) != _OF_OTHERS]
+    known = [n for n in all_energies() if n in asked or energy_model(n) != _OF_OTHERS]
     means = pd.DataFrame({name: summarize(study, name)["mean"] for name in known})
     means = means.dropna(how="all").dropna(how="all", axis="columns")
     if len(means.columns) < 2:
@@ -101,5 +99,5 @@ def _marks(axes: Axes, values: pd.DataFrame, runs: Sequence[Sequence[str]]) -> N
     for name, look, dash in zip(values, looks(), itertools.cycle(("-", *DASHES)), strict=False):
         line = {"ls": dash if joins else "none", "lw": 0.9, "ms": 4, **look}
         for number, run in enumerate(runs):
-            label = model_of(str(name)) if number == 0 else "_"
+            label = energy_model(str(name)) if number == 0 else "_"
             axes.plot(values[name][run], [places[group] for group in run], label=label, **line)

@@ -7,17 +7,12 @@ from typing import Any, cast
 
 import pandas as pd
 
-from msvit.records.energy import DEFAULT_ENERGY_MODEL
 from msvit.records.energy_by_row import energy_by_row
+from msvit.records.measures import energy_model
 from msvit.records.schema import Operations
 
 _MAY_BE_NONE = ("input_rate", "synops", "input_peak", "other_rate", "other_synops")
 """Fields that a row may have without a value; all others it then has not."""
-
-
-def model_of(measure: str) -> str:
-    """The energy model of ``energy_mj`` or ``energy_mj:<model>``."""
-    return measure.partition(":")[2] or DEFAULT_ENERGY_MODEL
 
 
 def layer_energy(operations: pd.DataFrame, measure: str) -> pd.Series:
@@ -31,7 +26,7 @@ def layer_energy(operations: pd.DataFrame, measure: str) -> pd.Series:
     found = []
     for _, rows in operations.groupby("id", sort=False):
         layers = [_row(values) for values in rows.to_dict("records")]
-        found.append(pd.Series(energy_by_row(layers, model_of(measure)), rows["layer"], float))
+        found.append(pd.Series(energy_by_row(layers, energy_model(measure)), rows["layer"], float))
     return pd.concat(found).groupby(level=0, sort=False).mean()
 
 

@@ -19,7 +19,7 @@ from analysis.notes import notes
 from analysis.published import find_published, read_published
 from analysis.statistics import interquartile, on_new_images, summarize
 from analysis.view import USUAL, View
-from msvit.records.measures import all_measures
+from msvit.records.measures import all_energies, all_measures
 
 NOTHING = "—"
 _SCORE = "test_accuracy"
@@ -166,8 +166,7 @@ def comparison_numbers(study: StudyResults) -> tuple[pd.DataFrame, dict[str, str
         for statistic, values in found.reindex(study.groups).items():
             column = name if statistic == "mean" else f"{name}_{statistic}"
             numbers[f"accuracy_percent_{column}"] = 100 * values.to_numpy()
-    energies = [name for name in all_measures() if name.partition(":")[0] == "energy_mj"]
-    for column in ("firing_rate", *energies, "training_seconds"):
+    for column in ("firing_rate", *all_energies(), "training_seconds"):
         summary = summarize(study, column)
         for statistic in ("mean", "std"):
             numbers[f"{column}_{statistic}"] = summary[statistic].to_numpy()

@@ -19,7 +19,7 @@ from analysis.comparisons import differences_to, resolution
 from analysis.statistics import by_seed, t_interval
 from analysis.view import View
 from msvit.models.options import TwinOptions
-from msvit.records.energy import DEFAULT_ENERGY_MODEL
+from msvit.records.measures import energy_measure
 
 TWIN_MODELS = ("exact_synops", "memory_aware", "lemaire")
 """Shown of twins beside what was asked for: no single model tells what a network costs."""
@@ -134,6 +134,6 @@ def energy_ratio(study: StudyResults, measure: str, group: str, twin: str) -> di
 def twin_measures(study: StudyResults, view: View) -> dict[str, str]:
     """Names of energy models and of their measures, without what is no cost of spikes itself."""
     asked = dict.fromkeys((*view.energy.models, *TWIN_MODELS))
-    named = {m: "energy_mj" if m == DEFAULT_ENERGY_MODEL else f"energy_mj:{m}" for m in asked}
+    named = {model: energy_measure(model) for model in asked}
     named.pop("quantised_twin", None)
     return {model: name for model, name in named.items() if study.finished[name].notna().all()}

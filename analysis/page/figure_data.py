@@ -13,7 +13,7 @@ from analysis.layers import layers
 from analysis.statistics import summarize
 from analysis.tables import Table, energy_measures
 from analysis.view import View
-from msvit.records.measures import all_measures
+from msvit.records.measures import all_energies
 
 
 def accuracy_energy(study: StudyResults, view: View) -> pd.DataFrame:
@@ -36,8 +36,7 @@ def over_axes(study: StudyResults, name: str) -> pd.DataFrame:
 
 def energy_models(study: StudyResults, view: View) -> pd.DataFrame:
     """Mean energy (mJ/image) by each model that tells of the study."""
-    names = [name for name in all_measures() if name.partition(":")[0] == "energy_mj"]
-    means = pd.DataFrame({name: summarize(study, name)["mean"] for name in names})
+    means = pd.DataFrame({name: summarize(study, name)["mean"] for name in all_energies()})
     return means.dropna(how="all", axis="columns").reset_index()
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from msvit.options import unknown
 from msvit.records.energy import DEFAULT_ENERGY_MODEL, ENERGY_MODELS
 from msvit.records.energy_constants import use_constants
+from msvit.records.measures import energy_measure
 
 ALL = "all"
 
@@ -23,10 +24,7 @@ class EnergyChoice:
     @property
     def measures(self) -> tuple[str, ...]:
         """Their names among the measures of a record."""
-        return tuple(
-            "energy_mj" if model == DEFAULT_ENERGY_MODEL else f"energy_mj:{model}"
-            for model in self.models
-        )
+        return tuple(map(energy_measure, self.models))
 
     def note(self) -> str:
         """The sentence under a table with these models in it."""

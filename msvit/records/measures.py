@@ -237,7 +237,22 @@ MEASURES: dict[str, Measure] = {
 def all_measures() -> dict[str, Measure]:
     """Every measure by its name: :data:`MEASURES`, and energy under each further model."""
     further = [model for model in ENERGY_MODELS if model != DEFAULT_ENERGY_MODEL]
-    return {**MEASURES, **{f"energy_mj:{model}": _energy(model) for model in further}}
+    return {**MEASURES, **{energy_measure(model): _energy(model) for model in further}}
+
+
+def energy_measure(model: str) -> str:
+    """The measure of energy by a model."""
+    return "energy_mj" if model == DEFAULT_ENERGY_MODEL else f"energy_mj:{model}"
+
+
+def energy_model(measure: str) -> str:
+    """The model of a measure of energy."""
+    return measure.partition(":")[2] or DEFAULT_ENERGY_MODEL
+
+
+def all_energies() -> list[str]:
+    """The measures of energy, by every model."""
+    return [energy_measure(model) for model in ENERGY_MODELS]
 
 
 def canonical(name: str) -> str:
@@ -245,7 +260,7 @@ def canonical(name: str) -> str:
 
     The default energy model may be asked for by its own name as well.
     """
-    return "energy_mj" if name == f"energy_mj:{DEFAULT_ENERGY_MODEL}" else name
+    return energy_measure(energy_model(name)) if name.startswith("energy_mj:") else name
 
 
 def measured(record: Record) -> dict[str, float]:
