@@ -1,4 +1,4 @@
-"""What holds for all tests: which need a GPU, and that Ctrl-C reaches what they start."""
+"""What holds for all tests, which need a GPU and Ctrl-C, and what several files of them use."""
 
 import signal
 
@@ -20,3 +20,12 @@ def ctrl_c():
     signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@pytest.fixture
+def one_process(tmp_path):
+    """A process group of this process alone."""
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()

@@ -11,15 +11,6 @@ from msvit.models.options import OPTIONS
 from tests.small import small_input, small_model
 
 
-@pytest.fixture
-def one_process(tmp_path):
-    """A process group of this process alone."""
-    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
-    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    yield
-    torch.distributed.destroy_process_group()
-
-
 def gradients(model, x, wrapped=None):
     model.zero_grad()
     (wrapped or model)(x).square().mean().backward()

@@ -161,15 +161,6 @@ def test_meters_of_several_workers_add_up_to_that_of_one(name):
     assert whole.result().operations
 
 
-@pytest.fixture
-def one_process(tmp_path):
-    """A process group of this process alone."""
-    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
-    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    yield
-    torch.distributed.destroy_process_group()
-
-
 def test_gradients_come_in_the_same_buckets_from_the_first_step_on(one_process):
     """More than two workers would else round the first step after a stop otherwise."""
     model = small_model("msvit", timesteps=1, image_size=16).train()
