@@ -61,10 +61,9 @@ def effects(study: StudyResults, column: str) -> pd.DataFrame:
 def why_none(study: StudyResults) -> str:
     """Why a study has no effects to tell, in a sentence; empty where it has."""
     axes = _levels(study)
-    if len(study.axes) < 2:
-        return "Main effects need a grid of two or more axes."
     told = study.cells.dropna(subset="model")["group"].nunique()
-    if told < len(study.groups):  # of others it is not known yet which options they have
+    # Of other configurations it is not known yet which options they have.
+    if len(study.axes) > 1 and told < len(study.groups):
         return (
             "Main effects need a result of every combination of the axes: "
             f"{told} of {len(study.groups)} configurations have one."

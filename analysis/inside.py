@@ -32,7 +32,7 @@ from msvit.commands import DEFAULT_RESULTS, Parser, command
 from msvit.options import ConfigError, DataError
 from msvit.printing import print_error
 from msvit.records.schema import RecordError
-from msvit.records.store import read_record, unwritable
+from msvit.records.store import cell_folder, read_record, unwritable
 
 if TYPE_CHECKING:
     from analysis.look.making import Wanted
@@ -57,7 +57,7 @@ def look_into(place: Place, wanted: Wanted, data_dir: Path | None, out: Path | N
     from analysis.look.making import look_inside, write_look
     from msvit.training.kept import open_kept
 
-    folder = place.results / "cells" / place.id
+    folder = cell_folder(place.results, place.id)
     record = read_record(place.results, place.id)
     if record is None:
         raise RecordError(f"{folder}: no finished cell (there is no record.json)")

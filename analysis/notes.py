@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 
 import pandas as pd
 
 from analysis.collect import StudyResults
 from analysis.comparisons import MOST_SEEDS, Outlook, compare_with_best
 from analysis.statistics import CONFIDENCE, POWER, image_error, summarize
+from analysis.view import telling
 from msvit.data import DATASETS
-from msvit.records.energy_choice import USUAL, EnergyChoice
+from msvit.records.energy_choice import EnergyChoice
 
 
 def notes(study: StudyResults, sources: Mapping[str, str], energy: EnergyChoice) -> list[str]:
@@ -43,9 +43,9 @@ def notes(study: StudyResults, sources: Mapping[str, str], energy: EnergyChoice)
         f"sample is in none of these numbers: alone it makes ± {_points(highest, fewest)} points "
         f"({CONFIDENCE:.0%}) of the highest accuracy."
     )
-    told = replace(energy, models=_telling(finished, energy) or USUAL.models)
+    told = telling(study, energy)
     found.append(f"Firing rate: spikes per neuron and time step. {told.note()}")
-    found += _lacking(finished, energy)
+    found += _lacking(finished, energy, told)
     found += _which_images(finished)
     found += _at_chance(finished)
     found += _mixed_precisions(finished)
@@ -57,19 +57,12 @@ def notes(study: StudyResults, sources: Mapping[str, str], energy: EnergyChoice)
     return found
 
 
-def _telling(finished: pd.DataFrame, energy: EnergyChoice) -> tuple[str, ...]:
-    """The models that tell of any cell."""
-    named = zip(energy.models, energy.measures, strict=True)
-    return tuple(model for model, measure in named if finished[measure].notna().any())
-
-
-def _lacking(finished: pd.DataFrame, energy: EnergyChoice) -> list[str]:
+def _lacking(finished: pd.DataFrame, energy: EnergyChoice, told: EnergyChoice) -> list[str]:
     """What an energy model cannot tell: cells of earlier versions, and networks of other kinds."""
     named = zip(energy.models, energy.measures, strict=True)
     missing = [model for model, measure in named if finished[measure].isna().any()]
-    telling = _telling(finished, energy)
-    of_none = [model for model in missing if model not in telling]
-    of_some = [model for model in missing if model in telling]
+    of_none = [model for model in missing if model not in told.models]
+    of_some = [model for model in missing if model in told.models]
     return [
         f"{which}: energy by {', '.join(models)}. It is not defined for them, or an earlier "
         "version has counted less: studies/run.py --remeasure counts again."

@@ -62,14 +62,13 @@ def _page(drawn: Drawn, folder: Path) -> None:
     write_page([study_part(drawn)], folder)
 
 
-WRITERS: dict[str, Callable[[Drawn, Path], None]] = {
-    "parquet": _frames,
-    "figures": _figures,
-    "html": _page,
+WRITERS: dict[str, tuple[str, Callable[[Drawn, Path], None]]] = {
+    "parquet": ("frames", _frames),
+    "figures": ("figures", _figures),
+    "html": (PAGE, _page),
 }
-"""What a report holds beside its tables: written into a folder."""
+"""What a report holds beside its tables: what it is called in the folder, and who writes it."""
 
-_MADE = {"parquet": "frames", "figures": "figures", "html": PAGE}
 ALL = (*FORMATS, *WRITERS)
 
 
@@ -90,7 +89,8 @@ def write_report(drawn: Drawn, formats: Collection[str] = ALL, out: Path | None 
             write_table(table, folder, stem, [name for name in formats if name in FORMATS])
         for name in formats:
             if name in WRITERS:
-                WRITERS[name](drawn, folder)
+                _, write = WRITERS[name]
+                write(drawn, folder)
         if out is None:
             _remove_old(folder, TABLES.keys() - tables)
     except OSError as error:
@@ -121,7 +121,7 @@ def print_summary(drawn: Drawn, formats: Collection[str] = ALL, out: Path | None
     folder = study.folder if out is None else out
     kinds = [name for name in formats if name in FORMATS]
     found = [folder / f"{stem}.{kind}" for stem in tables for kind in kinds]
-    found += [folder / made for name, made in _MADE.items() if name in formats]
+    found += [folder / made for name, (made, _) in WRITERS.items() if name in formats]
     files = [f"{path.name}{'/' * path.is_dir()}" for path in found if path.exists()]
     shown.print(f"\n{folder}: {', '.join(files) or 'nothing written yet'}", soft_wrap=True)
     if (page := folder / PAGE) in found and page.is_file():  # a path of its own: terminals open it

@@ -18,7 +18,7 @@ from analysis.collect import StudyResults
 from analysis.notes import notes
 from analysis.published import find_published, read_published
 from analysis.statistics import interquartile, on_new_images, summarize
-from analysis.view import USUAL, View
+from analysis.view import USUAL, View, telling
 from msvit.records.measures import all_energies, all_measures
 
 NOTHING = "—"
@@ -113,13 +113,8 @@ def compare(study: StudyResults, view: View = USUAL) -> Table:
 
 
 def energy_measures(study: StudyResults, view: View) -> list[str]:
-    """Names of the measures of energy that were asked for, where they can tell of any cell.
-
-    A model that needs what earlier versions did not count has nothing to say of their records, and
-    some are for certain networks only. Where none is left, the default model stands for them.
-    """
-    asked = list(view.energy.measures)
-    return [name for name in asked if study.cells[name].notna().any()] or [*USUAL.energy.measures]
+    """Measures of energy by the models that tell of the study (:func:`analysis.view.telling`)."""
+    return [*telling(study, view.energy).measures]
 
 
 def energy_unit(study: StudyResults, energies: Sequence[str]) -> str:

@@ -54,8 +54,7 @@ def least_alike(seen: LayerSurvey) -> Pair:
 
 def _overlap(pair: Pair) -> float:
     """Of what either alone would keep, the share that both would."""
-    either = pair.both + pair.only_first + pair.only_second
-    return pair.both / either if either else 1.0
+    return pair.both / pair.either if pair.either else 1.0
 
 
 def voting_words(

@@ -49,7 +49,7 @@ def _weights(seen: LayerSurvey) -> str:
 
 def _pair(pair: Pair) -> str:
     first, second = branch_words(pair.first), branch_words(pair.second)
-    either = pair.both + pair.only_first + pair.only_second
+    either = pair.either
     if not either:
         return f"Neither {first} nor {second} would keep anything if it alone voted."
     return (

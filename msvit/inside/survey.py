@@ -38,6 +38,11 @@ class Pair:
     second_map: np.ndarray
     by_image: np.ndarray
 
+    @property
+    def either(self) -> float:
+        """Share that one of them, or both, would keep."""
+        return self.both + self.only_first + self.only_second
+
 
 @dataclass(frozen=True)
 class LayerSurvey:
