@@ -84,8 +84,9 @@ from msvit.layers.blocks import Classifier
 from msvit.layers.membrane import SpikeDrivenAttention
 from msvit.layers.repconv import RepConv
 from msvit.layers.synapses import Conv, Linear, MatrixProduct, SpikeMask, ValueMask, is_static
-from msvit.metrics.contents import CONTENTS, Contents, count_nonzero, look, whole_sum
+from msvit.metrics.contents import count_nonzero, whole_sum
 from msvit.metrics.layer_names import layer_name
+from msvit.metrics.operands import Operand, sparser
 from msvit.metrics.window import Window
 from msvit.neuron_kinds import bits_of
 from msvit.neurons import Neuron
@@ -98,74 +99,6 @@ _KINDS = {
     SpikeMask: "mask",
     ValueMask: "product",
 }
-
-
-@dataclass
-class Operand:
-    """What an input carried so far: the widest of ``CONTENTS``, and sums over all images.
-
-    ``synops`` and ``active_synops`` are what its values, and those that are not zero, reach.
-    ``level_bits`` are those of the network's quantisers, 0 where it has none.
-    """
-
-    level_bits: int = 0
-    content: str = "spikes"
-    total: float = 0.0
-    elements: int = 0
-    active: float = 0.0
-    peak: float = 0.0
-    synops: float = 0.0
-    active_synops: float = 0.0
-
-    def add(self, other: Operand) -> None:
-        """Take in what the same input carried of other images."""
-        self.content = max(self.content, other.content, key=CONTENTS.index)
-        self.peak = max(self.peak, other.peak)
-        for name in ("total", "elements", "active", "synops", "active_synops"):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-
-    @property
-    def kind(self) -> str:
-        """Its content, which are ``levels`` in a quantised twin."""
-        return "levels" if self.level_bits and self.content != "analog" else self.content
-
-    @property
-    def spiking(self) -> bool:
-        return self.kind in ("spikes", "integer")
-
-    @property
-    def bits(self) -> int:
-        """Of levels: what its quantiser has, and more where levels were added or multiplied."""
-        return max(self.level_bits, int(self.peak).bit_length())
-
-    @property
-    def rate(self) -> float | None:
-        """Mean magnitude of spikes; None of other input and before any was seen."""
-        return self.total / self.elements if self.spiking and self.elements else None
-
-    def see(self, x: Tensor, reach: Callable[[Tensor, float], float]) -> Contents:
-        """Take in ``x`` ``[T, B, ..., C]``.
-
-        ``reach`` makes of sums over the last axis, ``[T, B, ...]``, and of their total how many
-        synapses they reach.
-        """
-        found = self.skim(x)
-        reached = reach(found.active, found.active_total)
-        self.active += found.active_total
-        self.active_synops += reached
-        if found.values is not None and found.peak is not None:
-            self.peak = max(self.peak, found.peak)
-            spikes = found.kind == "spikes"
-            self.synops += reached if spikes else reach(found.values, found.total)
-        return found
-
-    def skim(self, x: Tensor) -> Contents:
-        """Take in what the papers' formula asks of ``x`` ``[T, B, ..., C]``, and no more."""
-        found = look(x)
-        self.content = max(self.content, found.kind, key=CONTENTS.index)
-        self.elements += x.numel()
-        self.total += found.total
-        return found
 
 
 @dataclass
@@ -461,7 +394,7 @@ _RULES: dict[type[nn.Module], Callable[..., None]] = {
 def _row(name: str, layer: _Layer, images: int) -> Operations:
     decisive, other = layer.operands
     if layer.kind == "product":
-        decisive, other = sorted(layer.operands, key=_sparser)
+        decisive, other = sorted(layer.operands, key=sparser)
     kind, spiking = decisive.kind, decisive.spiking
     if layer.on_means is not None and not spiking:
         kind = "analog"  # a mean of levels is none
@@ -519,13 +452,3 @@ def _row(name: str, layer: _Layer, images: int) -> Operations:
         if other.kind == "levels":
             row["other_bits"] = other.bits
     return row
-
-
-def _sparser(operand: Operand) -> tuple[int, float]:
-    """Orders the operands of a product by their spikes: binary before integer, then by rate.
-
-    Levels by their bits, before analog values.
-    """
-    if operand.kind == "levels":
-        return 0, operand.bits
-    return CONTENTS.index(operand.content), operand.rate or 0.0
